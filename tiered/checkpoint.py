@@ -1,0 +1,297 @@
+"""Checkpoints: closed journal segments applied to the cold tier.
+
+`Applier.apply` is the one function that writes records to the cold tier, for a
+checkpoint, for recovery at open, and for a compacted copy catching up.  It takes the
+last version of every key, drops what expired by the time the segments carry,
+compresses, and commits all of it, with the sequence number reached, in one LMDB
+transaction.  Applying the same segments again changes nothing.
+
+Everything else an applier does comes in slices, each a short transaction, so that an
+apply never waits long: removing more of what expired, merging `recent` into
+`records`, training a dictionary, and compaction.  While a merge is on, each apply
+is followed by slices worth twice its records, which is what keeps `recent` small
+under steady writes.
+
+Compaction copies one moment of the cold tier, in key order, into a new environment.
+Segments applied meanwhile are kept (open, even when their names are gone) and applied to the copy
+afterwards, until it has caught up; then the old environment is marked moved and
+CURRENT names the new one.  Records compressed without the current dictionary are
+compressed again on the way.
+
+An applier is not thread-safe: whoever holds the APPLY lock drives it from one thread
+at a time.  Memory: the keys of the segments applied, the pages LMDB changes in one
+transaction (at most one page of 4 KiB per record and tree level touched), and the
+trainer's window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgpack
+
+from tiered import files, keys, record
+from tiered.cold import Cold, Reader, Update
+from tiered.compression import DICTIONARY_ID_MAX, Compressor, Decompressor, Dictionary, Trainer
+from tiered.errors import CorruptionError
+from tiered.journal import CLEAR, CLOSE, DELETE, PUT, SETTING, Entry, SegmentFile
+
+EXPIRE_RECORDS = 4096
+MERGE_RECORDS = 8192
+RECENT_RECORDS_MIN = 8192
+COPY_RECORDS = 4096
+COPY_BYTES = 8 << 20
+_COMPRESS_RECORDS = 2048
+_SAMPLES_PER_APPLY = 800
+
+
+class _Pending(NamedTuple):
+    """The last version of every key in some segments."""
+
+    latest: dict[bytes, tuple[SegmentFile, Entry] | None]
+    cleared: bool
+    settings: dict[str, object]
+    time_ms: int
+
+
+class Applier:
+    """The writer of one store's cold tier."""
+
+    def __init__(self, directory: Path, cold: Cold, compression: str) -> None:
+        self.directory = directory
+        self.cold = cold
+        self._compression = compression
+        self._trainer = Trainer()
+        self._dictionary: Dictionary | None = None
+        self._decompressor = Decompressor(self._load_dictionary)
+        with cold.read() as reader:
+            state = reader.state()
+            if state.dictionary:
+                self._dictionary = Dictionary(state.dictionary, reader.dictionary(state.dictionary))
+        self._compressor = Compressor(compression, self._dictionary)
+        self._expiry_behind = True
+        self._merging = False
+        self._merge_after = b""
+        self._owed = 0
+        self._applied_since: list[tuple[Sequence[SegmentFile], int]] | None = None
+
+    def _load_dictionary(self, number: int) -> bytes:
+        with self.cold.read() as reader:
+            return reader.dictionary(number)
+
+    def apply(self, segments: Sequence[SegmentFile], until: int) -> int:
+        """Bring the cold tier up to sequence number `until`; returns the number of records written.
+
+        Raises `CorruptionError` if the segments do not hold every record up to there.
+        """
+        written = self._apply_to(self.cold, segments, until, observe=True)
+        if self._applied_since is not None:
+            self._applied_since.append((segments, until))
+        if self._merging:
+            self._owed += 2 * written
+        return written
+
+    def _apply_to(self, cold: Cold, segments: Sequence[SegmentFile], until: int, observe: bool) -> int:
+        with cold.update() as update:
+            state = update.current
+            pending = _read_pending(segments, state.applied, until)
+            if pending.settings:
+                update.put_settings(update.settings() | pending.settings)
+                if "compression" in pending.settings:
+                    self._compression = str(pending.settings["compression"])
+                    self._compressor = Compressor(self._compression, self._dictionary)
+            if pending.cleared:
+                update.clear()
+            state.time_ms = max(state.time_ms, pending.time_ms)
+            ordered = sorted(pending.latest)
+            for at in range(0, len(ordered), _COMPRESS_RECORDS):
+                chunk = ordered[at : at + _COMPRESS_RECORDS]
+                update.write(self._records(chunk, pending, state.time_ms))
+            if update.expire(state.time_ms, EXPIRE_RECORDS) == EXPIRE_RECORDS:
+                self._expiry_behind = True
+            state.applied = max(state.applied, until)
+        if observe:
+            self._observe(ordered, pending)
+        return len(ordered)
+
+    def _records(self, chunk: Sequence[bytes], pending: _Pending, time_ms: int) -> list[tuple[bytes, bytes | None]]:
+        changes: list[tuple[bytes, bytes | None]] = []
+        compress, pack, is_long = self._compressor.compress, record.pack, keys.is_long
+        for stored_key in chunk:
+            found = pending.latest[stored_key]
+            if found is None:
+                changes.append((stored_key, None))
+                continue
+            segment, entry = found
+            if entry.deadline and entry.deadline <= time_ms:
+                changes.append((stored_key, None))
+                continue
+            compression, dictionary, body = compress(segment.payload(entry))
+            full_key = entry.key if is_long(stored_key) else b""
+            data = pack(stored_key, entry.codec, compression, dictionary, entry.deadline, full_key, body)
+            changes.append((stored_key, data))
+        return changes
+
+    def _observe(self, ordered: Sequence[bytes], pending: _Pending) -> None:
+        """Show the trainer a sample, evenly spread over the keys."""
+        step = max(1, len(ordered) // _SAMPLES_PER_APPLY)
+        samples = [found[0].payload(found[1]) for key in ordered[::step] if (found := pending.latest[key])]
+        packed = sum(map(len, samples))
+        measured = samples[:: max(1, len(samples) // 100)]
+        stored = sum(len(self._compressor.compress(sample)[2]) for sample in measured)
+        if measured and packed:
+            self._trainer.observe(samples, sum(map(len, measured)), stored)
+        self._trainer.count(len(ordered))
+
+    @property
+    def owes(self) -> bool:
+        """Whether slices should come before the next apply."""
+        return self._owed > 0
+
+    def slice(self) -> bool:
+        """Do one piece of work that is due apart from applying; False if there is none."""
+        if self._expiry_behind:
+            self._expire_slice()
+            return True
+        if self._merging or self._merge_due():
+            self._merge_slice()
+            return True
+        self._owed = 0
+        if self._compression.startswith("zstd") and self._trainer.due():
+            self._train()
+            return True
+        return False
+
+    def _expire_slice(self) -> None:
+        with self.cold.read() as reader:
+            time_ms = reader.state().time_ms
+            self._expiry_behind = next(reader.due(time_ms), None) is not None
+        if self._expiry_behind:
+            with self.cold.update() as update:
+                self._expiry_behind = update.expire(time_ms, EXPIRE_RECORDS) == EXPIRE_RECORDS
+
+    def _merge_due(self) -> bool:
+        with self.cold.read() as reader:
+            recent = reader.entries("recent")
+            return recent > max(RECENT_RECORDS_MIN, reader.entries("records") // 4)
+
+    def _merge_slice(self) -> None:
+        with self.cold.update() as update:
+            self._merge_after, moved = update.merge(self._merge_after, MERGE_RECORDS)
+        self._merging = bool(self._merge_after)
+        self._owed = max(0, self._owed - moved) if self._merging else 0
+
+    def _train(self) -> None:
+        with self.cold.read() as reader:
+            number = reader.state().dictionary_next
+        if number > DICTIONARY_ID_MAX:
+            return
+        trained = self._trainer.train(self._compression, self._dictionary, number)
+        if trained is not None:
+            with self.cold.update() as update:
+                update.put_dictionary(number, trained.data)
+                update.current.dictionary = number
+                update.current.dictionary_next = number + 1
+            self._dictionary = trained
+            self._compressor = Compressor(self._compression, trained)
+
+    def compaction(self) -> Iterator[int]:
+        """Rewrite the cold tier into a new environment, a slice per step; the last step switches to it.
+
+        Yields the number of records copied so far.  Applies may come between steps.
+        """
+        number = max(files.cold_numbers(self.directory)) + 1
+        fresh = Cold(files.cold_path(self.directory, number), create=True)
+        self._applied_since = []
+        try:
+            with self.cold.read() as reader:
+                yield from self._copy(reader, fresh)
+            while self._applied_since:
+                segments, until = self._applied_since.pop(0)
+                self._apply_to(fresh, segments, until, observe=False)
+                yield fresh.state().records
+            # What has no segment (dictionaries trained meanwhile) is carried over last.
+            with self.cold.read() as reader, fresh.update() as update:
+                _carry_over(reader, update)
+            with self.cold.update() as update:
+                update.current.moved = True
+            files.write_current(self.directory, number)
+            self.cold = fresh
+            self._merging, self._merge_after = False, b""
+        finally:
+            self._applied_since = None
+
+    def _copy(self, reader: Reader, fresh: Cold) -> Iterator[int]:
+        state = reader.state()
+        with fresh.update() as update:
+            _carry_over(reader, update)
+            update.current.applied, update.current.time_ms = state.applied, state.time_ms
+        items: list[tuple[bytes, bytes]] = []
+        size = copied = 0
+        for stored_key, data in reader.scan():
+            data = self._recompressed(stored_key, data)
+            items.append((stored_key, data))
+            size += len(data)
+            if len(items) >= COPY_RECORDS or size >= COPY_BYTES:
+                with fresh.update() as update:
+                    update.append_records(items)
+                copied, items, size = copied + len(items), [], 0
+                yield copied
+        with fresh.update() as update:
+            update.append_records(items)
+
+    def _recompressed(self, stored_key: bytes, data: bytes) -> bytes:
+        """The record compressed as new ones are, where that makes it smaller.  Raises `CorruptionError`."""
+        try:
+            found = record.unpack(stored_key, data)
+            if found is None or found.dictionary == self._compressor.number:
+                return data
+            payload = self._decompressor.decompress(found.compression, found.dictionary, found.body)
+        except (ValueError, KeyError) as error:
+            raise CorruptionError(self.cold.path, f"damaged record under key {stored_key!r}: {error}") from None
+        compression, dictionary, body = self._compressor.compress(payload)
+        if len(body) >= len(found.body):
+            return data
+        return record.pack(stored_key, found.codec, compression, dictionary, found.deadline, found.full_key, body)
+
+
+def _carry_over(reader: Reader, update: Update) -> None:
+    """Copy settings, dictionaries and what the state says of them."""
+    update.put_settings(reader.settings())
+    for number in reader.dictionary_numbers():
+        update.put_dictionary(number, reader.dictionary(number))
+    state = reader.state()
+    update.current.dictionary, update.current.dictionary_next = state.dictionary, state.dictionary_next
+
+
+def _read_pending(segments: Sequence[SegmentFile], applied: int, until: int) -> _Pending:
+    """The last version of every key between `applied` and `until`."""
+    latest: dict[bytes, tuple[SegmentFile, Entry] | None] = {}
+    settings: dict[str, object] = {}
+    cleared, time_ms, sequence = False, 0, applied
+    stored = keys.stored
+    for segment in segments:
+        for entry in segment.entries():
+            if entry.sequence <= applied:
+                continue
+            if entry.sequence != sequence + 1 or sequence == until:
+                break
+            sequence = entry.sequence
+            kind = entry.kind
+            if kind == PUT:
+                latest[stored(entry.key)] = (segment, entry)
+            elif kind == DELETE:
+                latest[stored(entry.key)] = None
+            elif kind == CLOSE:
+                time_ms = entry.deadline
+            elif kind == SETTING:
+                settings[entry.key.decode()] = msgpack.unpackb(segment.payload(entry))
+            elif kind == CLEAR:
+                latest.clear()
+                cleared = True
+    if sequence < until:
+        where = segments[-1].path if segments else Path()
+        raise CorruptionError(where, f"holds records up to number {sequence} where {until} was written")
+    return _Pending(latest, cleared, settings, time_ms)

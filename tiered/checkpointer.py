@@ -1,0 +1,112 @@
+"""Who applies closed segments for one store: the helper process, or the caller.
+
+Both take segments with `submit` and tell what happened through events (`helper`),
+delivered to the engine: the helper's by the maintenance thread, the caller's own when
+it calls `run`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from tiered import files
+from tiered.cold import Cold
+from tiered.helper import Event, HelperProcess, Job
+
+
+class Checkpointer(Protocol):
+    """What the engine needs of whoever writes the cold tier."""
+
+    name: str
+
+    def submit(self, segment: int, until: int) -> None: ...
+    def compact(self) -> None: ...
+    def finish(self) -> None: ...
+    def run(self, slices: bool = False) -> bool: ...
+    def reopened(self) -> Cold: ...
+    def disown(self) -> None: ...
+
+
+class InlineCheckpointer:
+    """Apply in the calling thread.  Any thread may call; one at a time works."""
+
+    name = "inline"
+
+    def __init__(self, directory: Path, cold: Cold, compression: str, deliver: Callable[[Event], None]) -> None:
+        self._deliver = deliver
+        self._working = threading.RLock()
+        self._job = Job(0, directory, compression, cold)
+
+    def submit(self, segment: int, until: int) -> None:
+        """Queue a closed segment; `run` applies it."""
+        self._job.submit(segment, until)
+
+    def compact(self) -> None:
+        """Queue a compaction."""
+        self._job.compact()
+
+    def finish(self) -> None:
+        """Apply what waits and give the APPLY lock up."""
+        self._job.finish()
+        self.run()
+
+    def run(self, slices: bool = False) -> bool:
+        """Do what waits, and with `slices` one slice of other work; returns whether there is more."""
+        with self._working:
+            while True:
+                result = self._job.step() if slices or self._job.urgent else False
+                if isinstance(result, dict):
+                    self._deliver(result)
+                elif slices or not result:
+                    return bool(result)
+
+    def reopened(self) -> Cold:
+        """The cold tier after a compaction."""
+        return self._job.cold
+
+    def disown(self) -> None:
+        """Let go in a forked child."""
+        self._job.disown()
+
+
+class HelperCheckpointer:
+    """Have the helper process apply."""
+
+    name = "helper"
+
+    def __init__(self, store: int, directory: Path, compression: str, process: HelperProcess) -> None:
+        self.process = process
+        self._store = store
+        self._directory = directory
+        self._send("open", directory=str(directory), compression=compression)
+
+    def _send(self, do: str, **details: object) -> None:
+        self.process.send({"do": do, "store": self._store, **details})
+
+    def submit(self, segment: int, until: int) -> None:
+        """Have a closed segment applied."""
+        self._send("apply", segment=segment, until=until)
+
+    def compact(self) -> None:
+        """Have the cold tier rewritten."""
+        self._send("compact")
+
+    def finish(self) -> None:
+        """Have the APPLY lock given up after what waits."""
+        self._send("close")
+
+    def run(self, slices: bool = False) -> bool:
+        """Nothing to do here: the helper works by itself."""
+        return False
+
+    def reopened(self) -> Cold:
+        """The cold tier after a compaction."""
+        number = files.read_current(self._directory)
+        assert number is not None
+        return Cold(files.cold_path(self._directory, number))
+
+    def disown(self) -> None:
+        """Nothing to let go of: the pipes belong to `maintenance`."""

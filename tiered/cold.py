@@ -1,0 +1,491 @@
+"""The cold tier: records in an LMDB environment; the only module that imports lmdb.
+
+Databases of the environment:
+
+    records       stored key -> record (`record`)
+    recent        the same, newer; a deletion marker hides a record in `records`
+    expiry        deadline (8 bytes, big-endian) + stored key -> nothing
+    dictionaries  id (2 bytes, big-endian) -> CRC-32 (4 bytes, little-endian) + dictionary
+    meta          "state" -> what `State` holds, "settings" -> remembered settings (both msgpack, after a CRC-32)
+
+Checkpoints go into `recent`, since a B-tree rewrites a page for every scattered key
+and a small tree has few pages; `merge` moves them on in key order.  Every live record
+with a deadline has exactly one entry in `expiry`, and every entry there has its
+record: the writer reads the old record of each key it writes, which also keeps the
+count of records exact.  The cost is one lookup per written key, in key order.
+
+LMDB's own format is version 0.9, named explicitly.  The map is reserved far larger than any
+store and equal in all processes, so that nobody ever resizes it.  The file is not
+opened with `writemap`: on a full disk that is SIGBUS instead of an error.
+
+Locking: any thread may read.  Only the holder of the APPLY lock writes.  Readers use
+short transactions of their own; an environment that is no longer current is dropped,
+not closed, and goes when the last reader lets go of it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+from zlib import crc32
+
+import lmdb
+import msgpack
+
+from tiered import files, record
+from tiered.compression import payload_size
+from tiered.errors import CorruptionError, FormatError, ReadOnlyError, StoreError, StoreFullError
+
+FORMAT = 1
+MAP_BYTES_MAX = 1 << 40 if sys.maxsize > 1 << 32 else 1 << 30
+MAP_BYTES_MIN = 1 << 28
+READERS_MAX = 4096
+_DATABASES = ("records", "recent", "expiry", "dictionaries", "meta")
+_DEADLINE_BYTES = 8
+_DAMAGE = (
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.PanicError,
+    lmdb.InvalidError,
+    lmdb.VersionMismatchError,
+    lmdb.IncompatibleError,
+    lmdb.NotFoundError,
+)
+
+
+@dataclass
+class State:
+    """What the cold tier knows of itself; written with every checkpoint."""
+
+    format: int = FORMAT
+    applied: int = 0
+    time_ms: int = 0
+    records: int = 0
+    stored_bytes: int = 0
+    packed_bytes: int = 0
+    dictionary: int = 0
+    dictionary_next: int = 1
+    moved: bool = False
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn LMDB's errors into this package's."""
+    try:
+        yield
+    except lmdb.MapFullError:
+        raise StoreFullError(path, "larger than the address space that may be reserved; raise the limit") from None
+    except lmdb.ReadersFullError:
+        raise StoreError(path, f"more than {READERS_MAX} readers; close some") from None
+    except _DAMAGE as error:
+        raise CorruptionError(path, f"damaged: {error}; restore it from a snapshot") from error
+    except lmdb.Error as error:
+        code = getattr(error, "code", None) or 0
+        if files.is_full(OSError(code, "")):
+            raise StoreFullError(path, "the disk is full; free some space") from None
+        raise StoreError(path, f"{error}") from error
+
+
+def deadline_key(deadline: int, stored_key: bytes) -> bytes:
+    """Key in the expiry index."""
+    return deadline.to_bytes(_DEADLINE_BYTES, "big") + stored_key
+
+
+def _sealed(value: object) -> bytes:
+    packed = cast(bytes, msgpack.packb(value))
+    return crc32(packed).to_bytes(4, "little") + packed
+
+
+def _unsealed(path: Path, what: str, data: bytes) -> Any:
+    if len(data) < 4 or crc32(data[4:]) != int.from_bytes(data[:4], "little"):
+        raise CorruptionError(path, f"checksum mismatch in {what}; restore the store from a snapshot")
+    return msgpack.unpackb(data[4:])
+
+
+class Cold:
+    """One LMDB environment."""
+
+    def __init__(self, directory: Path, readonly: bool = False, create: bool = False) -> None:
+        self.path = directory / "data.mdb"
+        self.directory = directory
+        if create:
+            directory.mkdir(mode=0o700, exist_ok=True)
+        elif not self.path.exists():
+            raise CorruptionError(self.path, "missing, though the store names it; restore the store from a snapshot")
+        with translated(self.path):
+            self._env = self._open_env(readonly)
+            self._databases = {name: self._env.open_db(name.encode(), create=create) for name in _DATABASES}
+        self.records = self._databases["records"]
+        self.recent = self._databases["recent"]
+        self.expiry = self._databases["expiry"]
+        self._check_file()
+        if create:
+            with self.update():
+                pass  # Writes the first state.
+            files.sync_directory(directory)
+
+    def _open_env(self, readonly: bool) -> lmdb.Environment:
+        size = MAP_BYTES_MAX
+        while True:
+            try:
+                return lmdb.open(
+                    str(self.directory),
+                    map_size=size,
+                    max_dbs=len(_DATABASES),
+                    max_readers=READERS_MAX,
+                    readonly=readonly,
+                    mode=0o600,
+                    create=not readonly,
+                    lib_version=0,
+                    readahead=True,
+                    max_spare_txns=1,
+                )
+            except (lmdb.MemoryError, MemoryError):
+                if size <= MAP_BYTES_MIN:
+                    raise
+                size //= 2
+            except lmdb.Error as error:
+                if size > MAP_BYTES_MIN and "Cannot allocate memory" in str(error):
+                    size //= 2
+                elif readonly and "Permission denied" in str(error):
+                    raise ReadOnlyError(
+                        self.directory, "reading beside a writer needs write permission for lock.mdb"
+                    ) from None
+                else:
+                    raise
+
+    def _check_file(self) -> None:
+        """Refuse a data file shorter than its pages: reading past its end would be SIGBUS."""
+        pages = self._env.info()["last_pgno"] + 1
+        wanted = pages * self._env.stat()["psize"]
+        size = self.path.stat().st_size
+        if size < wanted:
+            raise CorruptionError(
+                self.path, f"truncated to {size:,} bytes of {wanted:,}; restore the store from a snapshot", size
+            )
+
+    def close(self) -> None:
+        """Close the environment; no thread may be reading."""
+        self._env.close()
+
+    @contextmanager
+    def read(self) -> Iterator[Reader]:
+        """A short read transaction: one moment of the cold tier."""
+        with translated(self.path), self._env.begin() as txn:
+            yield Reader(self, txn)
+
+    def get(self, stored_key: bytes) -> bytes | None:
+        """The record under a key, markers resolved, in a transaction of its own.  About 2 µs."""
+        try:
+            with self._env.begin() as txn:
+                data = txn.get(stored_key, None, self.recent)
+                if data is None:
+                    return txn.get(stored_key, None, self.records)
+        except lmdb.Error:
+            with translated(self.path):
+                raise
+        return None if record.is_marker(data) else data
+
+    @contextmanager
+    def update(self) -> Iterator[Update]:
+        """A write transaction: everything done through it is on the disk when the block ends, or nothing is."""
+        with translated(self.path):
+            self._env.reader_check()
+            with self._env.begin(write=True) as txn:
+                update = Update(self, txn)
+                yield update
+                update.finish()
+
+    def state(self) -> State:
+        """The state of the last checkpoint."""
+        with self.read() as reader:
+            return reader.state()
+
+    def transaction_id(self) -> int:
+        """Number of the last committed write transaction."""
+        return int(self._env.info()["last_txnid"])
+
+    def readers(self) -> int:
+        """How many read transactions are open on this environment, in any process."""
+        self._env.reader_check()
+        return sum(1 for line in self._env.readers().splitlines()[1:] if line.split()[2:3] != ["-"])
+
+    def used_bytes(self) -> int:
+        """Bytes of pages in use, free pages excluded."""
+        with self.read() as reader:
+            return reader.used_bytes()
+
+
+class _Access:
+    """What reading and writing transactions share."""
+
+    def __init__(self, cold: Cold, txn: Any) -> None:
+        self.cold = cold
+        self.txn = txn
+
+    def newest(self, stored_key: bytes) -> bytes | None:
+        """The record under a key, markers resolved."""
+        data = self.txn.get(stored_key, None, self.cold.recent)
+        if data is None:
+            data = self.txn.get(stored_key, None, self.cold.records)
+        return None if data is None or record.is_marker(data) else cast(bytes, data)
+
+    def entries(self, database: str) -> int:
+        """How many entries a database has."""
+        return int(self.txn.stat(self.cold._databases[database])["entries"])
+
+    def used_bytes(self) -> int:
+        """Bytes of the pages that hold something."""
+        total = 2  # The two meta pages.
+        for name in _DATABASES:
+            stat = self.txn.stat(self.cold._databases[name])
+            total += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        return int(total * stat["psize"])
+
+    def state(self) -> State:
+        """The state as of this transaction.  Raises `FormatError` for a newer format, `CorruptionError`."""
+        data = self.txn.get(b"state", db=self.cold._databases["meta"])
+        if data is None:
+            raise CorruptionError(self.cold.path, "has no state; restore the store from a snapshot")
+        values = _unsealed(self.cold.path, "the store's state", data)
+        if values.get("format") != FORMAT:
+            raise FormatError(self.cold.path, f"format {values.get('format')}; this version knows {FORMAT}")
+        known = {field.name for field in fields(State)}
+        return State(**{name: value for name, value in values.items() if name in known})
+
+    def settings(self) -> dict[str, object]:
+        """The settings remembered in the store."""
+        data = self.txn.get(b"settings", db=self.cold._databases["meta"])
+        return {} if data is None else cast("dict[str, object]", _unsealed(self.cold.path, "the settings", data))
+
+    def dictionary(self, number: int) -> bytes:
+        """A trained dictionary by id; KeyError if there is none."""
+        data = self.txn.get(number.to_bytes(2, "big"), db=self.cold._databases["dictionaries"])
+        if data is None:
+            raise KeyError(number)
+        if crc32(data[4:]) != int.from_bytes(data[:4], "little"):
+            raise CorruptionError(self.cold.path, f"checksum mismatch in dictionary {number}")
+        return cast(bytes, data[4:])
+
+    def has_deadline(self, entry: bytes) -> bool:
+        """Whether the expiry index has an entry."""
+        return self.txn.get(entry, db=self.cold.expiry) is not None
+
+    def dictionary_numbers(self) -> list[int]:
+        """Ids of all dictionaries."""
+        with self.txn.cursor(self.cold._databases["dictionaries"]) as cursor:
+            return [int.from_bytes(key, "big") for key in cursor.iternext(values=False)]
+
+    def scan(
+        self, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Live records with `start <= key < stop` in key order, `recent` over `records`."""
+        front = self._walk(self.cold.recent, start, stop, reverse)
+        behind = self._walk(self.cold.records, start, stop, reverse)
+        newer, older = next(front, None), next(behind, None)
+        while newer is not None or older is not None:
+            if older is None or (newer is not None and (newer[0] >= older[0] if reverse else newer[0] <= older[0])):
+                assert newer is not None
+                if older is not None and older[0] == newer[0]:
+                    older = next(behind, None)
+                if not record.is_marker(newer[1]):
+                    yield newer
+                newer = next(front, None)
+            else:
+                yield older
+                older = next(behind, None)
+
+    def _walk(self, database: Any, start: bytes, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        with self.txn.cursor(database) as cursor:
+            if not reverse:
+                if not (cursor.set_range(start) if start else cursor.first()):
+                    return
+                for item in cursor:
+                    if stop is not None and item[0] >= stop:
+                        return
+                    yield item
+                return
+            found = cursor.set_range(stop) if stop is not None else False
+            if not (cursor.prev() if found else cursor.last()):
+                return
+            for item in cursor.iterprev():
+                if item[0] < start:
+                    return
+                yield item
+
+    def due(self, until_ms: int, start: bytes = b"") -> Iterator[bytes]:
+        """Entries of the expiry index with a deadline up to `until_ms`, from `start` on, in order."""
+        limit = (until_ms + 1).to_bytes(_DEADLINE_BYTES, "big")
+        with self.txn.cursor(self.cold.expiry) as cursor:
+            if cursor.set_range(start) if start else cursor.first():
+                for key in cursor.iternext(values=False):
+                    if key >= limit:
+                        return
+                    yield key
+
+
+class Reader(_Access):
+    """A read transaction."""
+
+    @property
+    def transaction_id(self) -> int:
+        """Number of the write transaction this moment is the result of."""
+        return int(self.txn.id())
+
+
+class Update(_Access):
+    """A write transaction.  `current`, the state, is written back when it ends."""
+
+    def __init__(self, cold: Cold, txn: Any) -> None:
+        super().__init__(cold, txn)
+        self._meta = cold._databases["meta"]
+        self.current = self.state() if txn.get(b"state", db=self._meta) else State()
+
+    def finish(self) -> None:
+        """Write the state back."""
+        self.txn.put(b"state", _sealed(asdict(self.current)), db=self._meta)
+
+    def put_settings(self, settings: dict[str, object]) -> None:
+        """Remember these settings."""
+        self.txn.put(b"settings", _sealed(settings), db=self._meta)
+
+    def put_dictionary(self, number: int, data: bytes) -> None:
+        """Keep a dictionary; it must be committed no later than the first record that uses it."""
+        sealed = crc32(data).to_bytes(4, "little") + data
+        self.txn.put(number.to_bytes(2, "big"), sealed, db=self.cold._databases["dictionaries"])
+
+    def write(self, changes: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Make these the state of their keys, None for a deletion.  Keys ascending, each once."""
+        txn, cold, state = self.txn, self.cold, self.current
+        behind_any = self.entries("records") > 0
+        front_any = self.entries("recent") > 0
+        index_any = self.entries("expiry") > 0
+        puts: list[tuple[bytes, bytes]] = []
+        index_puts: list[tuple[bytes, bytes]] = []
+        get, recent, records = txn.get, cold.recent, cold.records
+        deadline_of, is_marker = record.deadline_of, record.is_marker
+        for key, data in changes:
+            front = get(key, None, recent) if front_any else None
+            # Whether `records` has the key matters where `recent` has nothing to say, and
+            # for a deletion, which needs a marker only over something.
+            behind = get(key, None, records) if behind_any and (front is None or data is None) else None
+            old = behind if front is None else (None if is_marker(front) else front)
+            if old is not None:
+                state.records -= 1
+                state.stored_bytes -= len(old)
+                state.packed_bytes -= _packed_size(old)
+                if index_any and (deadline := deadline_of(old)):
+                    txn.delete(deadline_key(deadline, key), db=cold.expiry)
+            if data is not None:
+                state.records += 1
+                state.stored_bytes += len(data)
+                state.packed_bytes += _packed_size(data)
+                if deadline := deadline_of(data):
+                    index_puts.append((deadline_key(deadline, key), b""))
+                puts.append((key, data))
+            elif behind is not None:
+                puts.append((key, record.pack_marker(key)))
+            elif front is not None:
+                txn.delete(key, db=recent)
+        if puts:
+            with txn.cursor(recent) as cursor:
+                cursor.putmulti(puts)
+        if index_puts:
+            index_puts.sort()
+            with txn.cursor(cold.expiry) as cursor:
+                cursor.putmulti(index_puts)
+
+    def expire(self, until_ms: int, limit: int) -> int:
+        """Remove up to `limit` records whose deadline has passed; returns how many entries were due."""
+        due = [key for _, key in zip(range(limit), self.due(until_ms), strict=False)]
+        removed: list[bytes] = []
+        for entry in due:
+            self.txn.delete(entry, db=self.cold.expiry)
+            stored_key = entry[_DEADLINE_BYTES:]
+            deadline = int.from_bytes(entry[:_DEADLINE_BYTES], "big")
+            data = self.newest(stored_key)
+            # Only the deadline in the record itself counts: the key may have been written again.
+            if data is not None and record.deadline_of(data) == deadline:
+                self.current.records -= 1
+                self.current.stored_bytes -= len(data)
+                self.current.packed_bytes -= _packed_size(data)
+                removed.append(stored_key)
+        for stored_key in sorted(removed):
+            self.txn.delete(stored_key, db=self.cold.recent)
+            self.txn.delete(stored_key, db=self.cold.records)
+        return len(due)
+
+    def merge(self, after: bytes, limit: int) -> tuple[bytes, int]:
+        """Move up to `limit` records from `recent`, from `after` on, into `records`, in key order.
+
+        Returns where to go on (b"" when the end was reached) and how many were moved.
+        """
+        items: list[tuple[bytes, bytes]] = []
+        with self.txn.cursor(self.cold.recent) as cursor:
+            if cursor.set_range(after) if after else cursor.first():
+                for item in cursor:
+                    items.append(item)
+                    if len(items) >= limit:
+                        break
+        puts: list[tuple[bytes, bytes]] = []
+        for key, data in items:
+            if record.is_marker(data):
+                self.txn.delete(key, db=self.cold.records)
+            else:
+                puts.append((key, data))
+        if puts:
+            with self.txn.cursor(self.cold.records) as cursor:
+                append = not cursor.last() or cursor.key() < puts[0][0]
+                cursor.putmulti(puts, append=append)
+        if len(items) == self.entries("recent"):
+            self.txn.drop(self.cold.recent, delete=False)
+        else:
+            with self.txn.cursor(self.cold.recent) as cursor:
+                if items and cursor.set_key(items[0][0]):
+                    for _ in items:
+                        cursor.delete()
+        return (items[-1][0] + b"\0" if len(items) == limit else b""), len(items)
+
+    def append_records(self, items: Sequence[tuple[bytes, bytes]]) -> None:
+        """Put records after all there are: how a compacted or restored cold tier is filled."""
+        index_puts = []
+        for key, data in items:
+            self.current.records += 1
+            self.current.stored_bytes += len(data)
+            self.current.packed_bytes += _packed_size(data)
+            if deadline := record.deadline_of(data):
+                index_puts.append((deadline_key(deadline, key), b""))
+        with self.txn.cursor(self.cold.records) as cursor:
+            cursor.putmulti(list(items), append=True)
+        if index_puts:
+            with self.txn.cursor(self.cold.expiry) as cursor:
+                cursor.putmulti(sorted(index_puts))
+
+    def clear(self) -> None:
+        """Delete every record; dictionaries and settings stay."""
+        for database in (self.cold.records, self.cold.recent, self.cold.expiry):
+            self.txn.drop(database, delete=False)
+        state = self.current
+        state.records = state.stored_bytes = state.packed_bytes = 0
+
+
+def _packed_size(data: bytes) -> int:
+    """Length of a record's payload before compression."""
+    flags = data[7]
+    at = record.HEADER.size
+    if flags:
+        if flags & record.HAS_DEADLINE:
+            at += 8
+        if flags & record.HAS_KEY:
+            at += 2 + int.from_bytes(data[at : at + 2], "little")
+    return payload_size(data[6], data[at:])
+
+
+def data_file_bytes(directory: Path) -> int:
+    """Bytes that the data file takes on the disk."""
+    return os.stat(directory / "data.mdb").st_blocks * 512

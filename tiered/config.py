@@ -1,0 +1,174 @@
+"""The settings of a store, in one table: name, default, parser, whether it may change at run time, help.
+
+`parse` turns what a user writes ("64MB", "900 1 300 10") into the value kept in
+`Settings`.  Every setting but `memory` and `helper`, which belong to the program and
+not to the data, is remembered in the store; an explicit argument beats the remembered
+value, which beats the default.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from tiered.errors import ConfigError
+from tiered.schedule import SavePoints
+
+MEMORY_BYTES_MIN = 1 << 20
+TTL_SECONDS_MAX = 10**10
+
+_UNITS = {"": 1, "B": 1, "K": 1 << 10, "KB": 1 << 10, "M": 1 << 20, "MB": 1 << 20}
+_UNITS |= {"G": 1 << 30, "GB": 1 << 30, "T": 1 << 40, "TB": 1 << 40}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_size(value: object) -> int:
+    """Bytes from an int or from text such as "64MB" or "1.5GB"; 1 KB is 1024 bytes, as in Redis."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value)) and match[2].upper() in _UNITS:
+        return int(float(match[1]) * _UNITS[match[2].upper()])
+    raise ConfigError(f"{value!r} is not a size; give bytes as an int, or text such as '64MB' or '1.5GB'")
+
+
+def _memory(value: object) -> int:
+    size = parse_size(value)
+    if size < MEMORY_BYTES_MIN:
+        raise ConfigError(f"memory={value!r} is too small; the least is 1MB")
+    return size
+
+
+def _disk(value: object) -> int | None:
+    return None if value is None else parse_size(value)
+
+
+def _choice(name: str, *allowed: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if value not in allowed:
+            raise ConfigError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
+        return str(value)
+
+    return parse
+
+
+def parse_save(value: object) -> SavePoints:
+    """Save points from "3600 1 300 100" or from [(3600, 1), (300, 100)]; "" or [] for none."""
+    try:
+        if isinstance(value, str):
+            numbers = [int(word) for word in value.split()]
+            pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
+        elif isinstance(value, Iterable):
+            pairs = [(int(seconds), int(changes)) for seconds, changes in value]
+        else:
+            raise ValueError
+    except (ValueError, TypeError):
+        raise ConfigError(f"save={value!r} is not a list of 'seconds changes' pairs, such as '900 1 60 1000'") from None
+    if any(seconds < 0 or changes < 1 for seconds, changes in pairs):
+        raise ConfigError(f"save={value!r}: seconds must be at least 0 and changes at least 1")
+    return tuple(pairs)
+
+
+def parse_compression(value: object) -> str:
+    """A method and its level, normalised: "zstd" becomes "zstd:3"."""
+    if isinstance(value, str):
+        method, _, level = value.partition(":")
+        bounds = {"zstd": (-7, 22, "3"), "zlib": (0, 9, "6")}.get(method)
+        if value == "none":
+            return value
+        if bounds and re.fullmatch(r"-?\d+", level or bounds[2]):
+            number = int(level or bounds[2])
+            if bounds[0] <= number <= bounds[1]:
+                return f"{method}:{number}"
+    raise ConfigError(f"compression={value!r} is not 'zstd:LEVEL' (-7 to 22), 'zlib:LEVEL' (0 to 9) or 'none'")
+
+
+def parse_ttl(value: object) -> float | None:
+    """Seconds to live, above zero, or None for never."""
+    if value is None:
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= TTL_SECONDS_MAX:
+        return value
+    raise ConfigError(f"ttl={value!r} is not None or a number of seconds above 0 and up to {TTL_SECONDS_MAX:,}")
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ConfigError(f"{value!r} is not True or False")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table of settings."""
+
+    name: str
+    default: object
+    parse: Callable[[object], Any]
+    help: str
+    runtime: bool = True
+    remembered: bool = True
+
+
+SETTINGS = {
+    setting.name: setting
+    for setting in (
+        Setting("memory", "64MB", _memory, "bytes for hot tier and write buffer, overheads included", remembered=False),
+        Setting("eviction", "lru", _choice("eviction", "lru"), "which value leaves the hot tier first", runtime=False),
+        Setting(
+            "durability",
+            "everysec",
+            _choice("durability", "always", "everysec", "checkpoint"),
+            "when the journal is synced: at every write, about every second, or at checkpoints only",
+        ),
+        Setting("save", "3600 1 300 100 60 10000", parse_save, "save points: checkpoint after SECONDS with CHANGES"),
+        Setting("compression", "zstd:3", parse_compression, "how new records are compressed in the cold tier"),
+        Setting("default_ttl", None, parse_ttl, "seconds to live where a write names none"),
+        Setting("disk", None, _disk, "cap on the bytes used in the cold tier; writes are refused above it"),
+        Setting(
+            "helper",
+            True,
+            _flag,
+            "checkpoint in a helper process; False: in the calling thread",
+            runtime=False,
+            remembered=False,
+        ),
+    )
+}
+
+
+@dataclass
+class Settings:
+    """The settings in force in one store, parsed."""
+
+    memory: int
+    eviction: str
+    durability: str
+    save: SavePoints
+    compression: str
+    default_ttl: float | None
+    disk: int | None
+    helper: bool
+
+    @classmethod
+    def resolve(cls, explicit: Mapping[str, object], remembered: Mapping[str, object]) -> Settings:
+        """Parse explicit arguments over remembered values over defaults.  Raises `ConfigError`."""
+        for name in explicit:
+            setting_named(name)
+        merged = {name: setting.default for name, setting in SETTINGS.items()}
+        merged |= {name: value for name, value in remembered.items() if name in SETTINGS}
+        merged |= explicit
+        return cls(**{name: SETTINGS[name].parse(value) for name, value in merged.items()})
+
+    def remembered(self) -> dict[str, object]:
+        """What a store keeps of its settings between opens."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if SETTINGS[field.name].remembered}
+
+
+def setting_named(name: str) -> Setting:
+    """The setting called `name`; `ConfigError` naming the closest ones if there is none."""
+    try:
+        return SETTINGS[name]
+    except KeyError:
+        raise ConfigError(f"no setting {name!r}; there are {', '.join(sorted(SETTINGS))}") from None

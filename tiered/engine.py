@@ -1,0 +1,719 @@
+"""The engine of one open store: its tiers, the lock over them, and what moves records between them.
+
+    write:  journal → write buffer → hot tier, under the lock
+    read:   hot tier without the lock (`store`), else `find`: buffers, then the cold tier
+    rotate: close the segment, set its buffer aside, hand it to the checkpointer: O(1) under the lock
+    applied: the checkpointer's word that the cold tier has a segment; its buffer is forgotten
+
+Locking.  `lock` covers hot tier, journal, write buffers and counters.  `find` takes no
+lock: `buffers` is replaced as a whole, so a reader that takes it *before* it begins
+its LMDB transaction finds every record in one or the other.  A value read without
+the lock is put into the hot tier only if, under the lock, the key's place is still the one it was
+read from and no checkpoint has finished since (`generation`): otherwise an old
+value could cover a newer one.  A method that may wait (`reserve`) lets go of the lock
+meanwhile and says so, and its caller looks again at what it had read.
+
+Errors met in the background poison the engine or are kept and raised by the next
+call; a full disk does neither: it is retried, and writers are refused until then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from tiered import files, keys, process, record
+from tiered.checkpointer import Checkpointer, HelperCheckpointer, InlineCheckpointer
+from tiered.clock import Clock
+from tiered.cold import Cold, State
+from tiered.compression import Decompressor
+from tiered.config import Settings
+from tiered.errors import (
+    ClosedError,
+    CorruptionError,
+    ForkedError,
+    PoisonedError,
+    ReadOnlyError,
+    StoreError,
+    StoreFullError,
+)
+from tiered.expiry import next_cycle
+from tiered.helper import Event
+from tiered.hot import HotTier, entry_of
+from tiered.journal import CLEAR, CLOSE_BYTES, DELETE, PUT, SETTING, Dirty, Journal, record_bytes
+from tiered.maintenance import MAINTENANCE, TICK_SECONDS_MAX
+from tiered.recovery import Plan
+from tiered.schedule import is_due
+from tiered.stats import Counters
+from tiered.write_buffer import WriteBuffer
+
+LOG = logging.getLogger("tiered")
+BUFFER_SHARE = 3
+"""The write buffer takes at most the budget divided by this."""
+SEGMENT_BYTES_MAX = 64 << 20
+SEGMENT_RECORDS_MAX = 65_536
+"""Bounds the pages that one checkpoint changes, and so the memory of whoever applies it."""
+HELPER_DEATHS_MAX = 3
+FULL_RETRY_SECONDS = 1.0
+FOLLOW_SECONDS = 0.1
+HOT_EXPIRE_KEYS = 500
+CLOSE_SECONDS_MAX = 600.0
+
+Where = tuple[WriteBuffer, int] | None
+
+
+class Engine:
+    """One open store, shared by its handles."""
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: Settings,
+        cold: Cold,
+        journal: Journal | None,
+        lock_file: files.FileLock | None,
+        clock: Clock,
+        recovery: Plan,
+    ) -> None:
+        self.directory = directory
+        self.settings = settings
+        self.cold = cold
+        self.journal = journal
+        self.clock = clock
+        self.recovery = recovery
+        self.counters = Counters()
+        self.hot = HotTier(settings.eviction, settings.memory)
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+        self.buffers: tuple[WriteBuffer, ...] = ()
+        self.generation = 0
+        self.state: State = cold.state()
+        self.time_sent_ms = self.state.time_ms
+        self.cold_used_bytes = cold.used_bytes()
+        self.transaction_id = cold.transaction_id()
+        self.closed = False
+        self.forked = False
+        self.poisoned = ""
+        self.full = ""
+        self.capped = False
+        self.always = settings.durability == "always"
+        self.checkpointer: Checkpointer | None = None
+        self.decompressor = Decompressor(self._load_dictionary)
+        self._lock_file = lock_file
+        self._number = 0
+        self._active: WriteBuffer | None = None
+        self._aside: list[WriteBuffer] = []
+        self._room_until = -1
+        self._buffer_bytes = 0
+        self._changes = 0
+        self._saved_at = self._synced_at = clock.monotonic()
+        self._random = random.Random()
+        self._expire_at = clock.monotonic() + next_cycle(self._random)
+        self._full_since = 0.0
+        self._helper_deaths = 0
+        self._finished = False
+        self._compactions = 0
+        self._background: BaseException | None = None
+        self._trimmed_evictions = 0
+        clock.advance(self.state.time_ms)
+        if journal is None:
+            self._number = MAINTENANCE.register(self)
+
+    # Reading
+
+    def check_readable(self) -> None:
+        """Raise `ClosedError` or `ForkedError`, or an error kept from the background."""
+        if self.forked:
+            raise ForkedError(self.directory, "opened before fork; call tiered.open() again in the child")
+        if self.closed:
+            raise ClosedError(self.directory, "the store is closed")
+        if self._background is not None:
+            error, self._background = self._background, None
+            raise error
+
+    def dirty(self, stored_key: bytes) -> Where:
+        """Buffer and position of a key's latest record, negative if deleted; None if only the cold tier can know."""
+        for buffer in self.buffers:
+            position = buffer.positions.get(stored_key)
+            if position is not None:
+                return buffer, position
+            if buffer.cleared:
+                return buffer, -1
+        return None
+
+    def find(self, stored_key: bytes, encoded: bytes) -> tuple[Where, Dirty | None]:
+        """Where a key's record was found and the record, deadline not considered."""
+        where = self.dirty(stored_key)
+        if where is not None:
+            buffer, position = where
+            return where, buffer.segment.put_at(position) if position >= 0 else None
+        cold = self.cold
+        try:
+            data = cold.get(stored_key)
+        except StoreError:
+            self.check_readable()
+            raise
+        return None, None if data is None else self.opened(cold, stored_key, data, encoded)
+
+    def opened(self, cold: Cold, stored_key: bytes, data: bytes, encoded: bytes | None = None) -> Dirty | None:
+        """A record of the cold tier undone to its payload.  Raises `CorruptionError`."""
+        try:
+            found = record.unpack(stored_key, data)
+            if found is None or (encoded is not None and found.full_key and found.full_key != encoded):
+                return None
+            payload = self.decompressor.decompress(found.compression, found.dictionary, found.body)
+        except (ValueError, KeyError) as error:
+            raise self._damaged(cold, stored_key, error) from None
+        return Dirty(found.codec, found.deadline, found.full_key, payload)
+
+    def _damaged(self, cold: Cold, stored_key: bytes, error: Exception) -> CorruptionError:
+        return CorruptionError(
+            cold.path, f"damaged record under stored key {stored_key[:60]!r}: {error}; restore it from a snapshot"
+        )
+
+    def entry_of(self, stored_key: bytes, found: Dirty) -> Any:
+        """The hot entry of a record.  Raises `CorruptionError` where its codec cannot read it."""
+        try:
+            return entry_of(found.codec, found.payload)
+        except ValueError as error:
+            raise self._damaged(self.cold, stored_key, error) from None
+
+    def promote(self, key: Any, stored_key: bytes, where: Where, generation: int, entry: Any, deadline: int) -> None:
+        """Keep a value that was read without the lock, if it is still the newest."""
+        with self.lock:
+            if generation == self.generation and not self.closed and self.dirty(stored_key) == where:
+                self.hot.put(keys.canonical(key), entry, deadline)
+                self.counters.promotions += 1
+
+    def _load_dictionary(self, number: int) -> bytes:
+        with self.cold.read() as reader:
+            return reader.dictionary(number)
+
+    # Writing; all under the lock
+
+    def check_writable(self) -> None:
+        """Raise what forbids writing."""
+        self.check_readable()
+        if self.journal is None:
+            raise ReadOnlyError(self.directory, "opened with flag='r'; open it with flag='w' to write")
+        if self.poisoned:
+            raise PoisonedError(
+                self.directory,
+                f"writes are refused since {self.poisoned}; reads go on. "
+                "Close the store, see to the cause, and open it again: what was acknowledged is recovered",
+            )
+
+    def reserve(self, size: int, frees: bool = False) -> bool:
+        """Make room for `size` bytes of records, in the active segment; True if the lock was let go of meanwhile.
+
+        `frees` says that the write takes less room in the end, so that the disk cap does not refuse it.
+        """
+        buffer = self._active
+        if buffer is not None and buffer.segment.position + size <= self._room_until:
+            return False
+        return self._make_room(size, frees)
+
+    def _make_room(self, size: int, frees: bool) -> bool:
+        self.check_writable()
+        if self.capped and not frees:
+            raise StoreFullError(self.directory, f"the cold tier has reached the cap of {self.settings.disk:,} bytes")
+        if self._active is not None:
+            used = self._active.used_bytes()
+            segment = self._active.segment
+            room = segment.capacity - CLOSE_BYTES - segment.position
+            if size <= room and used < self.share_bytes and len(self._active.positions) < SEGMENT_RECORDS_MAX:
+                # Looked at again after this many bytes: dirty records take from the hot tier's budget.
+                step = max(4096, self.share_bytes // 16)
+                self._room_until = min(segment.position + max(size, step), segment.capacity - CLOSE_BYTES)
+                self._rebudget()
+                return False
+            self.rotate()
+        waited = False
+        while sum(buffer.used_bytes() for buffer in self._aside) > self.share_bytes:
+            if not waited:
+                self.counters.writer_waits += 1
+                began = self.clock.monotonic()
+            waited = True
+            if self.full:
+                raise StoreFullError(self.directory, self.full)
+            self._wait_a_little()
+            self.counters.wait_seconds += self.clock.monotonic() - began
+            began = self.clock.monotonic()
+            self.check_writable()
+        if self._active is None:
+            self._begin_segment(size)
+        return waited
+
+    def _begin_segment(self, size: int, cleared: bool = False) -> None:
+        assert self.journal is not None
+        if not self._number:
+            self._number = MAINTENANCE.register(self)
+        try:
+            segment = self.journal.open_segment(size, max(self.share_bytes, 1 << 16))
+        except StoreFullError:
+            raise
+        except OSError as error:
+            raise StoreError(self.directory, f"cannot make a journal segment: {error}") from error
+        self._active = WriteBuffer(segment, cleared)
+        self.buffers = (self._active, *self.buffers)
+        self._room_until = min(segment.capacity - CLOSE_BYTES, segment.position + max(size, 4096))
+        self._rebudget()
+
+    @property
+    def share_bytes(self) -> int:
+        """What the active buffer may take, and as much again what is set aside."""
+        return min(self.settings.memory // BUFFER_SHARE // 2, SEGMENT_BYTES_MAX)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """What the write buffers take now."""
+        return sum(buffer.used_bytes() for buffer in self.buffers)
+
+    def _rebudget(self) -> None:
+        """Give the hot tier what the write buffers leave."""
+        self._buffer_bytes = self.buffer_bytes
+        self.hot.budget_bytes = max(self.settings.memory // 2, self.settings.memory - self._buffer_bytes)
+        if self.hot.used_bytes > self.hot.budget_bytes:
+            self.hot.shrink()
+
+    def put(self, key: Any, encoded: bytes, number: int, payload: bytes, entry: Any, deadline: int) -> int:
+        """Write one record; room was reserved.  Returns its sequence number."""
+        buffer, journal = self._active, self.journal
+        assert buffer is not None
+        assert journal is not None
+        stored_key = encoded if len(encoded) <= keys.STORED_BYTES_EXACT else keys.stored(encoded)
+        position = buffer.segment.position
+        try:
+            journal.append(PUT, 0, encoded, payload, number, deadline)
+            buffer.put(stored_key, position, deadline)
+            self.hot.put(key, entry, deadline)
+        except BaseException:
+            self._roll_forward(buffer, position, stored_key, key, deadline)
+            raise
+        self._changes += 1
+        return journal.last
+
+    def _roll_forward(self, buffer: WriteBuffer, position: int, stored_key: bytes, key: Any, deadline: int) -> None:
+        """Interrupted in the middle of a write: what the journal has is written, in every tier."""
+        self.hot.discard(key)
+        if buffer.segment.position > position:
+            buffer.put(stored_key, position, deadline)
+
+    def delete(self, key: Any, encoded: bytes) -> int:
+        """Write one deletion; room was reserved.  Returns its sequence number."""
+        buffer, journal = self._active, self.journal
+        assert buffer is not None
+        assert journal is not None
+        stored_key = keys.stored(encoded)
+        position = journal.append(DELETE, 0, encoded, b"", 0, 0)
+        buffer.delete(stored_key, position)
+        self.hot.discard(key)
+        self._changes += 1
+        return journal.last
+
+    def put_many(self, batch: Sequence[tuple[Any, bytes, int, bytes, Any, int]]) -> int:
+        """Write `(key, encoded, codec, payload, entry, deadline)` as one batch; room was reserved."""
+        buffer, journal = self._active, self.journal
+        assert buffer is not None
+        assert journal is not None
+        positions = journal.append_batch(
+            [(PUT, encoded, payload, number, deadline) for _, encoded, number, payload, _, deadline in batch]
+        )
+        stored, keep = keys.stored, self.hot.put
+        for position, (key, encoded, _, _, entry, deadline) in zip(positions, batch, strict=True):
+            buffer.put(stored(encoded), position, deadline)
+            keep(key, entry, deadline)
+        self._changes += len(batch)
+        return journal.last
+
+    def delete_many(self, batch: Sequence[tuple[Any, bytes]]) -> int:
+        """Write deletions of `(key, encoded)` as one batch; room was reserved."""
+        buffer, journal = self._active, self.journal
+        assert buffer is not None
+        assert journal is not None
+        positions = journal.append_batch([(DELETE, encoded, b"", 0, 0) for _, encoded in batch])
+        for position, (key, encoded) in zip(positions, batch, strict=True):
+            buffer.delete(keys.stored(encoded), position)
+            self.hot.discard(key)
+        self._changes += len(batch)
+        return journal.last
+
+    def clear(self) -> int:
+        """Delete everything: one record, in a segment and buffer that hide all before them."""
+        assert self.journal is not None
+        self.rotate()
+        self._begin_segment(CLOSE_BYTES, cleared=True)
+        self.journal.append(CLEAR, 0, b"", b"", 0, 0)
+        self.generation += 1
+        self.hot.clear()
+        self._changes += 1
+        return self.journal.last
+
+    def put_setting(self, name: str, value: object) -> int:
+        """Journal a setting to be remembered."""
+        assert self.journal is not None
+        payload = msgpack.packb(value)
+        self.reserve(record_bytes(name.encode(), payload), frees=True)
+        self.journal.append(SETTING, 0, name.encode(), payload, 0, 0)
+        self._changes += 1
+        return self.journal.last
+
+    def acknowledged(self, sequence: int) -> None:
+        """What every write does last, without the lock: wait for the disk where durability asks for it."""
+        if self.always:
+            self.sync(sequence)
+        if self.checkpointer is not None:
+            self.checkpointer.run()
+
+    @property
+    def attended(self) -> bool:
+        """Whether a write has something to do after it, without the lock."""
+        return self.always or (self.checkpointer is not None and self.checkpointer.name == "inline")
+
+    def configure(self, name: str, parsed: Any) -> None:
+        """Put a setting in force."""
+        setattr(self.settings, name, parsed)
+        self.always = self.settings.durability == "always"
+        if name == "disk":
+            self.capped = self.settings.disk is not None and self.cold_used_bytes > self.settings.disk
+        self._rebudget()
+
+    def sync(self, sequence: int) -> None:
+        """Return when the journal is on the disk up to `sequence`."""
+        assert self.journal is not None
+        try:
+            self.journal.sync(sequence)
+        except OSError as error:
+            self.poison(f"syncing the journal failed: {error}")
+            self.check_writable()
+
+    # Checkpoints
+
+    def rotate(self) -> int:
+        """Close the active segment and hand it over; returns the sequence number up to which all is handed over."""
+        journal = self.journal
+        assert journal is not None
+        if self._active is not None:
+            now_ms = self.clock.now_ms()
+            segment = journal.close_segment(now_ms)
+            self._aside.append(self._active)
+            self._active = None
+            self._room_until = -1
+            self._changes = 0
+            self._saved_at = self.clock.monotonic()
+            self.time_sent_ms = max(self.time_sent_ms, now_ms)
+            self._hand_over(segment.number, segment.last)
+        return journal.last
+
+    def _hand_over(self, segment: int, until: int) -> None:
+        if self.checkpointer is None:
+            self.checkpointer = self._make_checkpointer()
+        self.checkpointer.submit(segment, until)
+
+    def _make_checkpointer(self) -> Checkpointer:
+        compression = self.settings.compression
+        if self.settings.helper and not (self.closed and self.buffer_bytes < 1 << 20):
+            helper = MAINTENANCE.process()
+            if helper is not None:
+                MAINTENANCE.wake()
+                return HelperCheckpointer(self._number, self.directory, compression, helper)
+        return InlineCheckpointer(self.directory, self.cold, compression, self.on_event)
+
+    def _resubmit(self) -> None:
+        """Hand everything set aside over again, after the checkpointer lost it."""
+        if self.checkpointer is not None:
+            for buffer in self._aside:
+                self.checkpointer.submit(buffer.segment.number, buffer.segment.last)
+
+    def save(self) -> None:
+        """Checkpoint now and wait for it."""
+        with self.lock:
+            self.check_writable()
+            until = self.rotate()
+            self.wait_for(lambda: not self._aside or self._aside[0].segment.first > until)
+
+    def compact(self) -> None:
+        """Rewrite the cold tier and wait for it; writes and reads go on."""
+        with self.lock:
+            self.check_writable()
+            if self.checkpointer is None:
+                if not self._number:
+                    self._number = MAINTENANCE.register(self)
+                self.checkpointer = self._make_checkpointer()
+            wanted = self._compactions + 1
+            self.checkpointer.compact()
+            self.wait_for(lambda: self._compactions >= wanted)
+        self._remove_old_colds()
+
+    def wait_for(self, done: Callable[[], bool]) -> None:
+        """Wait, letting go of the lock; raises what keeps it from ever being done."""
+        while not done():
+            if self.full:
+                raise StoreFullError(self.directory, self.full)
+            if self.poisoned and not self.closed:
+                self.check_writable()
+            self._wait_a_little()
+
+    def _wait_a_little(self) -> None:
+        """Let events happen, with the lock let go of; called at one level of it."""
+        checkpointer = self.checkpointer
+        if checkpointer is not None and checkpointer.name == "inline":
+            self.lock.release()
+            try:
+                checkpointer.run()
+            finally:
+                self.lock.acquire()
+        elif MAINTENANCE.in_thread:
+            self.lock.release()
+            try:
+                MAINTENANCE.pump(0.01)
+            finally:
+                self.lock.acquire()
+        else:
+            self.changed.wait(0.5)
+
+    def on_event(self, event: Event) -> None:
+        """The checkpointer's word."""
+        self.counters.helper_peak_rss_anon_bytes = event["memory"]
+        self.counters.helper_written_bytes = event["written"]
+        with self.lock:
+            handler = getattr(self, f"_on_{event['event']}")
+            handler(event)
+            self.changed.notify_all()
+
+    def _on_opened(self, event: Event) -> None:
+        pass
+
+    def _on_applied(self, event: Event) -> None:
+        assert self.journal is not None
+        until = event["until"]
+        self.state = State(**event["state"])
+        while self._aside and self._aside[0].segment.last <= until:
+            self.journal.forget(self._aside.pop(0).segment, until)
+        self._set_buffers()
+        self.generation += 1
+        self.cold_used_bytes = event["used"]
+        self.capped = self.settings.disk is not None and event["used"] > self.settings.disk
+        self.full = ""
+        self._helper_deaths = 0
+        self.counters.checkpoints += 1
+        self._rebudget()
+
+    def _set_buffers(self) -> None:
+        active = () if self._active is None else (self._active,)
+        self.buffers = (*active, *reversed(self._aside))
+
+    def _on_compacted(self, event: Event) -> None:
+        assert self.checkpointer is not None
+        self.cold = self.checkpointer.reopened()
+        self.generation += 1
+        self._compactions += 1
+        self.cold_used_bytes = self.cold.used_bytes()
+
+    def _on_closed(self, event: Event) -> None:
+        self._finished = True
+
+    def _on_failed(self, event: Event) -> None:
+        if event["error"] == StoreFullError.__name__:
+            self.full = event["message"]
+            self._full_since = self.clock.monotonic()
+            LOG.warning("%s: checkpoint put off: %s", self.directory, self.full)
+        else:
+            self.poison(f"a checkpoint failed: {event['error']}: {event['path']}: {event['message']}")
+
+    def poison(self, reason: str) -> None:
+        """Refuse writes from now on."""
+        with self.lock:
+            if not self.poisoned:
+                self.poisoned = reason
+                self._room_until = -1
+                LOG.error("%s: writes are refused from now on: %s", self.directory, reason)
+            self.changed.notify_all()
+
+    # Time
+
+    def tick_guarded(self) -> float:
+        """`tick` for the maintenance thread: an error is kept for the next call."""
+        try:
+            return self.tick()
+        except Exception as error:
+            LOG.exception("%s: background work failed", self.directory)
+            with self.lock:
+                if not self.closed:
+                    self._background = error
+            return TICK_SECONDS_MAX
+
+    def tick(self) -> float:
+        """Do what is due; returns the seconds until there may be more."""
+        if self.closed or self.forked:
+            return TICK_SECONDS_MAX
+        if self.journal is None:
+            self.follow()
+            return FOLLOW_SECONDS
+        now = self.clock.monotonic()
+        self._check_helper(now)
+        if self.poisoned:
+            return TICK_SECONDS_MAX
+        journal = self.journal
+        if self.settings.durability == "everysec" and journal.synced < journal.last and now - self._synced_at >= 0.5:
+            self._synced_at = now
+            self.sync(journal.last)
+        if is_due(self.settings.save, now - self._saved_at, self._changes):
+            with self.lock:
+                self.rotate()
+        active = self._active
+        if active is not None and not journal.prepared and active.segment.position * 2 > active.segment.capacity:
+            with contextlib.suppress(StoreFullError):
+                journal.prepare()
+        again = TICK_SECONDS_MAX / 2
+        if now >= self._expire_at:
+            more = self._expire_cycle()
+            self._expire_at = now + (0.005 if more else next_cycle(self._random))
+            again = 0.005 if more else again
+        if self.checkpointer is not None and self.checkpointer.run(slices=True):
+            again = 0.0
+        return again
+
+    def _check_helper(self, now: float) -> None:
+        """Start a dead helper again, and hand over again what a full disk held up."""
+        checkpointer = self.checkpointer
+        with self.lock:
+            if isinstance(checkpointer, HelperCheckpointer) and checkpointer.process.dead and not self.poisoned:
+                self._helper_deaths += 1
+                if self._helper_deaths > HELPER_DEATHS_MAX:
+                    self.poison(f"the helper process died {self._helper_deaths} times")
+                    return
+                LOG.warning("%s: the helper process died; starting another", self.directory)
+                self.checkpointer = self._make_checkpointer()
+                self._resubmit()
+            elif self.full and now - self._full_since >= FULL_RETRY_SECONDS:
+                self._full_since = now
+                self.full = ""
+                self._resubmit()
+
+    def _expire_cycle(self) -> bool:
+        """Forget what expired in memory, and have the cold tier do the same; True if more is due now."""
+        now_ms = self.clock.now_ms()
+        with self.lock:
+            expired = self.hot.expire(now_ms, HOT_EXPIRE_KEYS)
+            self.counters.expired_hot += expired
+        with self.cold.read() as reader:
+            first = next(reader.due(now_ms), None)
+        # The checkpointer goes on by itself with what was due at the time it was last told.
+        if first is not None and int.from_bytes(first[:8], "big") > self.time_sent_ms:
+            with self.lock:
+                if not self.closed and not self._aside and not self.full:
+                    if self._active is None:
+                        self._begin_segment(CLOSE_BYTES)
+                    self.rotate()
+        self._remove_old_colds()
+        self._trim()
+        return expired == HOT_EXPIRE_KEYS
+
+    def _trim(self) -> None:
+        """Give free memory back to the system when much was evicted since the last time."""
+        if self.hot.evictions - self._trimmed_evictions > 2000:
+            self._trimmed_evictions = self.hot.evictions
+            process.trim_heap()
+
+    def _remove_old_colds(self) -> None:
+        """Remove cold tiers that are not the live one any more; whoever still reads one keeps its mapping."""
+        live = files.read_current(self.directory)
+        for number in files.cold_numbers(self.directory):
+            if live is not None and number < live:
+                files.remove_cold(self.directory, number)
+
+    def disk_bytes(self) -> int:
+        """Bytes that the store's files take on the disk."""
+        return files.disk_bytes(self.directory)
+
+    def follow(self) -> None:
+        """A read-only handle: look for a newer checkpoint, and forget what it may have changed."""
+        current = self.cold.transaction_id()
+        if current == self.transaction_id:
+            return
+        with self.lock:
+            self.transaction_id = current
+            self.state = self.cold.state()
+            if self.state.moved:
+                live = files.read_current(self.directory)
+                if live is not None and files.cold_path(self.directory, live) != self.cold.directory:
+                    self.cold = Cold(files.cold_path(self.directory, live), readonly=True)
+                    self.state = self.cold.state()
+                    self.transaction_id = self.cold.transaction_id()
+            self.clock.advance(self.state.time_ms)
+            self.generation += 1
+            self.hot.clear()
+
+    # The end
+
+    def close(self) -> None:
+        """Checkpoint what is dirty, and let go of everything.  What cannot be checkpointed stays in the journal."""
+        with self.lock:
+            if self.closed or self.forked:
+                return
+            self.closed = True
+            error = None
+            if self.journal is not None:
+                try:
+                    self._finish()
+                except (StoreError, OSError) as failure:
+                    error = failure
+                self._close_journal()
+            self.hot.clear()
+        if self._number:
+            MAINTENANCE.unregister(self._number)
+        self.checkpointer = None
+        self.buffers = ()
+        self.cold.close()
+        if self._lock_file is not None:
+            self._lock_file.release()
+        if error is not None:
+            raise error
+
+    def _finish(self) -> None:
+        if not self.poisoned and self._active is not None:
+            self.rotate()
+        if self.checkpointer is not None:
+            if self.full:
+                self.full = ""
+                self._resubmit()
+            self.checkpointer.finish()
+            limit = self.clock.monotonic() + CLOSE_SECONDS_MAX
+            self.wait_for(lambda: self._finished or self._helper_gone() or self.clock.monotonic() > limit)
+        if self._aside and not self.poisoned:
+            # The helper died meanwhile: what it left is applied here.
+            self.checkpointer = InlineCheckpointer(self.directory, self.cold, self.settings.compression, self.on_event)
+            self._resubmit()
+            self.checkpointer.finish()
+
+    def _helper_gone(self) -> bool:
+        return isinstance(self.checkpointer, HelperCheckpointer) and self.checkpointer.process.dead
+
+    def _close_journal(self) -> None:
+        assert self.journal is not None
+        if not self._aside and self._active is None:
+            self.journal.discard_empty()
+        elif not self.poisoned:
+            with contextlib.suppress(OSError):
+                self.journal.sync(self.journal.last)
+        if self.checkpointer is not None and not self._finished:
+            self.checkpointer.disown()
+
+    def disown(self) -> None:
+        """In a forked child: every later use raises `ForkedError`; nothing of the parent's is touched."""
+        self.forked = True
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+        self.hot.clear()
+        if self._lock_file is not None:
+            self._lock_file.abandon()
+        if self.checkpointer is not None:
+            self.checkpointer.disown()

@@ -1,0 +1,220 @@
+"""Names in a store directory, locks, atomic replacement; the only place that syncs or renames.
+
+    NAME/CURRENT               name of the live cold tier, replaced atomically
+    NAME/cold-NNNN/            an LMDB environment
+    NAME/journal-NNNNNNNN.log  journal segments
+    NAME/LOCK                  held (flock) by the program that has the store open for writing
+    NAME/APPLY                 held (flock) by whoever writes the cold tier
+
+Locks are `flock` locks: they belong to the open file, so that copying a store's files
+inside the program does not drop them, as it would with `fcntl` locks.  A forked child
+inherits the open file; the after-fork hook of `store` closes it there.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+
+from tiered.errors import LockedError, StoreFullError
+
+CURRENT, LOCK, APPLY = "CURRENT", "LOCK", "APPLY"
+_SEGMENT = re.compile(r"journal-(\d{8})\.log")
+_COLD = re.compile(r"cold-(\d{4})")
+_LEFTOVERS = re.compile(r"CURRENT\.new")
+NETWORK_FILESYSTEMS = frozenset(
+    ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "afs", "beegfs", "fuse.sshfs")
+)
+_RESERVING_FILESYSTEMS = frozenset(("ext4", "xfs", "tmpfs"))
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+
+
+def segment_path(directory: Path, number: int) -> Path:
+    """Where segment `number` lives."""
+    return directory / f"journal-{number:08d}.log"
+
+
+def cold_path(directory: Path, number: int) -> Path:
+    """Where cold tier `number` lives."""
+    return directory / f"cold-{number:04d}"
+
+
+def segment_numbers(directory: Path) -> list[int]:
+    """Numbers of the segments there are, ascending."""
+    return sorted(int(match[1]) for name in os.listdir(directory) if (match := _SEGMENT.fullmatch(name)))
+
+
+def cold_numbers(directory: Path) -> list[int]:
+    """Numbers of the cold tiers there are, ascending."""
+    return sorted(int(match[1]) for name in os.listdir(directory) if (match := _COLD.fullmatch(name)))
+
+
+def is_store_file(name: str) -> bool:
+    """Whether a file of this name may lie in a store's directory."""
+    return name in (CURRENT, LOCK, APPLY) or any(pattern.fullmatch(name) for pattern in (_SEGMENT, _COLD, _LEFTOVERS))
+
+
+def read_current(directory: Path) -> int | None:
+    """Number of the live cold tier, None if the store was never finished.  Raises ValueError for nonsense."""
+    try:
+        text = (directory / CURRENT).read_text("ascii", "replace").strip()
+    except FileNotFoundError:
+        return None
+    if not (match := _COLD.fullmatch(text)):
+        raise ValueError(f"names no cold tier: {text[:40]!r}")
+    return int(match[1])
+
+
+def write_current(directory: Path, number: int) -> None:
+    """Make cold tier `number` the live one, atomically and durably."""
+    fresh = directory / f"{CURRENT}.new"
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, f"cold-{number:04d}\n".encode())
+        sync_data(fd)
+    finally:
+        os.close(fd)
+    os.replace(fresh, directory / CURRENT)
+    sync_directory(directory)
+
+
+def sync_data(fd: int) -> None:
+    """Wait until the file's data are on the disk itself; mapped writes included."""
+    if sys.platform == "darwin":
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        os.fdatasync(fd)
+
+
+def sync_directory(directory: Path) -> None:
+    """Wait until the names in `directory` are on the disk."""
+    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def preallocate(path: Path, size: int) -> int:
+    """Create a file of `size` zeros with its space reserved where the system can; returns its descriptor.
+
+    Raises `StoreFullError` if there is no room, and leaves nothing behind then.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, size)
+        else:
+            os.ftruncate(fd, size)
+    except BaseException as error:
+        os.close(fd)
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise StoreFullError(path, "no room for the journal; free some space and write again") from None
+        raise
+    return fd
+
+
+def is_full(error: OSError) -> bool:
+    """Whether `error` says that the disk or the quota is used up."""
+    return error.errno in _FULL
+
+
+def filesystem_type(path: Path) -> str:
+    """Type of the file system `path` is on as the kernel names it, "" where that is not known."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    device = path.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        if before.split()[2] == wanted:
+            return after.split()[0]
+    return ""
+
+
+def reserves_space(path: Path) -> bool:
+    """Whether writes into preallocated, mapped files of this file system cannot meet a full disk."""
+    return filesystem_type(path) in _RESERVING_FILESYSTEMS
+
+
+class FileLock:
+    """An exclusive lock on a file which says who holds it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._fd >= 0
+
+    def acquire(self, timeout_seconds: float = 0.0) -> None:
+        """Take the lock, waiting up to `timeout_seconds`; `LockedError` names the holder if it stays taken."""
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        limit = time.monotonic() + timeout_seconds
+        try:
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= limit:
+                        raise LockedError(self.path.parent, self._describe(fd)) from None
+                    time.sleep(0.005)
+            holder = {"host": socket.gethostname(), "pid": os.getpid(), "command": " ".join(sys.orig_argv)[:200]}
+            holder["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(holder).encode(), 0)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
+
+    def _describe(self, fd: int) -> str:
+        try:
+            holder = json.loads(os.pread(fd, 4096, 0))
+            who = f"process {holder['pid']} on {holder['host']} ({holder['command']}) since {holder['since']}"
+        except (ValueError, KeyError, TypeError):
+            who = "another process"
+        return f"open for writing by {who}; close it there, or open with flag='r'"
+
+    def release(self) -> None:
+        """Give the lock up, also where a forked child still has the file open."""
+        if self._fd >= 0:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the file only: what a forked child does with the lock of its parent."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+
+def remove_cold(directory: Path, number: int) -> None:
+    """Remove a cold tier that is not the live one; processes that still read it keep their mapping."""
+    shutil.rmtree(cold_path(directory, number), ignore_errors=True)
+
+
+def disk_bytes(directory: Path) -> int:
+    """Bytes that a store's files take on the disk."""
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(folder, name)).st_blocks * 512
+            except FileNotFoundError:
+                continue  # Removed by a checkpoint meanwhile.
+    return total

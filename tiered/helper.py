@@ -1,0 +1,296 @@
+"""The helper process: checkpoints of all stores of a program, outside its interpreter lock.
+
+One helper serves a whole program.  It is started on first need with `subprocess`
+(never forked, so that it inherits no lock and no thread), isolated from the
+environment, in a session of its own, deaf to SIGINT and SIGTERM, and ends when its
+pipe closes or its parent is gone, after finishing the transaction it is in.
+
+Messages are msgpack maps, one after the other.  To the helper:
+
+    do      open, apply, compact, close
+    store   number that the program gave the store
+    ...     open: directory, compression; apply: segment, until
+
+and from it:
+
+    event   opened, applied, progress, compacted, closed, failed
+    store   as above
+    ...     applied: until, state; failed: error (name of the class), path, message; all: memory
+
+The helper takes a store's APPLY lock at `open` and gives it up at `close`.  After a
+failure it drops the store's environment, so that the next try starts from what is on
+the disk; the program decides whether there is one.
+
+`Job` is one store's work, step by step; the helper drives its jobs in turn, and the
+inline checkpointer drives one in the caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import msgpack
+import zstandard
+
+from tiered import files
+from tiered.checkpoint import Applier
+from tiered.cold import Cold
+from tiered.errors import StoreError
+from tiered.journal import SegmentFile
+from tiered.process import rss_anon_bytes, written_bytes
+
+APPLY_WAIT_SECONDS = 30.0
+"""How long to wait for a helper of a killed program to finish its transaction."""
+_IDLE_SECONDS = 0.25
+_CODE = (
+    "import sys, json; sys.path[:0] = json.loads(sys.argv[1]); "
+    "from tiered import helper; helper.serve(int(sys.argv[2]))"
+)
+
+Event = dict[str, Any]
+
+
+class Job:
+    """One store's checkpoints, by whoever holds its APPLY lock."""
+
+    def __init__(self, store: int, directory: Path, compression: str, cold: Cold | None = None) -> None:
+        self.store = store
+        self.directory = directory
+        self._compression = compression
+        self._lock = files.FileLock(directory / files.APPLY)
+        self._lock.acquire(APPLY_WAIT_SECONDS)
+        self._own = cold is None
+        self._applier: Applier | None = None
+        self._waiting: list[tuple[int, int]] = []
+        self._compaction: Iterator[int] | None = None
+        self._finished: Event | None = None
+        self._peak = 0
+        if cold is not None:
+            self._applier = Applier(directory, cold, compression)
+
+    def submit(self, segment: int, until: int) -> None:
+        """A closed segment is to be applied up to sequence number `until`."""
+        self._waiting.append((segment, until))
+
+    def compact(self) -> None:
+        """Start compaction, unless one is running."""
+        if self._compaction is None:
+            self._compaction = self._open().compaction()
+
+    def finish(self) -> None:
+        """After what waits, give the APPLY lock up."""
+        self._finished = self._event("closed")
+
+    @property
+    def urgent(self) -> bool:
+        """Whether somebody waits for the next step."""
+        return bool(self._waiting or self._finished or self._compaction)
+
+    @property
+    def cold(self) -> Cold:
+        """The live cold tier."""
+        return self._open().cold
+
+    def _open(self) -> Applier:
+        if self._applier is None:
+            number = files.read_current(self.directory)
+            assert number is not None
+            self._applier = Applier(self.directory, Cold(files.cold_path(self.directory, number)), self._compression)
+        return self._applier
+
+    def _event(self, name: str, **details: object) -> Event:
+        self._peak = max(self._peak, rss_anon_bytes())
+        return {"event": name, "store": self.store, "memory": self._peak, "written": written_bytes(), **details}
+
+    def step(self) -> Event | bool:
+        """Do the next piece of work: an event to tell, True for more to do, False for nothing to do."""
+        try:
+            applier = self._open() if self._waiting or self._compaction else self._applier
+            if self._waiting and not (applier and applier.owes):
+                return self._apply()
+            if self._finished is not None and not self._waiting:
+                self.abandon()
+                return self._finished
+            if self._compaction is not None:
+                return self._compact_step()
+            return applier.slice() if applier else False
+        except Exception as error:  # Reported to the program, which decides; the job starts anew.
+            self._reset()
+            name, path = type(error).__name__, getattr(error, "path", str(self.directory))
+            message = error.message if isinstance(error, StoreError) else repr(error)
+            return self._event("failed", error=name, path=path, message=message)
+
+    def _apply(self) -> Event:
+        applier = self._open()
+        waiting, self._waiting = self._waiting, []
+        segments = [SegmentFile(files.segment_path(self.directory, number)) for number, _ in waiting]
+        until = waiting[-1][1]
+        records = applier.apply(segments, until)
+        state = asdict(applier.cold.state())
+        used = applier.cold.used_bytes()
+        return self._event("applied", until=until, records=records, state=state, used=used)
+
+    def _compact_step(self) -> Event | bool:
+        assert self._compaction is not None
+        try:
+            next(self._compaction)
+            return True
+        except StopIteration:
+            self._compaction = None
+            return self._event("compacted", state=asdict(self.cold.state()))
+
+    def _reset(self) -> None:
+        self._waiting = []
+        if self._compaction is not None:
+            self._compaction = None
+        if self._own and self._applier is not None:
+            cold, self._applier = self._applier.cold, None
+            with contextlib.suppress(StoreError):
+                cold.close()
+
+    def abandon(self) -> None:
+        """Give the APPLY lock up now."""
+        self._reset()
+        self._lock.release()
+
+    def disown(self) -> None:
+        """In a forked child: close what was inherited, touching nothing of the parent's."""
+        self._lock.abandon()
+
+
+def serve(parent: int) -> None:
+    """Run as the helper of process `parent` until its pipe closes."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    out = os.dup(1)
+    with open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), 1)
+    jobs: dict[int, Job] = {}
+    unpacker = msgpack.Unpacker()
+    busy = False
+    while os.getppid() == parent:
+        if select.select([0], [], [], 0 if busy else _IDLE_SECONDS)[0]:
+            data = os.read(0, 1 << 16)
+            if not data:
+                return
+            unpacker.feed(data)
+            for message in unpacker:
+                event = _accept(jobs, message)
+                if event:
+                    _send(out, event)
+        busy = False
+        for store, job in list(jobs.items()):
+            result = job.step()
+            busy = busy or bool(result)
+            if isinstance(result, dict):
+                _send(out, result)
+                if result["event"] == "closed":
+                    del jobs[store]
+
+
+def _accept(jobs: dict[int, Job], message: dict[str, Any]) -> Event | None:
+    store, do = message["store"], message["do"]
+    try:
+        if do == "open":
+            jobs[store] = Job(store, Path(message["directory"]), message["compression"])
+            return {"event": "opened", "store": store, "memory": rss_anon_bytes(), "written": written_bytes()}
+        if do == "apply":
+            jobs[store].submit(message["segment"], message["until"])
+        elif do == "compact":
+            jobs[store].compact()
+        elif do == "close":
+            jobs[store].finish()
+    except Exception as error:  # Reported to the program, as in Job.step.
+        text = error.message if isinstance(error, StoreError) else repr(error)
+        path = getattr(error, "path", "")
+        return {"event": "failed", "store": store, "error": type(error).__name__, "path": path, "message": text}
+    return None
+
+
+def _send(fd: int, event: Event) -> None:
+    data = memoryview(msgpack.packb(event))
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+class HelperProcess:
+    """The program's end of the pipes."""
+
+    def __init__(self) -> None:
+        roots = {str(Path(str(module.__file__)).resolve().parents[1]) for module in (lmdb, msgpack, zstandard)}
+        roots.add(str(Path(__file__).resolve().parents[1]))
+        # Raises OSError where no process may be started; the caller then works inline.
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-c", _CODE, json.dumps(sorted(roots)), str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            bufsize=0,
+            cwd="/",
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._in, self._out = self._process.stdin, self._process.stdout
+        os.set_blocking(self._out.fileno(), False)
+        self._unpacker = msgpack.Unpacker()
+        self.dead = False
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def fileno(self) -> int:
+        """What to select on for events."""
+        return self._out.fileno()
+
+    def send(self, message: dict[str, object]) -> None:
+        """Send a message; one to a dead helper is lost, which `events` will tell."""
+        try:
+            self._in.write(msgpack.packb(message))
+        except (BrokenPipeError, ValueError):
+            self.dead = True
+
+    def events(self, deliver: Callable[[Event], None]) -> None:
+        """Deliver what has arrived; `dead` is set when the helper is gone."""
+        while not self.dead:
+            data = None
+            with contextlib.suppress(BlockingIOError):
+                data = self._out.read(1 << 16)
+            if data is None:
+                return
+            if not data:
+                self.dead = True
+            self._unpacker.feed(data)
+            for event in self._unpacker:
+                deliver(event)
+
+    def stop(self) -> None:
+        """Close the pipes and wait for the end."""
+        self.dead = True
+        self._in.close()
+        self._process.wait()
+        self._out.close()
+
+    def disown(self) -> None:
+        """In a forked child: close the inherited pipes; the process is the parent's."""
+        self._in.close()
+        self._out.close()
+        self._process.returncode = 0  # Not ours to wait for.
+
+
+def can_start() -> bool:
+    """Whether there is a Python interpreter to start."""
+    return bool(sys.executable) and not getattr(sys, "frozen", False)

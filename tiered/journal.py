@@ -1,0 +1,375 @@
+"""The journal: every acknowledged write since the last checkpoint, in numbered segments.
+
+A segment is one file, preallocated with zeros and written through a mapping, so that
+a write costs half a microsecond and survives the death of the process.  Where
+preallocation does not reserve the space (`files.reserves_space`) it is written with
+`pwrite` instead, since a mapped write to a full disk is SIGBUS and not an error.
+
+Segment header, 64 bytes, written when the segment becomes the active one:
+
+    offset  size  field
+    0       8     magic "tierjrnl"
+    8       2     version of this layout (1)
+    10      2     zero
+    12      4     seed: a random number that every checksum of the segment starts from
+    16      8     number of the segment, as in its name
+    24      8     sequence number of its first record
+    32      8     highest sequence number known to be synced when it was opened
+    40      4     CRC-32 of the 40 bytes before
+    44      20    zero
+
+Record, 40 bytes and then key and payload:
+
+    0       4     CRC-32 of everything after this field, key and payload included, from the seed
+    4       2     magic 0x7E5D
+    6       1     kind: 1 put, 2 delete, 3 setting, 4 close, 5 clear
+    7       1     flags: 1 another record of the same batch follows
+    8       2     length of the key
+    10      1     codec id
+    11      1     zero
+    12      4     length of the payload
+    16      8     sequence number
+    24      8     highest sequence number known to be synced
+    32      8     deadline in milliseconds since the epoch, 0 for none
+
+A put holds a key's complete new state, never a change to it, so that applying a
+segment twice is the same as once.  A setting has its name as key and its value in
+msgpack as payload.  A close ends a segment and holds the program's time as its
+deadline.  A clear deletes every key with a lower sequence number.  Numbers are little-endian, and
+sequence numbers consecutive within and across segments.  A batch never crosses
+segments.
+
+Crash argument.  When only the process dies, the kernel still has every mapped byte;
+at most the record being written is incomplete, and it was not acknowledged.  When the
+machine dies, any subset of the sectors changed since the last sync is lost.  A bad
+record whose number is above every synced mark that can be found is such a torn tail:
+it and all that follows is dropped.  One at or below a mark was on the disk once, so
+it is damage.  The seed keeps bytes inside values, or left from an older file in the
+same blocks, from looking like records.  Downside: records lost at the very end, with
+no later record to carry a mark, cannot be told from ones never synced.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from zlib import crc32
+
+from tiered import files
+from tiered.errors import CorruptionError, FormatError
+
+HEADER = struct.Struct("<8sHHIQQQI")
+assert HEADER.size == 44
+HEADER_BYTES = 64
+RECORD = struct.Struct("<IHBBHBBIQQq")
+assert RECORD.size == 40
+_CRC = struct.Struct("<I")
+_REST = struct.Struct("<HBBHBBIQQq")
+assert _CRC.size + _REST.size == RECORD.size
+
+_SEGMENT_MAGIC = b"tierjrnl"
+_VERSION = 1
+_MAGIC = 0x7E5D
+_MAGIC_BYTES = _MAGIC.to_bytes(2, "little")
+PUT, DELETE, SETTING, CLOSE, CLEAR = 1, 2, 3, 4, 5
+MORE = 1
+
+SEGMENT_BYTES_MIN = 64 * 1024
+CLOSE_BYTES = RECORD.size
+"""Kept free at the end of every segment, for the record that closes it."""
+
+
+class Entry(NamedTuple):
+    """One record of a segment; its payload lies from `start` to `end`."""
+
+    kind: int
+    flags: int
+    sequence: int
+    synced: int
+    deadline: int
+    codec: int
+    key: bytes
+    start: int
+    end: int
+
+
+class Dirty(NamedTuple):
+    """What the write buffer gives for a key: its latest put."""
+
+    codec: int
+    deadline: int
+    full_key: bytes
+    payload: bytes
+
+
+class SegmentHeader(NamedTuple):
+    """What the header of a segment says."""
+
+    seed: int
+    number: int
+    first: int
+    synced: int
+
+
+class Segment:
+    """One segment that this program writes, and reads back by position."""
+
+    def __init__(self, directory: Path, number: int, capacity: int, mapped: bool) -> None:
+        self.number = number
+        self.capacity = capacity
+        self.path = files.segment_path(directory, number)
+        self.fd = files.preallocate(self.path, capacity)
+        self.map = mmap.mmap(self.fd, capacity) if mapped else None
+        self.position = HEADER_BYTES
+        self.seed = 0
+        self.first = self.last = 0
+
+    def __del__(self) -> None:
+        # Not closed by hand: a thread may be reading the mapping or syncing the file at
+        # this moment, and each of them holds a reference.
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+    def begin(self, first: int, synced: int) -> None:
+        """Write the header: the segment becomes the active one."""
+        self.seed = int.from_bytes(os.urandom(4), "little")
+        self.first, self.last = first, first - 1
+        head = HEADER.pack(_SEGMENT_MAGIC, _VERSION, 0, self.seed, self.number, first, synced, 0)[:40]
+        self.write(0, head + _CRC.pack(crc32(head)))
+
+    def write(self, position: int, data: bytes) -> None:
+        """Put `data` at `position`."""
+        if self.map is not None:
+            self.map[position : position + len(data)] = data
+            return
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self.fd, view, position)
+            view, position = view[written:], position + written
+
+    def _read(self, position: int, size: int) -> bytes:
+        if self.map is not None:
+            return self.map[position : position + size]
+        return os.pread(self.fd, size, position)
+
+    def put_at(self, position: int) -> Dirty:
+        """The put at `position`.  Raises `CorruptionError` if it is not what was written."""
+        head = self._read(position, RECORD.size)
+        crc, _, _, _, key_size, codec, _, payload_size, _, _, deadline = RECORD.unpack(head)
+        body = self._read(position + RECORD.size, key_size + payload_size)
+        if crc32(body, crc32(head[4:], self.seed)) != crc:
+            raise CorruptionError(self.path, f"checksum mismatch at byte {position}", position)
+        return Dirty(codec, deadline, body[:key_size], body[key_size:])
+
+
+class Journal:
+    """The writing end.  Callers hold the store's lock for everything but `sync` and `prepare`."""
+
+    def __init__(self, directory: Path, next_sequence: int, next_number: int, synced: int) -> None:
+        self.directory = directory
+        self.last = next_sequence - 1
+        self.synced = synced
+        self.active: Segment | None = None
+        self.mapped = files.reserves_space(directory)
+        self._next_number = next_number
+        self._capacity = SEGMENT_BYTES_MIN
+        self._prepared: Segment | None = None
+        self._unsynced: list[Segment] = []
+        self._directory_changed = False
+        self._sync_lock = threading.Lock()
+
+    def open_segment(self, room: int, capacity_max: int) -> Segment:
+        """Switch to a new segment with at least `room` bytes for records."""
+        needed = HEADER_BYTES + room + CLOSE_BYTES
+        segment, self._prepared = self._prepared, None
+        if segment is not None and segment.capacity < needed:
+            segment.path.unlink()
+            segment = None
+        if segment is None:
+            segment = Segment(self.directory, self._next_number, max(needed, self._capacity), self.mapped)
+        self._next_number = segment.number + 1
+        self._capacity = max(SEGMENT_BYTES_MIN, min(4 * self._capacity, capacity_max))
+        segment.begin(self.last + 1, self.synced)
+        self._unsynced.append(segment)
+        self._directory_changed = True
+        self.active = segment
+        return segment
+
+    def prepare(self) -> None:
+        """Make the next segment ahead of need, outside the store's lock."""
+        if self._prepared is None and self.active is not None:
+            segment = Segment(self.directory, self.active.number + 1, self._capacity, self.mapped)
+            self._prepared = segment
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the next segment is there already."""
+        return self._prepared is not None
+
+    def append(self, kind: int, flags: int, key: bytes, payload: bytes, codec: int, deadline: int) -> int:
+        """Write one record into the active segment, which must have room; returns its position."""
+        segment = self.active
+        assert segment is not None
+        sequence = self.last + 1
+        body = (
+            _REST.pack(_MAGIC, kind, flags, len(key), codec, 0, len(payload), sequence, self.synced, deadline)
+            + key
+            + payload
+        )
+        position = segment.position
+        end = position + 4 + len(body)
+        data = _CRC.pack(crc32(body, segment.seed)) + body
+        if segment.map is not None:
+            segment.map[position:end] = data
+        else:
+            segment.write(position, data)
+        segment.position = end
+        segment.last = self.last = sequence
+        return position
+
+    def append_batch(self, records: Sequence[tuple[int, bytes, bytes, int, int]]) -> list[int]:
+        """Write `(kind, key, payload, codec, deadline)` records as one batch; returns their positions."""
+        segment = self.active
+        assert segment is not None
+        pack, seed, synced, sequence = _REST.pack, segment.seed, self.synced, self.last
+        position = start = segment.position
+        positions: list[int] = []
+        parts: list[bytes] = []
+        final = len(records) - 1
+        for index, (kind, key, payload, codec, deadline) in enumerate(records):
+            sequence += 1
+            flags = MORE if index < final else 0
+            body = (
+                pack(_MAGIC, kind, flags, len(key), codec, 0, len(payload), sequence, synced, deadline) + key + payload
+            )
+            parts += (_CRC.pack(crc32(body, seed)), body)
+            positions.append(position)
+            position += 4 + len(body)
+        segment.write(start, b"".join(parts))
+        segment.position = position
+        segment.last = self.last = sequence
+        return positions
+
+    def close_segment(self, now_ms: int) -> Segment:
+        """End the active segment with the program's time; there is none after this."""
+        self.append(CLOSE, 0, b"", b"", 0, now_ms)
+        segment, self.active = self.active, None
+        assert segment is not None
+        return segment
+
+    def forget(self, segment: Segment, applied: int) -> None:
+        """A checkpoint holds the whole segment: nothing of it needs syncing any more."""
+        if segment in self._unsynced:
+            self._unsynced.remove(segment)
+        self.synced = max(self.synced, applied)
+        segment.path.unlink(missing_ok=True)
+
+    def sync(self, wanted: int) -> None:
+        """Return when every record up to `wanted` is on the disk.  Threads that wait share one sync.
+
+        Older segments come first and the directory's entries before all, so that "synced"
+        always means a prefix.  Raises OSError; after that nothing may be taken as synced.
+        """
+        with self._sync_lock:
+            if self.synced >= wanted:
+                return
+            target = self.last
+            if self._directory_changed:
+                self._directory_changed = False
+                files.sync_directory(self.directory)
+            for segment in list(self._unsynced):
+                files.sync_data(segment.fd)
+                if segment is not self.active and segment.last <= target and segment in self._unsynced:
+                    self._unsynced.remove(segment)
+            self.synced = max(self.synced, target)
+
+    def discard_empty(self) -> None:
+        """Remove the active and the prepared segment where nothing needs them any more."""
+        for segment in (self.active, self._prepared):
+            if segment is not None:
+                segment.path.unlink(missing_ok=True)
+        self.active = self._prepared = None
+        self._unsynced.clear()
+
+
+def record_bytes(key: bytes, payload: bytes) -> int:
+    """Bytes that a record takes in a segment."""
+    return RECORD.size + len(key) + len(payload)
+
+
+class SegmentFile:
+    """A segment opened for reading: by recovery, by whoever applies it, by read-only handles."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open(path, "rb") as file:
+            self.size = os.fstat(file.fileno()).st_size
+            self._map: mmap.mmap | bytes = (
+                mmap.mmap(file.fileno(), self.size, prot=mmap.PROT_READ) if self.size else b""
+            )
+        self._data = memoryview(self._map)
+        self.header = self._parse_header()
+
+    def _parse_header(self) -> SegmentHeader | None:
+        """The header, None where it is not a valid one.  Raises `FormatError` for a newer layout."""
+        if self.size < HEADER_BYTES:
+            return None
+        magic, version, _, seed, number, first, synced, crc = HEADER.unpack_from(self._map)
+        if magic != _SEGMENT_MAGIC or crc32(self._map[:40]) != crc:
+            return None
+        if version != _VERSION:
+            raise FormatError(self.path, f"journal format {version}; this version knows {_VERSION}")
+        return SegmentHeader(seed, number, first, synced)
+
+    def entry_at(self, position: int) -> Entry | None:
+        """The record at `position`, None if there is no valid one."""
+        header, data = self.header, self._data
+        start = position + RECORD.size
+        if header is None or start > self.size:
+            return None
+        crc, magic, kind, flags, key_size, codec, _, payload_size, sequence, synced, deadline = RECORD.unpack_from(
+            data, position
+        )
+        middle = start + key_size
+        end = middle + payload_size
+        if magic != _MAGIC or end > self.size or crc32(data[position + 4 : end], header.seed) != crc:
+            return None
+        return Entry(kind, flags, sequence, synced, deadline, codec, bytes(data[start:middle]), middle, end)
+
+    def payload(self, entry: Entry) -> bytes:
+        """The payload of a record of this segment."""
+        return bytes(self._data[entry.start : entry.end])
+
+    def blank_after(self, position: int) -> bool:
+        """Whether nothing was ever written from `position` on."""
+        return not any(
+            bytes(self._data[at : at + (1 << 20)]).strip(b"\0") for at in range(position, self.size, 1 << 20)
+        )
+
+    def entries(self) -> Iterator[Entry]:
+        """Valid records from the first on, up to the first that is not valid or not the next in sequence."""
+        if self.header is None:
+            return
+        position, sequence = HEADER_BYTES, self.header.first
+        while (entry := self.entry_at(position)) is not None and entry.sequence == sequence:
+            yield entry
+            position, sequence = entry.end, sequence + 1
+
+    def written_bytes(self, position: int) -> int:
+        """Bytes from `position` to the last one that is not zero."""
+        return len(bytes(self._data[position:]).rstrip(b"\0"))
+
+    def highest_synced(self, position: int) -> int:
+        """The highest synced mark in the header or in any valid record at or after `position`."""
+        highest = self.header.synced if self.header else 0
+        while self.header and (found := self._map.find(_MAGIC_BYTES, position + 4)) >= 0:
+            entry = self.entry_at(found - 4)
+            if entry is not None:
+                highest = max(highest, entry.synced)
+            position = entry.end - 4 if entry is not None else found - 3
+        return highest

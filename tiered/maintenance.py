@@ -1,0 +1,144 @@
+"""The one background thread of a program, and its one helper process, for all its stores.
+
+The thread waits for events from the helper and, between them, calls `tick` of each
+engine, which does what is due and says when to come again.  Everything a tick does
+works without the thread, so that tests call it with a clock of their own.  Thread and
+helper start with the first store that needs them and end with the last one closed.
+Engines are held weakly: a store that nobody refers to any more closes itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import select
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+from tiered.helper import Event, HelperProcess, can_start
+
+if TYPE_CHECKING:
+    from tiered.engine import Engine
+
+TICK_SECONDS_MAX = 1.0
+
+
+class Maintenance:
+    """Thread, helper and the engines they serve."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._engines: dict[int, weakref.ref[Engine]] = {}
+        self._numbers = itertools.count(1)
+        self._thread: threading.Thread | None = None
+        self._process: HelperProcess | None = None
+        self._wake: tuple[int, int] | None = None
+
+    def register(self, engine: Engine) -> int:
+        """Serve an engine from now on; returns its number."""
+        with self._lock:
+            number = next(self._numbers)
+            self._engines[number] = weakref.ref(engine)
+            if self._thread is None:
+                self._wake = os.pipe()
+                for fd in self._wake:
+                    os.set_blocking(fd, False)
+                self._thread = threading.Thread(target=self._run, name="tiered-maintenance", daemon=True)
+                self._thread.start()
+            return number
+
+    def unregister(self, number: int) -> None:
+        """Serve an engine no longer.  With the last one, thread and helper end."""
+        with self._lock:
+            self._engines.pop(number, None)
+            if self._engines or self._thread is None:
+                return
+            thread, self._thread = self._thread, None
+            process, self._process = self._process, None
+            self.wake()
+            self._wake = None  # The thread closes the pipe when it ends.
+        if thread is not threading.current_thread():
+            thread.join()
+        if process is not None:
+            process.stop()
+
+    def wake(self) -> None:
+        """Make the thread look around now."""
+        with self._lock:
+            if self._wake is not None:
+                with contextlib.suppress(BlockingIOError):
+                    os.write(self._wake[1], b"\0")
+
+    def process(self) -> HelperProcess | None:
+        """The helper, started if need be; None where none can be."""
+        with self._lock:
+            if self._process is None or self._process.dead:
+                if self._process is not None:
+                    self._process.stop()
+                    self._process = None
+                if not can_start():
+                    return None
+                with contextlib.suppress(OSError):
+                    self._process = HelperProcess()
+            return self._process
+
+    @property
+    def in_thread(self) -> bool:
+        """Whether the caller is the maintenance thread, which must not wait for itself."""
+        return threading.current_thread() is self._thread
+
+    def _run(self) -> None:
+        thread, wake = threading.current_thread(), self._wake
+        assert wake is not None
+        timeout = 0.0
+        while self._thread is thread:
+            timeout = self.pump(timeout)
+        for fd in wake:
+            os.close(fd)
+
+    def pump(self, timeout: float) -> float:
+        """Wait up to `timeout` seconds for events, deliver them, tick the engines; returns when to come again."""
+        process, wake = self._process, self._wake
+        sources = [wake[0]] if wake else []
+        if process is not None and not process.dead:
+            sources.append(process.fileno())
+        # A closed descriptor in the list means that thread and helper are being stopped.
+        with contextlib.suppress(OSError, ValueError):
+            ready = select.select(sources, [], [], timeout)[0]
+            if wake and wake[0] in ready:
+                os.read(wake[0], 4096)
+        if process is not None:
+            with contextlib.suppress(ValueError):
+                process.events(self._deliver)
+        due = TICK_SECONDS_MAX
+        for reference in list(self._engines.values()):
+            engine = reference()
+            if engine is not None:
+                due = min(due, engine.tick_guarded())
+            del engine
+        return due
+
+    def _deliver(self, event: Event) -> None:
+        with self._lock:
+            reference = self._engines.get(event["store"])
+        engine = reference() if reference else None
+        if engine is not None:
+            engine.on_event(event)
+
+    def disown(self) -> None:
+        """In a forked child: nothing of the parent's thread and helper is ours."""
+        engines = [engine for reference in self._engines.values() if (engine := reference())]
+        if self._process is not None:
+            self._process.disown()
+        if self._wake is not None:
+            for fd in self._wake:
+                os.close(fd)
+        self.__init__()  # type: ignore[misc]
+        for engine in engines:
+            engine.disown()
+
+
+MAINTENANCE = Maintenance()
+os.register_at_fork(after_in_child=MAINTENANCE.disown)

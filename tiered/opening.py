@@ -1,0 +1,214 @@
+"""From a path to an engine: what is there, who has it, what the journal still holds."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tiered import files, recovery
+from tiered.checkpoint import Applier
+from tiered.clock import Clock
+from tiered.cold import Cold
+from tiered.config import Settings
+from tiered.engine import Engine
+from tiered.errors import (
+    ConfigError,
+    CorruptionError,
+    LockedError,
+    NotAStoreError,
+    ReadOnlyError,
+    StoreError,
+    UnsupportedError,
+)
+from tiered.helper import APPLY_WAIT_SECONDS
+from tiered.journal import Journal
+
+LOG = logging.getLogger("tiered")
+FLAGS = {"c": "create if missing", "w": "existing", "r": "existing, read-only", "n": "always new"}
+
+
+def open_engine(
+    path: str | os.PathLike[str],
+    flag: str,
+    explicit: Mapping[str, object],
+    lock_timeout: float,
+    allow_network: bool,
+    clock: Clock,
+) -> Engine:
+    """The engine of the store at `path`.  Raises the errors of `errors` and nothing else."""
+    if flag not in FLAGS:
+        raise ConfigError(f"flag={flag!r} is not one of {', '.join(f'{f!r} ({text})' for f, text in FLAGS.items())}")
+    directory = Path(os.path.abspath(os.fspath(path)))
+    if sys.platform == "win32":
+        raise UnsupportedError(directory, "Windows is not supported: the journal and the locks need a POSIX system")
+    settings = Settings.resolve(explicit, {})  # Wrong arguments are refused before anything is touched.
+    try:
+        _check_path(directory, flag)
+        if not allow_network and (kind := files.filesystem_type(_existing(directory))) in files.NETWORK_FILESYSTEMS:
+            raise UnsupportedError(
+                directory,
+                f"on a network file system ({kind}), where locks and mapped files cannot be trusted; "
+                "use a local disk, or open with allow_network=True",
+            )
+        if flag == "r":
+            return _open_readonly(directory, explicit, clock)
+        return _open_writable(directory, flag, explicit, settings, lock_timeout, clock)
+    except PermissionError as error:
+        raise ReadOnlyError(error.filename or directory, f"{error.strerror}; open with flag='r' to read") from None
+    except OSError as error:
+        if error.errno == 30:
+            raise ReadOnlyError(directory, "the file system is read-only; open with flag='r'") from None
+        raise StoreError(error.filename or directory, f"{error.strerror or error}") from error
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _check_path(directory: Path, flag: str) -> None:
+    if directory.is_dir():
+        names = os.listdir(directory)
+        strange = [name for name in names if not files.is_store_file(name)]
+        if files.CURRENT not in names and strange:
+            raise NotAStoreError(directory, f"a directory that is not a store; it holds {strange[0]!r}")
+        if files.CURRENT not in names and flag in "rw":
+            raise NotAStoreError(directory, "no store there; open with flag='c' to create one")
+    elif directory.exists():
+        raise NotAStoreError(directory, "a file, where a store is a directory")
+    elif flag in "rw":
+        raise NotAStoreError(directory, "no store there; open with flag='c' to create one")
+
+
+def _read_current(directory: Path) -> int | None:
+    try:
+        return files.read_current(directory)
+    except ValueError as error:
+        raise CorruptionError(
+            directory / files.CURRENT, f"{error}; write the name of the newest cold-NNNN into it"
+        ) from None
+
+
+def _open_readonly(directory: Path, explicit: Mapping[str, object], clock: Clock) -> Engine:
+    for attempt in range(5):
+        number = _read_current(directory)
+        assert number is not None
+        try:
+            cold = Cold(files.cold_path(directory, number), readonly=True)
+            break
+        except CorruptionError:
+            # A compaction may have replaced the cold tier between the two steps.
+            if attempt == 4 or _read_current(directory) == number:
+                raise
+    with cold.read() as reader:
+        settings = Settings.resolve(explicit, reader.settings())
+    return Engine(directory, settings, cold, None, None, clock, recovery.Plan())
+
+
+def _open_writable(
+    directory: Path,
+    flag: str,
+    explicit: Mapping[str, object],
+    settings: Settings,
+    lock_timeout: float,
+    clock: Clock,
+) -> Engine:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.ExitStack() as undo:
+        lock = files.FileLock(directory / files.LOCK)
+        lock.acquire(lock_timeout)
+        undo.callback(lock.release)
+        apply_lock = files.FileLock(directory / files.APPLY)
+        try:
+            apply_lock.acquire(APPLY_WAIT_SECONDS)
+        except LockedError:
+            raise LockedError(
+                directory, f"the helper of a program that is gone has not finished within {APPLY_WAIT_SECONDS:.0f} s"
+            ) from None
+        undo.callback(apply_lock.release)
+        if flag == "n":
+            _remove_contents(directory)
+        number = _read_current(directory)
+        if number is None:
+            number = 1
+            _remove_contents(directory)
+            cold = _create(directory, number, settings)
+        else:
+            cold = Cold(files.cold_path(directory, number))
+        undo.callback(cold.close)
+        engine = _recover(directory, cold, explicit, lock, clock)
+        apply_lock.release()
+        undo.pop_all()
+    return engine
+
+
+def _create(directory: Path, number: int, settings: Settings) -> Cold:
+    cold = Cold(files.cold_path(directory, number), create=True)
+    with cold.update() as update:
+        update.put_settings(settings.remembered())
+    files.write_current(directory, number)
+    files.sync_directory(directory.parent)
+    return cold
+
+
+def _remove_contents(directory: Path) -> None:
+    (directory / files.CURRENT).unlink(missing_ok=True)
+    for number in files.segment_numbers(directory):
+        files.segment_path(directory, number).unlink()
+    for number in files.cold_numbers(directory):
+        shutil.rmtree(files.cold_path(directory, number))
+
+
+def _recover(directory: Path, cold: Cold, explicit: Mapping[str, object], lock: files.FileLock, clock: Clock) -> Engine:
+    """Apply what the journal holds, remove its segments, and start the engine after it."""
+    with cold.read() as reader:
+        state = reader.state()
+        remembered = reader.settings()
+    plan = recovery.plan(directory, state.applied)
+    if plan.until > state.applied:
+        records = plan.until - state.applied
+        LOG.info("%s: applying %d records that the journal holds", directory, records)
+        compression = Settings.resolve({}, remembered).compression
+        Applier(directory, cold, compression).apply(plan.segments, plan.until)
+        LOG.info("%s: recovered", directory)
+        with cold.read() as reader:
+            remembered = reader.settings()
+    if plan.torn_at:
+        LOG.warning(
+            "%s: dropped %d bytes of the journal that never reached the disk as a whole, from %s on",
+            directory,
+            plan.dropped_bytes,
+            plan.torn_at,
+        )
+    if state.moved:
+        with cold.update() as update:
+            update.current.moved = False
+    numbers = files.segment_numbers(directory)
+    for number in numbers:
+        files.segment_path(directory, number).unlink()
+    live = int(cold.directory.name.rpartition("-")[2])
+    for number in files.cold_numbers(directory):
+        if number != live:
+            files.remove_cold(directory, number)
+    if numbers:
+        files.sync_directory(directory)
+    plan.segments = []
+    settings = Settings.resolve(explicit, remembered)
+    journal = Journal(directory, plan.until + 1, numbers[-1] + 1 if numbers else 1, plan.until)
+    engine = Engine(directory, settings, cold, journal, lock, clock, plan)
+    changed = {
+        name: value
+        for name, value in settings.remembered().items()
+        if name in explicit and Settings.resolve({}, remembered).remembered()[name] != value
+    }
+    for name, value in changed.items():
+        with engine.lock:
+            sequence = engine.put_setting(name, value)
+        engine.acknowledged(sequence)
+    return engine

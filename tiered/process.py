@@ -1,0 +1,47 @@
+"""What the operating system says of this process, and gives back to it.
+
+Every figure is 0 where the system does not tell (anything but Linux).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import lru_cache
+
+
+def _field(path: str, name: bytes) -> int:
+    try:
+        with open(path, "rb") as lines:
+            for line in lines:
+                if line.startswith(name):
+                    return int(line.split()[1])
+    except OSError:
+        pass
+    return 0
+
+
+def rss_anon_bytes() -> int:
+    """Anonymous resident memory: heap and stacks, without mapped files."""
+    return _field("/proc/self/status", b"RssAnon:") * 1024
+
+
+def written_bytes() -> int:
+    """Bytes this process caused to be written to devices."""
+    return _field("/proc/self/io", b"write_bytes:")
+
+
+@lru_cache(maxsize=1)
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return None
+    return trim
+
+
+def trim_heap() -> None:
+    """Have the C library give its whole free pages back, where it can (glibc)."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)

@@ -1,0 +1,166 @@
+"""Counters, and what users see of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tiered import process
+
+if TYPE_CHECKING:
+    from tiered.engine import Engine
+
+
+@dataclass
+class Counters:
+    """Events since a store was opened.  Counted without a lock where only a hit's cost is at stake: nearly exact."""
+
+    hits: int = 0
+    buffer_hits: int = 0
+    cold_hits: int = 0
+    misses: int = 0
+    promotions: int = 0
+    expired_hot: int = 0
+    checkpoints: int = 0
+    writer_waits: int = 0
+    wait_seconds: float = 0.0
+    helper_peak_rss_anon_bytes: int = 0
+    helper_written_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A store at a glance.  Bytes and seconds; counts are since it was opened."""
+
+    path: str
+    state: str
+    records: int
+    hot_records: int
+    hot_bytes: int
+    dirty_records: int
+    write_buffer_bytes: int
+    hits: int
+    buffer_hits: int
+    cold_hits: int
+    misses: int
+    promotions: int
+    evictions: int
+    checkpoints: int
+    checkpointer: str
+    writer_waits: int
+    wait_seconds: float
+    packed_bytes: int
+    stored_bytes: int
+    disk_bytes: int
+    disk_used_bytes: int
+    dictionary_count: int
+    last_sequence: int
+    synced_sequence: int
+    applied_sequence: int
+    helper_peak_rss_anon_bytes: int
+    helper_written_bytes: int
+    recovery_dropped_bytes: int
+    recovery_torn_at: str
+
+    @property
+    def hit_ratio(self) -> float:
+        """Share of the reads of existing keys that memory answered; 0.0 before the first."""
+        reads = self.hits + self.buffer_hits + self.cold_hits
+        return (self.hits + self.buffer_hits) / reads if reads else 0.0
+
+
+@dataclass(frozen=True)
+class MemoryStats:
+    """Where a store's memory is, in bytes."""
+
+    budget_bytes: int
+    accounted_bytes: int
+    hot_entry_bytes: int
+    hot_table_bytes: int
+    write_buffer_bytes: int
+    process_rss_anon_bytes: int
+    helper_peak_rss_anon_bytes: int
+    hot_tier: str
+    bound: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where one key's record is and what it costs."""
+
+    tiers: tuple[str, ...]
+    dirty: bool
+    ttl_seconds: float | None
+    codec: int
+    payload_bytes: int
+    hot_bytes: int
+    stored_bytes: int
+    compression: str
+    dictionary: int
+
+
+def state_name(engine: Engine) -> str:
+    """One word for the condition a store is in."""
+    if engine.forked:
+        return "forked"
+    if engine.closed:
+        return "closed"
+    if engine.poisoned:
+        return "poisoned"
+    if engine.full or engine.capped:
+        return "full"
+    return "read-only" if engine.journal is None else "open"
+
+
+def stats_of(engine: Engine, records: int) -> Stats:
+    """The figures of an engine now."""
+    counters, journal = engine.counters, engine.journal
+    with engine.cold.read() as reader:
+        dictionaries = len(reader.dictionary_numbers())
+    return Stats(
+        path=str(engine.directory),
+        state=state_name(engine),
+        records=records,
+        hot_records=len(engine.hot.table),
+        hot_bytes=engine.hot.used_bytes,
+        dirty_records=sum(len(buffer.positions) for buffer in engine.buffers),
+        write_buffer_bytes=engine.buffer_bytes,
+        hits=counters.hits,
+        buffer_hits=counters.buffer_hits,
+        cold_hits=counters.cold_hits,
+        misses=counters.misses,
+        promotions=counters.promotions,
+        evictions=engine.hot.evictions,
+        checkpoints=counters.checkpoints,
+        checkpointer=engine.checkpointer.name if engine.checkpointer else "none",
+        writer_waits=counters.writer_waits,
+        wait_seconds=counters.wait_seconds,
+        packed_bytes=engine.state.packed_bytes,
+        stored_bytes=engine.state.stored_bytes,
+        disk_bytes=engine.disk_bytes(),
+        disk_used_bytes=engine.cold_used_bytes,
+        dictionary_count=dictionaries,
+        last_sequence=journal.last if journal else engine.state.applied,
+        synced_sequence=max(journal.synced, engine.state.applied) if journal else engine.state.applied,
+        applied_sequence=engine.state.applied,
+        helper_peak_rss_anon_bytes=counters.helper_peak_rss_anon_bytes,
+        helper_written_bytes=counters.helper_written_bytes,
+        recovery_dropped_bytes=engine.recovery.dropped_bytes,
+        recovery_torn_at=engine.recovery.torn_at,
+    )
+
+
+def memory_stats_of(engine: Engine) -> MemoryStats:
+    """The memory of an engine now."""
+    hot, buffers = engine.hot, engine.buffer_bytes
+    return MemoryStats(
+        budget_bytes=engine.settings.memory,
+        accounted_bytes=hot.used_bytes + buffers,
+        hot_entry_bytes=hot.entry_bytes,
+        hot_table_bytes=hot.used_bytes - hot.entry_bytes,
+        write_buffer_bytes=buffers,
+        process_rss_anon_bytes=process.rss_anon_bytes(),
+        helper_peak_rss_anon_bytes=engine.counters.helper_peak_rss_anon_bytes,
+        hot_tier="heap",
+        bound="accounted: the heap may add fragmentation to it, since no compiled arena holds the hot tier",
+    )

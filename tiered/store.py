@@ -1,0 +1,679 @@
+"""`Store`, the mapping: it forwards to the engine, and answers hits by itself.
+
+A hit takes no lock.  It is one lookup in the hot tier's table and one move in its
+order, each atomic in CPython with its interpreter lock; where the entry leaves between the
+two, the value is simply read again from below.  Closing and forking empty the table, so that every
+later call comes to the engine, which knows.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import warnings
+from collections.abc import (
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    MutableMapping,
+    ValuesView,
+)
+from itertools import islice
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+from tiered import codec, keys, ranges, record
+from tiered.check import Finding, check_engine
+from tiered.clock import Clock
+from tiered.config import SETTINGS, parse_ttl, setting_named
+from tiered.engine import Engine
+from tiered.errors import ConfigError
+from tiered.hot import Expiring, cost, entry_of, value_of
+from tiered.journal import Dirty, record_bytes
+from tiered.opening import open_engine
+from tiered.stats import Explanation, MemoryStats, Stats, memory_stats_of, state_name, stats_of
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_UNSET: Any = object()
+_PLAIN = codec.PLAIN_TYPES
+_RECORD_BYTES = record_bytes(b"", b"")
+CHUNK_RECORDS = 1000
+_COMPRESSIONS = {0: "none", 1: "zstd", 2: "zlib"}
+
+
+class Store(MutableMapping[K, V]):
+    """A mapping larger than memory that survives restarts; made by `tiered.open`.
+
+    Keys are `str`, `bytes`, `int` and tuples of them.  Any number of threads may use one
+    store.  Every method may raise `ClosedError`, `ForkedError`, `CorruptionError`; every
+    method that writes also `ReadOnlyError`, `PoisonedError`, `StoreFullError`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._table = engine.hot.table
+        self._hit = engine.hot.hit
+        self._counters = engine.counters
+        self._lock = engine.lock
+
+    # Reading
+
+    def __getitem__(self, key: K) -> V:
+        try:
+            entry = self._table[key]
+            self._hit(key)
+        except KeyError:
+            return cast(V, self._load(key))
+        kind = entry.__class__
+        self._counters.hits += 1
+        if kind in _PLAIN:
+            return cast(V, entry)
+        if kind is Expiring:
+            return cast(V, self._unexpired(key, entry))
+        return cast(V, value_of(entry))
+
+    def get(self, key: K, default: Any = None) -> Any:
+        """The value under `key`, or `default`."""
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    def __contains__(self, key: object) -> bool:
+        if key in self._table and not isinstance(self._table.get(key), Expiring):
+            return True
+        encoded = keys.encode(key)
+        return self._live(encoded)[1] is not None
+
+    def _unexpired(self, key: K, entry: Expiring) -> Any:
+        if entry.deadline > self._engine.clock.now_ms():
+            return value_of(entry.entry)
+        engine = self._engine
+        with engine.lock:
+            if self._table.get(key) is entry:
+                engine.hot.discard(key)
+                engine.counters.expired_hot += 1
+        return self._load(key)
+
+    def _live(self, encoded: bytes) -> tuple[Any, Dirty | None]:
+        """Where a key was looked for last, and its record unless it expired."""
+        engine = self._engine
+        engine.check_readable()
+        where, found = engine.find(keys.stored(encoded), encoded)
+        if found is not None and 0 < found.deadline <= engine.clock.now_ms():
+            return where, None
+        return where, found
+
+    def _load(self, key: K) -> Any:
+        """The value of a key that is not hot, which it then becomes."""
+        engine = self._engine
+        encoded = keys.encode(key)
+        generation = engine.generation
+        where, found = self._live(encoded)
+        counters = engine.counters
+        if found is None:
+            counters.misses += 1
+            raise KeyError(key)
+        if where is None:
+            counters.cold_hits += 1
+        else:
+            counters.buffer_hits += 1
+        stored_key = keys.stored(encoded)
+        entry = engine.entry_of(stored_key, found)
+        engine.promote(key, stored_key, where, generation, entry, found.deadline)
+        return value_of(entry)
+
+    def get_many(self, wanted: Iterable[K]) -> dict[K, V]:
+        """The values of those keys that exist, in the order asked for.  Cold ones are read in one transaction."""
+        engine = self._engine
+        engine.check_readable()
+        table, hit, now_ms = self._table, self._hit, engine.clock.now_ms()
+        found: dict[K, Any] = {}
+        missing: list[K] = []
+        hits = 0
+        for key in wanted:
+            try:
+                entry = table[key]
+                hit(key)
+            except KeyError:
+                found[key] = _UNSET
+                missing.append(key)
+                continue
+            if entry.__class__ in _PLAIN:
+                found[key] = entry
+            elif entry.__class__ is not Expiring:
+                found[key] = value_of(entry)
+            elif entry.deadline > now_ms:
+                found[key] = value_of(entry.entry)
+            else:
+                found[key] = _UNSET
+                missing.append(key)
+                continue
+            hits += 1
+        engine.counters.hits += hits
+        if missing:
+            self._load_many(missing, found, now_ms)
+            return {key: value for key, value in found.items() if value is not _UNSET}
+        return found
+
+    def _load_many(self, missing: list[K], found: dict[K, Any], now_ms: int) -> None:
+        engine = self._engine
+        counters = engine.counters
+        generation = engine.generation
+        located: list[tuple[K, bytes, Any, Any, int]] = []
+        pending: list[tuple[bytes, bytes, K]] = []
+        for key in missing:
+            encoded = keys.encode(key)
+            stored_key = keys.stored(encoded)
+            where = engine.dirty(stored_key)
+            if where is None:
+                pending.append((stored_key, encoded, key))
+            elif where[1] >= 0:
+                dirty = where[0].segment.put_at(where[1])
+                if not 0 < dirty.deadline <= now_ms:
+                    located.append((key, stored_key, where, engine.entry_of(stored_key, dirty), dirty.deadline))
+        counters.buffer_hits += len(located)
+        if pending:
+            pending.sort()
+            cold = engine.cold
+            with cold.read() as reader:
+                datas = [reader.newest(stored_key) for stored_key, _, _ in pending]
+            for (stored_key, encoded, key), data in zip(pending, datas, strict=True):
+                undone = None if data is None else engine.opened(cold, stored_key, data, encoded)
+                if undone is not None and not 0 < undone.deadline <= now_ms:
+                    located.append((key, stored_key, None, engine.entry_of(stored_key, undone), undone.deadline))
+                    counters.cold_hits += 1
+        counters.misses += len(missing) - len(located)
+        with engine.lock:
+            for key, stored_key, where, entry, deadline in located:
+                found[key] = value_of(entry)
+                engine.promote(key, stored_key, where, generation, entry, deadline)
+
+    # Writing
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self.set(key, value)
+
+    def set(self, key: K, value: V, ttl: float | None = _UNSET) -> None:
+        """Write a value.  Without `ttl` the store's `default_ttl` holds; `ttl=None` means for ever.
+
+        Replaces value and time to live.  Raises `TypeError` for a value that could not be
+        read back exactly, `KeyTooLongError`, `ValueTooLargeError`.
+        """
+        engine = self._engine
+        encoded = keys.encode(key)
+        number, payload = codec.encode(value)
+        entry = value if value.__class__ in _PLAIN else entry_of(number, payload)
+        deadline = self._deadline(ttl)
+        with self._lock:
+            engine.reserve(_RECORD_BYTES + len(encoded) + len(payload))
+            sequence = engine.put(
+                key if key.__class__ is str else keys.canonical(cast(keys.Key, key)),
+                encoded,
+                number,
+                payload,
+                entry,
+                deadline,
+            )
+        if engine.attended:
+            engine.acknowledged(sequence)
+
+    def _deadline(self, ttl: float | None) -> int:
+        """Deadline in milliseconds, 0 for none."""
+        if ttl is _UNSET:
+            ttl = self._engine.settings.default_ttl
+        elif ttl is not None:
+            ttl = parse_ttl(ttl)
+        return 0 if ttl is None else self._engine.clock.now_ms() + max(1, round(ttl * 1000))
+
+    def __delitem__(self, key: K) -> None:
+        if not self._remove(key)[0]:
+            raise KeyError(key)
+
+    def _remove(self, key: K) -> tuple[bool, Any]:
+        """Delete a key; whether it was there, and its value."""
+        engine = self._engine
+        encoded = keys.encode(key)
+        size = record_bytes(encoded, b"")
+        with self._lock:
+            while True:
+                engine.check_writable()
+                found = self._live(encoded)[1]
+                if found is None:
+                    return False, None
+                if not engine.reserve(size, frees=True):
+                    break
+            value = value_of(engine.entry_of(keys.stored(encoded), found))
+            sequence = engine.delete(key, encoded)
+        engine.acknowledged(sequence)
+        return True, value
+
+    def pop(self, key: K, default: Any = _UNSET) -> Any:
+        """Remove a key and return its value, atomically; `default` if it is absent, else KeyError."""
+        existed, value = self._remove(key)
+        if existed:
+            return value
+        if default is _UNSET:
+            raise KeyError(key)
+        return default
+
+    def popitem(self) -> tuple[K, V]:
+        """Remove and return the last key in key order and its value; KeyError if there is none."""
+        while True:
+            last = next(iter(self.keys(reverse=True)), _UNSET)
+            if last is _UNSET:
+                raise KeyError("popitem(): the store is empty")
+            existed, value = self._remove(last)
+            if existed:
+                return last, value
+
+    def setdefault(self, key: K, default: Any = None) -> Any:
+        """The value under `key`, which is `default` from now on if there was none; atomic."""
+        try:
+            return self[key]
+        except KeyError:
+            return self._change(key, lambda found: (default, self._deadline(_UNSET)) if found is None else None)
+
+    def _change(self, key: K, decide: Any) -> Any:
+        """Replace a record by what `decide` makes of it, `(value, deadline)` or None to leave it; the value then."""
+        engine = self._engine
+        encoded = keys.encode(key)
+        stored_key = keys.stored(encoded)
+        with self._lock:
+            while True:
+                engine.check_writable()
+                found = self._live(encoded)[1]
+                decided = decide(found)
+                if decided is None:
+                    assert found is not None
+                    return value_of(engine.entry_of(stored_key, found))
+                value, deadline = decided
+                number, payload = codec.encode(value)
+                if not engine.reserve(record_bytes(encoded, payload)):
+                    break
+            entry = value if value.__class__ in _PLAIN else entry_of(number, payload)
+            sequence = engine.put(keys.canonical(cast(keys.Key, key)), encoded, number, payload, entry, deadline)
+        engine.acknowledged(sequence)
+        return value_of(entry)
+
+    def incr(self, key: K, by: Any = 1) -> Any:
+        """Add `by` to a number, 0 if absent, atomically; returns the sum.  Keeps the time to live.
+
+        Raises `TypeError` if the value there is not an int or float.
+        """
+        if by.__class__ not in (int, float):
+            raise TypeError(f"incr() adds an int or a float, not {type(by).__name__}")
+
+        def add(found: Dirty | None) -> tuple[Any, int]:
+            if found is None:
+                return 0 + by, self._deadline(_UNSET)
+            value = codec.decode(found.codec, found.payload)
+            if value.__class__ not in (int, float):
+                raise TypeError(f"incr() needs an int or float under {key!r}, there is a {type(value).__name__}")
+            return cast(Any, value) + by, found.deadline
+
+        return self._change(key, add)
+
+    def touch(self, key: K, ttl: float | None) -> bool:
+        """Give a key another time to live, in seconds from now, None for ever; False if it is absent."""
+        return self._redeadline(key, self._deadline(ttl))[0]
+
+    def persist(self, key: K) -> bool:
+        """Take a key's time to live away; False if it is absent or had none."""
+        existed, before = self._redeadline(key, 0)
+        return existed and before > 0
+
+    def _redeadline(self, key: K, deadline: int) -> tuple[bool, int]:
+        engine = self._engine
+        encoded = keys.encode(key)
+        stored_key = keys.stored(encoded)
+        with self._lock:
+            while True:
+                engine.check_writable()
+                found = self._live(encoded)[1]
+                if found is None:
+                    return False, 0
+                if found.deadline == deadline:
+                    return True, deadline
+                if not engine.reserve(record_bytes(encoded, found.payload)):
+                    break
+            entry = engine.entry_of(stored_key, found)
+            sequence = engine.put(
+                keys.canonical(cast(keys.Key, key)), encoded, found.codec, found.payload, entry, deadline
+            )
+        engine.acknowledged(sequence)
+        return True, found.deadline
+
+    def ttl(self, key: K) -> float | None:
+        """Seconds left to live, None for ever.  KeyError if the key is absent."""
+        found = self._live(keys.encode(key))[1]
+        if found is None:
+            raise KeyError(key)
+        return (found.deadline - self._engine.clock.now_ms()) / 1000 if found.deadline else None
+
+    def set_many(self, pairs: Mapping[K, V] | Iterable[tuple[K, V]], ttl: float | None = _UNSET) -> None:
+        """Write many values, in chunks of up to 1,000, each of them whole or not at all.  Takes endless iterators."""
+        engine = self._engine
+        deadline_given = ttl
+        source = iter(pairs.items() if isinstance(pairs, Mapping) else pairs)
+        limit = max(engine.share_bytes // 4, 1)
+        batch: list[tuple[Any, bytes, int, bytes, Any, int]] = []
+        size = 0
+        deadline = self._deadline(deadline_given)
+        for key, value in source:
+            encoded = keys.encode(key)
+            number, payload = codec.encode(value)
+            entry = value if value.__class__ in _PLAIN else entry_of(number, payload)
+            plain = key if key.__class__ is str else keys.canonical(cast(keys.Key, key))
+            needed = _RECORD_BYTES + len(encoded) + len(payload)
+            if batch and (len(batch) >= CHUNK_RECORDS or size + needed > limit):
+                self._put_batch(batch, size)
+                batch, size = [], 0
+                deadline = self._deadline(deadline_given)
+            batch.append((plain, encoded, number, payload, entry, deadline))
+            size += needed
+        if batch:
+            self._put_batch(batch, size)
+
+    def _put_batch(self, batch: list[tuple[Any, bytes, int, bytes, Any, int]], size: int) -> None:
+        engine = self._engine
+        with self._lock:
+            engine.reserve(size)
+            sequence = engine.put_many(batch)
+        if engine.attended:
+            engine.acknowledged(sequence)
+
+    def delete_many(self, unwanted: Iterable[K]) -> int:
+        """Delete many keys, in chunks as `set_many`; returns how many of them existed."""
+        engine = self._engine
+        source = iter(unwanted)
+        removed = 0
+        while chunk := [(key, keys.encode(key)) for key in islice(source, CHUNK_RECORDS)]:
+            size = sum(record_bytes(encoded, b"") for _, encoded in chunk)
+            with self._lock:
+                engine.check_writable()
+                engine.reserve(size, frees=True)
+                unique = {encoded: key for key, encoded in chunk}
+                batch = [(key, encoded) for encoded, key in unique.items() if self._live(encoded)[1] is not None]
+                if not batch:
+                    continue
+                sequence = engine.delete_many(batch)
+            removed += len(batch)
+            engine.acknowledged(sequence)
+        return removed
+
+    def update(self, other: Any = (), /, **named: Any) -> None:
+        """Write all of a mapping, of an iterable of pairs, and of keyword arguments; in chunks as `set_many`."""
+        if hasattr(other, "keys") and not isinstance(other, Mapping):
+            other = ((key, other[key]) for key in other.keys())  # noqa: SIM118
+        self.set_many(other)
+        if named:
+            self.set_many(cast("dict[K, V]", named))
+
+    def __ior__(self, other: Any) -> Store[K, V]:
+        self.update(other)
+        return self
+
+    def clear(self) -> None:
+        """Delete everything, at once and atomically."""
+        engine = self._engine
+        with self._lock:
+            engine.check_writable()
+            sequence = engine.clear()
+        engine.acknowledged(sequence)
+
+    # Iteration; in key order, over all tiers, leaving the hot tier as it is
+
+    def __iter__(self) -> Iterator[K]:
+        return self._iterate(ranges.Range(), "keys")
+
+    def __reversed__(self) -> Iterator[K]:
+        return self._iterate(ranges.Range(reverse=True), "keys")
+
+    def __len__(self) -> int:
+        return ranges.count(self._engine)
+
+    def __bool__(self) -> bool:
+        return next(iter(self), _UNSET) is not _UNSET
+
+    def _iterate(self, bounds: ranges.Range, what: str) -> Iterator[Any]:
+        for key, found in ranges.items(self._engine, bounds, what != "keys"):
+            if what == "keys":
+                yield key
+                continue
+            value = value_of(self._engine.entry_of(keys.stored(keys.encode(key)), found))
+            yield value if what == "values" else (key, value)
+
+    def keys(self, prefix: Any = None, start: Any = None, stop: Any = None, reverse: bool = False) -> KeysView[K]:
+        """A view of the keys in key order; of those with a prefix, from `start` up to but without `stop`."""
+        return RangeKeys(self, ranges.Range.of(prefix, start, stop, reverse))
+
+    def values(self, prefix: Any = None, start: Any = None, stop: Any = None, reverse: bool = False) -> ValuesView[V]:
+        """A view of the values in key order; arguments as for `keys`."""
+        return RangeValues(self, ranges.Range.of(prefix, start, stop, reverse))
+
+    def items(self, prefix: Any = None, start: Any = None, stop: Any = None, reverse: bool = False) -> ItemsView[K, V]:
+        """A view of the pairs in key order; arguments as for `keys`."""
+        return RangeItems(self, ranges.Range.of(prefix, start, stop, reverse))
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        if len(self) != len(other):
+            return False
+        return all(key in other and other[key] == value for key, value in self.items())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    # Durability
+
+    def save(self) -> None:
+        """Checkpoint now, and return when the cold tier holds everything written before the call."""
+        self._engine.save()
+
+    def sync(self) -> None:
+        """Return when everything written before the call is on the disk."""
+        engine = self._engine
+        engine.check_writable()
+        assert engine.journal is not None
+        engine.sync(engine.journal.last)
+
+    def compact(self) -> None:
+        """Rewrite the cold tier into as little disk as it needs, while reads and writes go on.
+
+        Needs room for the new copy beside the old one.
+        """
+        self._engine.compact()
+
+    def close(self) -> None:
+        """Checkpoint what is dirty and let go of the files.  Again is allowed and does nothing.
+
+        Raises what kept the last checkpoint from being made; the journal holds its records then.
+        """
+        self._engine.close()
+
+    def __enter__(self) -> Store[K, V]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        engine = getattr(self, "_engine", None)
+        if engine is not None and not engine.closed and not engine.forked:
+            warnings.warn(f"unclosed store {engine.directory}", ResourceWarning, source=self, stacklevel=2)
+            engine.close()
+
+    # Looking inside
+
+    def config_get(self, name: str = "*") -> dict[str, object]:
+        """The settings whose names match, with `*` and `?` as wildcards."""
+        names = fnmatch.filter(sorted(SETTINGS), name)
+        if not names:
+            setting_named(name)
+        return {name: getattr(self._engine.settings, name) for name in names}
+
+    def config_set(self, name: str, value: object) -> None:
+        """Change a setting from now on; all but `memory` are remembered in the store.  Raises `ConfigError`."""
+        setting = setting_named(name)
+        if not setting.runtime:
+            raise ConfigError(f"{name} cannot change while the store is open; close it and open it with {name}=…")
+        parsed = setting.parse(value)
+        engine = self._engine
+        with self._lock:
+            if setting.remembered:
+                engine.check_writable()
+                sequence = engine.put_setting(name, parsed)
+            engine.configure(name, parsed)
+        if setting.remembered:
+            engine.acknowledged(sequence)
+
+    def stats(self) -> Stats:
+        """Figures of the store now.  Costs as much as `len`."""
+        return stats_of(self._engine, len(self))
+
+    def memory_stats(self) -> MemoryStats:
+        """Where the store's memory is."""
+        self._engine.check_readable()
+        return memory_stats_of(self._engine)
+
+    def explain(self, key: K) -> Explanation:
+        """Where a key's record is and what it costs, without promoting it.  KeyError if it is absent."""
+        encoded = keys.encode(key)
+        where, found = self._live(encoded)
+        if found is None:
+            raise KeyError(key)
+        engine = self._engine
+        stored_key = keys.stored(encoded)
+        entry = self._table.get(key, _UNSET)
+        with engine.cold.read() as reader:
+            data = reader.newest(stored_key)
+        cold = None if data is None else record.unpack(stored_key, data)
+        places = {"hot": entry is not _UNSET, "write buffer": where is not None, "cold": cold is not None}
+        return Explanation(
+            tiers=tuple(tier for tier, there in places.items() if there),
+            dirty=where is not None,
+            ttl_seconds=(found.deadline - engine.clock.now_ms()) / 1000 if found.deadline else None,
+            codec=found.codec,
+            payload_bytes=len(found.payload),
+            hot_bytes=0 if entry is _UNSET else cost(keys.canonical(cast(keys.Key, key)), entry),
+            stored_bytes=len(data) if data else 0,
+            compression=_COMPRESSIONS[cold.compression] if cold else "",
+            dictionary=cold.dictionary if cold else 0,
+        )
+
+    def check(self) -> list[Finding]:
+        """What is wrong across the tiers; empty when all is well.  Reads every record."""
+        self._engine.check_readable()
+        return check_engine(self._engine)
+
+    def tick(self) -> float:
+        """Do what the background thread does now and then; returns the seconds until there may be more to do."""
+        return self._engine.tick()
+
+    @property
+    def path(self) -> str:
+        """The store's directory."""
+        return str(self._engine.directory)
+
+    def __repr__(self) -> str:
+        engine = self._engine
+        return (
+            f"<tiered.Store {str(engine.directory)!r} {state_name(engine)}: "
+            f"{engine.state.records:,} records checkpointed, "
+            f"{sum(len(buffer.positions) for buffer in engine.buffers):,} dirty, {engine.hot.used_bytes:,} bytes hot>"
+        )
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"a Store cannot be pickled; open {self.path!r} again where it is needed, with flag='r'")
+
+
+class _RangeView:
+    """What the three views share."""
+
+    _mapping: Store[Any, Any]
+    _what: str
+
+    def __init__(self, store: Store[Any, Any], bounds: ranges.Range) -> None:
+        self._mapping = store
+        self._bounds = bounds
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._mapping._iterate(self._bounds, self._what)
+
+    def __reversed__(self) -> Iterator[Any]:
+        bounds = self._bounds
+        return self._mapping._iterate(ranges.Range(bounds.lower, bounds.upper, not bounds.reverse), self._what)
+
+    def __len__(self) -> int:
+        if not self._bounds.lower and self._bounds.upper is None:
+            return len(self._mapping)
+        return sum(1 for _ in self._mapping._iterate(self._bounds, "keys"))
+
+    def __repr__(self) -> str:
+        return f"<{self._what} of {self._mapping!r}>"
+
+    def _holds(self, key: object) -> bool:
+        return self._bounds.holds(keys.encode(key)) and key in self._mapping
+
+
+class RangeKeys(_RangeView, KeysView[Any]):
+    """Keys of a range."""
+
+    _what = "keys"
+
+    def __contains__(self, key: object) -> bool:
+        return self._holds(key)
+
+
+class RangeValues(_RangeView, ValuesView[Any]):
+    """Values of a range."""
+
+    _what = "values"
+
+    def __contains__(self, value: object) -> bool:
+        return any(found is value or found == value for found in self)
+
+
+class RangeItems(_RangeView, ItemsView[Any, Any]):
+    """Pairs of a range."""
+
+    _what = "items"
+
+    def __contains__(self, item: object) -> bool:
+        if not isinstance(item, tuple) or len(item) != 2:
+            return False
+        key, value = item
+        return self._holds(key) and self._mapping.get(key, _UNSET) == value
+
+
+def open(
+    path: str | os.PathLike[str],
+    flag: str = "c",
+    *,
+    lock_timeout: float = 0.0,
+    allow_network: bool = False,
+    clock: Clock | None = None,
+    **settings: Any,
+) -> Store[Any, Any]:
+    """Open the store in the directory `path`.
+
+    `flag` is as in `dbm`: "c" create if missing, "w" existing, "r" existing and
+    read-only beside any writer, "n" always new.  `settings` are those of `config`:
+    memory, eviction, durability, save, compression, default_ttl, disk, helper.  One
+    process at a time may have a store open for writing; others get `LockedError`,
+    after `lock_timeout` seconds.
+
+    Raises `NotAStoreError`, `LockedError`, `CorruptionError`, `FormatError`,
+    `ReadOnlyError`, `UnsupportedError`, `ConfigError`.  Opens in a few milliseconds,
+    more if a crashed program left a journal to be applied.
+    """
+    return Store(open_engine(path, flag, settings, lock_timeout, allow_network, clock or Clock()))
