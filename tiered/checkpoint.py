@@ -33,7 +33,7 @@ from typing import NamedTuple
 import msgpack
 
 from tiered import files, keys, record
-from tiered.cold import Cold, Reader, Update
+from tiered.cold import Change, Cold, Reader, Update
 from tiered.compression import DICTIONARY_ID_MAX, Compressor, Decompressor, Dictionary, Trainer
 from tiered.errors import CorruptionError
 from tiered.journal import CLEAR, CLOSE, DELETE, PUT, SETTING, Entry, SegmentFile
@@ -108,7 +108,7 @@ class Applier:
             ordered = sorted(pending.latest)
             for at in range(0, len(ordered), _COMPRESS_RECORDS):
                 chunk = ordered[at : at + _COMPRESS_RECORDS]
-                update.write(self._records(chunk, pending, state.time_ms))
+                update.write(self._changes(chunk, pending, state.time_ms))
             if update.expire(state.time_ms, EXPIRE_RECORDS) == EXPIRE_RECORDS:
                 self._expiry_behind = True
             state.applied = max(state.applied, until)
@@ -116,22 +116,21 @@ class Applier:
             self._observe(ordered, pending)
         return len(ordered)
 
-    def _records(self, chunk: Sequence[bytes], pending: _Pending, time_ms: int) -> list[tuple[bytes, bytes | None]]:
-        changes: list[tuple[bytes, bytes | None]] = []
-        compress, pack, is_long = self._compressor.compress, record.pack, keys.is_long
+    def _changes(self, chunk: Sequence[bytes], pending: _Pending, time_ms: int) -> list[Change]:
+        changes: list[Change] = []
+        latest, compress, pack, is_long = pending.latest, self._compressor.compress, record.pack, keys.is_long
         for stored_key in chunk:
-            found = pending.latest[stored_key]
+            found = latest[stored_key]
             if found is None:
-                changes.append((stored_key, None))
+                changes.append((stored_key, None, 0, 0))
                 continue
-            segment, entry = found
-            if entry.deadline and entry.deadline <= time_ms:
-                changes.append((stored_key, None))
+            segment, (_, _, _, _, deadline, codec, key, start, end) = found
+            if 0 < deadline <= time_ms:
+                changes.append((stored_key, None, 0, 0))
                 continue
-            compression, dictionary, body = compress(segment.payload(entry))
-            full_key = entry.key if is_long(stored_key) else b""
-            data = pack(stored_key, entry.codec, compression, dictionary, entry.deadline, full_key, body)
-            changes.append((stored_key, data))
+            compression, dictionary, body = compress(segment.slice(start, end))
+            data = pack(stored_key, codec, compression, dictionary, deadline, key if is_long(stored_key) else b"", body)
+            changes.append((stored_key, data, deadline, end - start))
         return changes
 
     def _observe(self, ordered: Sequence[bytes], pending: _Pending) -> None:
@@ -271,23 +270,23 @@ def _read_pending(segments: Sequence[SegmentFile], applied: int, until: int) -> 
     latest: dict[bytes, tuple[SegmentFile, Entry] | None] = {}
     settings: dict[str, object] = {}
     cleared, time_ms, sequence = False, 0, applied
-    stored = keys.stored
     for segment in segments:
         for entry in segment.entries():
-            if entry.sequence <= applied:
+            kind, _, number, _, deadline, _, key, _, _ = entry
+            if number <= applied:
                 continue
-            if entry.sequence != sequence + 1 or sequence == until:
+            if number != sequence + 1 or sequence == until:
                 break
-            sequence = entry.sequence
-            kind = entry.kind
+            sequence = number
+            stored_key = key if len(key) <= keys.STORED_BYTES_EXACT else keys.stored(key)
             if kind == PUT:
-                latest[stored(entry.key)] = (segment, entry)
+                latest[stored_key] = (segment, entry)
             elif kind == DELETE:
-                latest[stored(entry.key)] = None
+                latest[stored_key] = None
             elif kind == CLOSE:
-                time_ms = entry.deadline
+                time_ms = deadline
             elif kind == SETTING:
-                settings[entry.key.decode()] = msgpack.unpackb(segment.payload(entry))
+                settings[key.decode()] = msgpack.unpackb(segment.payload(entry))
             elif kind == CLEAR:
                 latest.clear()
                 cleared = True

@@ -206,16 +206,14 @@ def _pack_fast(value: object) -> bytes | None:
         pair = _new_packer(default=unknown.append), unknown
     packer, unknown = pair
     try:
-        payload: bytes | None = packer.pack(value)
+        payload: bytes = packer.pack(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         return None
-    if unknown:
-        unknown.clear()
-        payload = None
-    elif len(payload) > _PACKED_BYTES_KEPT:  # type: ignore[arg-type]
-        return payload
-    _packers.append(pair)
-    return payload
+    complete = not unknown
+    unknown.clear()
+    if len(payload) <= _PACKED_BYTES_KEPT:
+        _packers.append(pair)
+    return payload if complete else None
 
 
 def _is_suspect(byte: int) -> bool:

@@ -58,6 +58,10 @@ _DAMAGE = (
 )
 
 
+Change = tuple[bytes, "bytes | None", int, int]
+"""A stored key; its record, None for a deletion; the record's deadline; its payload's length before compression."""
+
+
 @dataclass
 class State:
     """What the cold tier knows of itself; written with every checkpoint."""
@@ -359,39 +363,37 @@ class Update(_Access):
         sealed = crc32(data).to_bytes(4, "little") + data
         self.txn.put(number.to_bytes(2, "big"), sealed, db=self.cold._databases["dictionaries"])
 
-    def write(self, changes: Sequence[tuple[bytes, bytes | None]]) -> None:
-        """Make these the state of their keys, None for a deletion.  Keys ascending, each once."""
+    def write(self, changes: Sequence[Change]) -> None:
+        """Make these the state of their keys.  Keys ascending, each once."""
         txn, cold, state = self.txn, self.cold, self.current
         behind_any = self.entries("records") > 0
         front_any = self.entries("recent") > 0
-        index_any = self.entries("expiry") > 0
         puts: list[tuple[bytes, bytes]] = []
         index_puts: list[tuple[bytes, bytes]] = []
-        get, recent, records = txn.get, cold.recent, cold.records
-        deadline_of, is_marker = record.deadline_of, record.is_marker
-        for key, data in changes:
+        get, recent, records, is_marker = txn.get, cold.recent, cold.records, record.is_marker
+        added = stored_bytes = packed_bytes = 0
+        for key, data, deadline, size in changes:
             front = get(key, None, recent) if front_any else None
             # Whether `records` has the key matters where `recent` has nothing to say, and
             # for a deletion, which needs a marker only over something.
             behind = get(key, None, records) if behind_any and (front is None or data is None) else None
             old = behind if front is None else (None if is_marker(front) else front)
             if old is not None:
-                state.records -= 1
-                state.stored_bytes -= len(old)
-                state.packed_bytes -= _packed_size(old)
-                if index_any and (deadline := deadline_of(old)):
-                    txn.delete(deadline_key(deadline, key), db=cold.expiry)
+                self._forget(key, old)
             if data is not None:
-                state.records += 1
-                state.stored_bytes += len(data)
-                state.packed_bytes += _packed_size(data)
-                if deadline := deadline_of(data):
+                added += 1
+                stored_bytes += len(data)
+                packed_bytes += size
+                if deadline:
                     index_puts.append((deadline_key(deadline, key), b""))
                 puts.append((key, data))
             elif behind is not None:
                 puts.append((key, record.pack_marker(key)))
             elif front is not None:
                 txn.delete(key, db=recent)
+        state.records += added
+        state.stored_bytes += stored_bytes
+        state.packed_bytes += packed_bytes
         if puts:
             with txn.cursor(recent) as cursor:
                 cursor.putmulti(puts)
@@ -399,6 +401,18 @@ class Update(_Access):
             index_puts.sort()
             with txn.cursor(cold.expiry) as cursor:
                 cursor.putmulti(index_puts)
+
+    def _forget(self, key: bytes, old: bytes) -> None:
+        """A live record is replaced or goes: undo what it counted for, its deadline included."""
+        self._uncount(old)
+        if deadline := record.deadline_of(old):
+            self.txn.delete(deadline_key(deadline, key), db=self.cold.expiry)
+
+    def _uncount(self, old: bytes) -> None:
+        state = self.current
+        state.records -= 1
+        state.stored_bytes -= len(old)
+        state.packed_bytes -= _packed_size(old)
 
     def expire(self, until_ms: int, limit: int) -> int:
         """Remove up to `limit` records whose deadline has passed; returns how many entries were due."""
@@ -411,9 +425,7 @@ class Update(_Access):
             data = self.newest(stored_key)
             # Only the deadline in the record itself counts: the key may have been written again.
             if data is not None and record.deadline_of(data) == deadline:
-                self.current.records -= 1
-                self.current.stored_bytes -= len(data)
-                self.current.packed_bytes -= _packed_size(data)
+                self._uncount(data)
                 removed.append(stored_key)
         for stored_key in sorted(removed):
             self.txn.delete(stored_key, db=self.cold.recent)

@@ -123,8 +123,9 @@ class Engine:
         self._background: BaseException | None = None
         self._trimmed_evictions = 0
         clock.advance(self.state.time_ms)
+        MAINTENANCE.add(self)
         if journal is None:
-            self._number = MAINTENANCE.register(self)
+            self._number = MAINTENANCE.serve(self)
 
     # Reading
 
@@ -254,7 +255,7 @@ class Engine:
     def _begin_segment(self, size: int, cleared: bool = False) -> None:
         assert self.journal is not None
         if not self._number:
-            self._number = MAINTENANCE.register(self)
+            self._number = MAINTENANCE.serve(self)
         try:
             segment = self.journal.open_segment(size, max(self.share_bytes, 1 << 16))
         except StoreFullError:
@@ -445,7 +446,7 @@ class Engine:
             self.check_writable()
             if self.checkpointer is None:
                 if not self._number:
-                    self._number = MAINTENANCE.register(self)
+                    self._number = MAINTENANCE.serve(self)
                 self.checkpointer = self._make_checkpointer()
             wanted = self._compactions + 1
             self.checkpointer.compact()
@@ -669,7 +670,7 @@ class Engine:
                 self._close_journal()
             self.hot.clear()
         if self._number:
-            MAINTENANCE.unregister(self._number)
+            MAINTENANCE.dismiss(self._number)
         self.checkpointer = None
         self.buffers = ()
         self.cold.close()

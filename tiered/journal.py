@@ -343,7 +343,11 @@ class SegmentFile:
 
     def payload(self, entry: Entry) -> bytes:
         """The payload of a record of this segment."""
-        return bytes(self._data[entry.start : entry.end])
+        return self.slice(entry.start, entry.end)
+
+    def slice(self, start: int, end: int) -> bytes:
+        """The bytes from `start` to `end`."""
+        return self._map[start:end]
 
     def blank_after(self, position: int) -> bool:
         """Whether nothing was ever written from `position` on."""
@@ -355,10 +359,22 @@ class SegmentFile:
         """Valid records from the first on, up to the first that is not valid or not the next in sequence."""
         if self.header is None:
             return
-        position, sequence = HEADER_BYTES, self.header.first
-        while (entry := self.entry_at(position)) is not None and entry.sequence == sequence:
-            yield entry
-            position, sequence = entry.end, sequence + 1
+        data, size, unpack, seed = self._data, self.size, RECORD.unpack_from, self.header.seed
+        new, start, expected = tuple.__new__, HEADER_BYTES + RECORD.size, self.header.first
+        # The same as `entry_at` for each record, without its calls: half of what reading costs.
+        while start <= size:
+            crc, magic, kind, flags, key_size, codec, _, payload_size, sequence, synced, deadline = unpack(
+                data, start - RECORD.size
+            )
+            middle = start + key_size
+            end = middle + payload_size
+            if magic != _MAGIC or end > size or sequence != expected:
+                return
+            if crc32(data[start - _REST.size : end], seed) != crc:
+                return
+            key = bytes(data[start:middle])
+            yield new(Entry, (kind, flags, sequence, synced, deadline, codec, key, middle, end))
+            start, expected = end + RECORD.size, expected + 1
 
     def written_bytes(self, position: int) -> int:
         """Bytes from `position` to the last one that is not zero."""

@@ -9,8 +9,10 @@ Engines are held weakly: a store that nobody refers to any more closes itself.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
+import logging
 import os
 import select
 import threading
@@ -22,6 +24,7 @@ from tiered.helper import Event, HelperProcess, can_start
 if TYPE_CHECKING:
     from tiered.engine import Engine
 
+LOG = logging.getLogger("tiered")
 TICK_SECONDS_MAX = 1.0
 
 
@@ -31,13 +34,18 @@ class Maintenance:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._engines: dict[int, weakref.ref[Engine]] = {}
+        self._open: weakref.WeakSet[Engine] = weakref.WeakSet()
         self._numbers = itertools.count(1)
         self._thread: threading.Thread | None = None
         self._process: HelperProcess | None = None
         self._wake: tuple[int, int] | None = None
 
-    def register(self, engine: Engine) -> int:
-        """Serve an engine from now on; returns its number."""
+    def add(self, engine: Engine) -> None:
+        """Note an open engine: it is closed when the interpreter ends, and told when the process forks."""
+        self._open.add(engine)
+
+    def serve(self, engine: Engine) -> int:
+        """Tick an engine and deliver its events from now on; returns its number."""
         with self._lock:
             number = next(self._numbers)
             self._engines[number] = weakref.ref(engine)
@@ -49,7 +57,7 @@ class Maintenance:
                 self._thread.start()
             return number
 
-    def unregister(self, number: int) -> None:
+    def dismiss(self, number: int) -> None:
         """Serve an engine no longer.  With the last one, thread and helper end."""
         with self._lock:
             self._engines.pop(number, None)
@@ -129,7 +137,7 @@ class Maintenance:
 
     def disown(self) -> None:
         """In a forked child: nothing of the parent's thread and helper is ours."""
-        engines = [engine for reference in self._engines.values() if (engine := reference())]
+        engines = list(self._open)
         if self._process is not None:
             self._process.disown()
         if self._wake is not None:
@@ -139,6 +147,15 @@ class Maintenance:
         for engine in engines:
             engine.disown()
 
+    def close_all(self) -> None:
+        """At the end of the interpreter: checkpoint and close what is still open."""
+        for engine in list(self._open):
+            try:
+                engine.close()
+            except Exception:
+                LOG.exception("%s: closing it at exit failed; its journal keeps what was written", engine.directory)
+
 
 MAINTENANCE = Maintenance()
 os.register_at_fork(after_in_child=MAINTENANCE.disown)
+atexit.register(MAINTENANCE.close_all)

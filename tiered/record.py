@@ -20,6 +20,7 @@ no payload; it hides an older record in the tree behind (`cold`).  A header cost
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import NamedTuple
 from zlib import crc32
 
@@ -47,6 +48,11 @@ class Record(NamedTuple):
     body: bytes
 
 
+@lru_cache(maxsize=256)
+def _plain_head(codec: int, compression: int, dictionary: int) -> bytes:
+    return _BODY.pack(VERSION, codec, compression, 0, dictionary)
+
+
 def pack(
     stored_key: bytes,
     codec: int,
@@ -58,7 +64,7 @@ def pack(
 ) -> bytes:
     """The bytes kept under `stored_key`; deadline 0 is none, `full_key` is empty but for long keys."""
     if not deadline and not full_key:
-        tail = _BODY.pack(VERSION, codec, compression, 0, dictionary) + body
+        tail = _plain_head(codec, compression, dictionary) + body
     else:
         flags = (HAS_DEADLINE if deadline else 0) | (HAS_KEY if full_key else 0)
         parts = [_BODY.pack(VERSION, codec, compression, flags, dictionary)]

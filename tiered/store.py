@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import sys
 import warnings
 from collections.abc import (
     ItemsView,
@@ -508,7 +509,7 @@ class Store(MutableMapping[K, V]):
 
     def __del__(self) -> None:
         engine = getattr(self, "_engine", None)
-        if engine is not None and not engine.closed and not engine.forked:
+        if engine is not None and not engine.closed and not engine.forked and not sys.is_finalizing():
             warnings.warn(f"unclosed store {engine.directory}", ResourceWarning, source=self, stacklevel=2)
             engine.close()
 
