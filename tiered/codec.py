@@ -50,10 +50,10 @@ A zone is one byte, fold << 7 | kind, and what the kind needs:
 A dtype is NumPy's string for it ("<f8"), or for a structured one [alignment flag, item
 size, [[name, dtype, offset, title or nil], ...]], or [dtype, shape] for a subarray.
 
-Depth.  Lists and dicts nest at least 256 deep; with only msgpack's own types in them
-as deep as msgpack packs (1,024 levels, which is what it unpacks).  Tuples, sets and
-frozensets nest up to 16 deep in one another, since each is unpacked by a call of its
-own (40 KiB of C stack).  Deeper, or a value that contains itself: `TypeError`.
+Depth.  Values nest at least 256 deep; with only msgpack's own types in them as deep as
+msgpack packs (1,024 levels, which is what it unpacks).  Tuples, sets and frozensets
+nest up to 16 deep in one another, since each is unpacked by a call of its own (40 KiB
+of C stack).  Deeper, or a value that contains itself: `TypeError`.
 
 Threads.  All functions are safe to call from any thread, on values that others change
 meanwhile: what is encoded is, for each list, dict or set in the value, one state that

@@ -23,7 +23,7 @@ import contextlib
 import logging
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -466,19 +466,22 @@ class Engine:
         """Let events happen, with the lock let go of; called at one level of it."""
         checkpointer = self.checkpointer
         if checkpointer is not None and checkpointer.name == "inline":
-            self.lock.release()
-            try:
+            with self._unlocked():
                 checkpointer.run()
-            finally:
-                self.lock.acquire()
         elif MAINTENANCE.in_thread:
-            self.lock.release()
-            try:
+            with self._unlocked():
                 MAINTENANCE.pump(0.01)
-            finally:
-                self.lock.acquire()
         else:
             self.changed.wait(0.5)
+
+    @contextlib.contextmanager
+    def _unlocked(self) -> Iterator[None]:
+        """Let go of the lock: nobody may wait for the checkpointer, or be told by it, while holding it."""
+        self.lock.release()
+        try:
+            yield
+        finally:
+            self.lock.acquire()
 
     def on_event(self, event: Event) -> None:
         """The checkpointer's word."""
@@ -686,14 +689,16 @@ class Engine:
             if self.full:
                 self.full = ""
                 self._resubmit()
-            self.checkpointer.finish()
+            with self._unlocked():
+                self.checkpointer.finish()
             limit = self.clock.monotonic() + CLOSE_SECONDS_MAX
             self.wait_for(lambda: self._finished or self._helper_gone() or self.clock.monotonic() > limit)
         if self._aside and not self.poisoned:
             # The helper died meanwhile: what it left is applied here.
             self.checkpointer = InlineCheckpointer(self.directory, self.cold, self.settings.compression, self.on_event)
             self._resubmit()
-            self.checkpointer.finish()
+            with self._unlocked():
+                self.checkpointer.finish()
 
     def _helper_gone(self) -> bool:
         return isinstance(self.checkpointer, HelperCheckpointer) and self.checkpointer.process.dead

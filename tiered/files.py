@@ -3,6 +3,7 @@
     NAME/CURRENT               name of the live cold tier, replaced atomically
     NAME/cold-NNNN/            an LMDB environment
     NAME/journal-NNNNNNNN.log  journal segments
+    NAME/journal-prepared.log  the next one, made ahead of need
     NAME/LOCK                  held (flock) by the program that has the store open for writing
     NAME/APPLY                 held (flock) by whoever writes the cold tier
 
@@ -26,7 +27,7 @@ from pathlib import Path
 
 from tiered.errors import LockedError, StoreFullError
 
-CURRENT, LOCK, APPLY = "CURRENT", "LOCK", "APPLY"
+CURRENT, LOCK, APPLY, PREPARED = "CURRENT", "LOCK", "APPLY", "journal-prepared.log"
 _SEGMENT = re.compile(r"journal-(\d{8})\.log")
 _COLD = re.compile(r"cold-(\d{4})")
 _LEFTOVERS = re.compile(r"CURRENT\.new")
@@ -59,7 +60,9 @@ def cold_numbers(directory: Path) -> list[int]:
 
 def is_store_file(name: str) -> bool:
     """Whether a file of this name may lie in a store's directory."""
-    return name in (CURRENT, LOCK, APPLY) or any(pattern.fullmatch(name) for pattern in (_SEGMENT, _COLD, _LEFTOVERS))
+    return name in (CURRENT, LOCK, APPLY, PREPARED) or any(
+        pattern.fullmatch(name) for pattern in (_SEGMENT, _COLD, _LEFTOVERS)
+    )
 
 
 def read_current(directory: Path) -> int | None:
@@ -121,6 +124,12 @@ def preallocate(path: Path, size: int) -> int:
             raise StoreFullError(path, "no room for the journal; free some space and write again") from None
         raise
     return fd
+
+
+def rename(old: Path, new: Path) -> Path:
+    """Give a file another name in its directory; durable with the next sync of the directory."""
+    os.rename(old, new)
+    return new
 
 
 def is_full(error: OSError) -> bool:

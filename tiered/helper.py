@@ -121,7 +121,8 @@ class Job:
                 return self._apply()
             if self._finished is not None and not self._waiting:
                 self.abandon()
-                return self._finished
+                finished, self._finished = self._finished, None
+                return finished
             if self._compaction is not None:
                 return self._compact_step()
             return applier.slice() if applier else False

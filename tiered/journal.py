@@ -119,10 +119,10 @@ class SegmentHeader(NamedTuple):
 class Segment:
     """One segment that this program writes, and reads back by position."""
 
-    def __init__(self, directory: Path, number: int, capacity: int, mapped: bool) -> None:
-        self.number = number
+    def __init__(self, directory: Path, capacity: int, mapped: bool) -> None:
+        self.number = 0
         self.capacity = capacity
-        self.path = files.segment_path(directory, number)
+        self.path = directory / files.PREPARED
         self.fd = files.preallocate(self.path, capacity)
         self.map = mmap.mmap(self.fd, capacity) if mapped else None
         self.position = HEADER_BYTES
@@ -135,12 +135,14 @@ class Segment:
         if hasattr(self, "fd"):
             os.close(self.fd)
 
-    def begin(self, first: int, synced: int) -> None:
-        """Write the header: the segment becomes the active one."""
+    def begin(self, number: int, first: int, synced: int) -> None:
+        """Write the header and take the number's name: the segment becomes the active one."""
+        self.number = number
         self.seed = int.from_bytes(os.urandom(4), "little")
         self.first, self.last = first, first - 1
         head = HEADER.pack(_SEGMENT_MAGIC, _VERSION, 0, self.seed, self.number, first, synced, 0)[:40]
         self.write(0, head + _CRC.pack(crc32(head)))
+        self.path = files.rename(self.path, files.segment_path(self.path.parent, number))
 
     def write(self, position: int, data: bytes) -> None:
         """Put `data` at `position`."""
@@ -182,19 +184,21 @@ class Journal:
         self._unsynced: list[Segment] = []
         self._directory_changed = False
         self._sync_lock = threading.Lock()
+        self._prepare_lock = threading.Lock()
 
     def open_segment(self, room: int, capacity_max: int) -> Segment:
         """Switch to a new segment with at least `room` bytes for records."""
         needed = HEADER_BYTES + room + CLOSE_BYTES
-        segment, self._prepared = self._prepared, None
-        if segment is not None and segment.capacity < needed:
-            segment.path.unlink()
-            segment = None
-        if segment is None:
-            segment = Segment(self.directory, self._next_number, max(needed, self._capacity), self.mapped)
-        self._next_number = segment.number + 1
+        with self._prepare_lock:
+            segment, self._prepared = self._prepared, None
+            if segment is not None and segment.capacity < needed:
+                segment.path.unlink()
+                segment = None
+            if segment is None:
+                segment = Segment(self.directory, max(needed, self._capacity), self.mapped)
+            segment.begin(self._next_number, self.last + 1, self.synced)
+        self._next_number += 1
         self._capacity = max(SEGMENT_BYTES_MIN, min(4 * self._capacity, capacity_max))
-        segment.begin(self.last + 1, self.synced)
         self._unsynced.append(segment)
         self._directory_changed = True
         self.active = segment
@@ -202,9 +206,9 @@ class Journal:
 
     def prepare(self) -> None:
         """Make the next segment ahead of need, outside the store's lock."""
-        if self._prepared is None and self.active is not None:
-            segment = Segment(self.directory, self.active.number + 1, self._capacity, self.mapped)
-            self._prepared = segment
+        with self._prepare_lock:
+            if self._prepared is None and self.active is not None:
+                self._prepared = Segment(self.directory, self._capacity, self.mapped)
 
     @property
     def prepared(self) -> bool:

@@ -158,7 +158,8 @@ def _create(directory: Path, number: int, settings: Settings) -> Cold:
 
 
 def _remove_contents(directory: Path) -> None:
-    (directory / files.CURRENT).unlink(missing_ok=True)
+    for name in (files.CURRENT, files.PREPARED):
+        (directory / name).unlink(missing_ok=True)
     for number in files.segment_numbers(directory):
         files.segment_path(directory, number).unlink()
     for number in files.cold_numbers(directory):
@@ -189,6 +190,7 @@ def _recover(directory: Path, cold: Cold, explicit: Mapping[str, object], lock: 
     if state.moved:
         with cold.update() as update:
             update.current.moved = False
+    (directory / files.PREPARED).unlink(missing_ok=True)
     numbers = files.segment_numbers(directory)
     for number in numbers:
         files.segment_path(directory, number).unlink()

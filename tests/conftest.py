@@ -1,0 +1,86 @@
+"""Fixtures: stores that are checked and closed after every test, and a watch over what tests leave behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiered
+from tiered.clock import ManualClock
+
+
+def _descriptors() -> set[str]:
+    """What this process has open, apart from what the interpreter and pytest keep."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        if target.startswith("/") and not target.startswith(("/dev/", "/proc/")):
+            found.add(f"{name} {target}")
+    return found
+
+
+def _children() -> set[str]:
+    path = Path(f"/proc/self/task/{os.getpid()}/children")
+    return set(path.read_text().split()) if path.exists() else set()
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Fail a test that leaves a thread, an open file or a child process behind."""
+    threads, descriptors, children = set(threading.enumerate()), _descriptors(), _children()
+    yield
+    deadline = time.monotonic() + 5
+    while True:
+        gc.collect()
+        left: list[object] = [thread for thread in threading.enumerate() if thread not in threads]
+        left += sorted(_descriptors() - descriptors)
+        left += sorted(_children() - children)
+        if not left or time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    assert not left, f"left behind: {left}"
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """A clock that moves only when told to."""
+    return ManualClock()
+
+
+Opener = Callable[..., "tiered.Store[Any, Any]"]
+
+
+@pytest.fixture
+def opener(tmp_path: Path) -> Iterator[Opener]:
+    """Open stores (by default `store.tiered`, 1 MB, inline checkpoints); each is checked and closed afterwards."""
+    opened: list[tiered.Store[Any, Any]] = []
+
+    def open_store(path: str | Path = "store.tiered", flag: str = "c", **settings: Any) -> tiered.Store[Any, Any]:
+        settings.setdefault("memory", "1MB")
+        settings.setdefault("helper", False)
+        store = tiered.open(tmp_path / path, flag, **settings)
+        opened.append(store)
+        return store
+
+    yield open_store
+    for store in opened:
+        if not store._engine.closed:
+            findings = store.check()
+            store.close()
+            assert findings == []
+
+
+@pytest.fixture
+def store(opener: Opener) -> tiered.Store[Any, Any]:
+    """A small store with inline checkpoints."""
+    return opener()
