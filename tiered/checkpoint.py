@@ -39,7 +39,7 @@ from tiered.errors import CorruptionError
 from tiered.journal import CLEAR, CLOSE, DELETE, PUT, SETTING, Entry, SegmentFile
 
 EXPIRE_RECORDS = 4096
-MERGE_RECORDS = 8192
+MERGE_RECORDS = 32_768
 RECENT_RECORDS_MIN = 8192
 COPY_RECORDS = 4096
 COPY_BYTES = 8 << 20
@@ -117,19 +117,20 @@ class Applier:
         return len(ordered)
 
     def _changes(self, chunk: Sequence[bytes], pending: _Pending, time_ms: int) -> list[Change]:
+        latest, pack, exact = pending.latest, record.pack, keys.STORED_BYTES_EXACT
+        found = [latest[stored_key] for stored_key in chunk]
+        live = [put if put is not None and not 0 < put[1][4] <= time_ms else None for put in found]
+        payloads = [put[0].slice(put[1][7], put[1][8]) for put in live if put is not None]
+        compressed = iter(self._compressor.compress_all(payloads))
         changes: list[Change] = []
-        latest, compress, pack, is_long = pending.latest, self._compressor.compress, record.pack, keys.is_long
-        for stored_key in chunk:
-            found = latest[stored_key]
-            if found is None:
+        for stored_key, put in zip(chunk, live, strict=True):
+            if put is None:
                 changes.append((stored_key, None, 0, 0))
                 continue
-            segment, (_, _, _, _, deadline, codec, key, start, end) = found
-            if 0 < deadline <= time_ms:
-                changes.append((stored_key, None, 0, 0))
-                continue
-            compression, dictionary, body = compress(segment.slice(start, end))
-            data = pack(stored_key, codec, compression, dictionary, deadline, key if is_long(stored_key) else b"", body)
+            _, _, _, _, deadline, codec, key, start, end = put[1]
+            compression, dictionary, body = next(compressed)
+            full_key = key if len(stored_key) > exact else b""
+            data = pack(stored_key, codec, compression, dictionary, deadline, full_key, body)
             changes.append((stored_key, data, deadline, end - start))
         return changes
 

@@ -1,0 +1,82 @@
+"""get_many and set_many of `--batch` keys against single calls, per key, hot and cold.
+
+Batches of both kinds take turns on the same store; medians over the batches. Hot: records that fit the budget, read
+before. Cold: records never read since opening, under the smallest budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+from measure import table
+from workload import batches, document, key, open_store, temporary_folder
+
+Pairs = list[tuple[str, Any]]
+
+
+def get_single(store: Any, pairs: Pairs) -> object:
+    return {name: store[name] for name, _ in pairs}
+
+
+def get_many(store: Any, pairs: Pairs) -> object:
+    return store.get_many([name for name, _ in pairs])
+
+
+def set_single(store: Any, pairs: Pairs) -> object:
+    for name, value in pairs:
+        store[name] = value
+    return None
+
+
+def set_many(store: Any, pairs: Pairs) -> object:
+    return store.set_many(pairs)
+
+
+def microseconds(store: Any, pairs: Pairs, size: int, *ways: Callable[[Any, Pairs], object]) -> list[float]:
+    """The median cost per key of each way, which take turns over the batches."""
+    taken: list[list[float]] = [[] for _ in ways]
+    for turn, batch in enumerate(batches(pairs, size)):
+        begin = perf_counter()
+        result = ways[turn % len(ways)](store, list(batch))
+        taken[turn % len(ways)].append((perf_counter() - begin) / len(batch) * 1e6)
+        assert result is None or result == dict(batch), "a batch came back different"
+    return [statistics.median(times) for times in taken]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=60_000)
+    parser.add_argument("--batch", type=int, default=1000)
+    options = parser.parse_args()
+    pairs: Pairs = [(key(number), document(number)) for number in range(options.records)]
+    random.Random(0).shuffle(pairs)
+    rows: list[list[object]] = []
+
+    def row(name: str, figures: list[float]) -> None:
+        rows.append([name, *figures, figures[1] / figures[0]])
+
+    with temporary_folder() as folder:
+        path = folder / "store"
+        with open_store(path, memory=max(64 << 20, options.records * 4000)) as store:
+            row("set, new keys", microseconds(store, pairs, options.batch, set_single, set_many))
+            row("set, hot keys", microseconds(store, pairs, options.batch, set_single, set_many))
+            store.save()
+            get_many(store, pairs)
+            row("get, hot keys", microseconds(store, pairs, options.batch, get_single, get_many))
+        with open_store(path, memory="1MB") as store:
+            row("get, cold keys", microseconds(store, pairs, options.batch, get_single, get_many))
+            stats = store.stats()
+            row("set, cold keys", microseconds(store, pairs, options.batch, set_single, set_many))
+    print(
+        f"{options.records:,} documents, batches of {options.batch:,}; cold gets that were cold: {stats.cold_hits:,}\n"
+    )
+    table(["us per key", "single", "many", "ratio"], rows)
+
+
+if __name__ == "__main__":
+    main()
