@@ -14,6 +14,7 @@ import pytest
 
 import tiered
 from tiered.clock import ManualClock
+from tiered.maintenance import MAINTENANCE
 
 
 def _descriptors() -> set[str]:
@@ -60,24 +61,37 @@ def clock() -> ManualClock:
 Opener = Callable[..., "tiered.Store[Any, Any]"]
 
 
+def without_background(store: tiered.Store[Any, Any]) -> tiered.Store[Any, Any]:
+    """Keep the maintenance thread away from a store: only the test's own calls do anything."""
+    MAINTENANCE.dismiss(store._engine._number)
+    store._engine._number = -1
+    return store
+
+
 @pytest.fixture
 def opener(tmp_path: Path) -> Iterator[Opener]:
-    """Open stores (by default `store.tiered`, 1 MB, inline checkpoints); each is checked and closed afterwards."""
+    """Open stores (by default `store.tiered`, 1 MB, inline checkpoints); each is checked and closed afterwards.
+
+    `stepwise=True` keeps the background thread away as well.
+    """
     opened: list[tiered.Store[Any, Any]] = []
 
-    def open_store(path: str | Path = "store.tiered", flag: str = "c", **settings: Any) -> tiered.Store[Any, Any]:
+    def open_store(
+        path: str | Path = "store.tiered", flag: str = "c", stepwise: bool = False, **settings: Any
+    ) -> tiered.Store[Any, Any]:
         settings.setdefault("memory", "1MB")
         settings.setdefault("helper", False)
         store = tiered.open(tmp_path / path, flag, **settings)
         opened.append(store)
-        return store
+        return without_background(store) if stepwise else store
 
     yield open_store
+    findings = []
     for store in opened:
         if not store._engine.closed:
-            findings = store.check()
+            findings += store.check()
             store.close()
-            assert findings == []
+    assert findings == []
 
 
 @pytest.fixture

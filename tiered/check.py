@@ -52,7 +52,7 @@ def _check_hot(engine: Engine, reader: Reader, findings: list[Finding]) -> None:
     for key, entry in list(engine.hot.table.items()):
         deadline = 0
         if entry.__class__ is Expiring:
-            entry, deadline = entry.entry, entry.deadline
+            entry, deadline = entry
         encoded = keys.encode(key)
         stored_key = keys.stored(encoded)
         where = engine.dirty(stored_key)

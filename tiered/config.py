@@ -18,6 +18,8 @@ from tiered.schedule import SavePoints
 
 MEMORY_BYTES_MIN = 1 << 20
 TTL_SECONDS_MAX = 10**10
+NUMBER_MAX = (1 << 63) - 1
+"""What a store can remember of a size, of seconds, or of changes."""
 
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "KB": 1 << 10, "M": 1 << 20, "MB": 1 << 20}
 _UNITS |= {"G": 1 << 30, "GB": 1 << 30, "T": 1 << 40, "TB": 1 << 40}
@@ -26,10 +28,12 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 def parse_size(value: object) -> int:
     """Bytes from an int or from text such as "64MB" or "1.5GB"; 1 KB is 1024 bytes, as in Redis."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= NUMBER_MAX:
         return value
     if isinstance(value, str) and (match := _SIZE.fullmatch(value)) and match[2].upper() in _UNITS:
-        return int(float(match[1]) * _UNITS[match[2].upper()])
+        size = float(match[1]) * _UNITS[match[2].upper()]
+        if size < NUMBER_MAX:
+            return int(size)
     raise ConfigError(f"{value!r} is not a size; give bytes as an int, or text such as '64MB' or '1.5GB'")
 
 
@@ -63,10 +67,10 @@ def parse_save(value: object) -> SavePoints:
             pairs = [(int(seconds), int(changes)) for seconds, changes in value]
         else:
             raise ValueError
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise ConfigError(f"save={value!r} is not a list of 'seconds changes' pairs, such as '900 1 60 1000'") from None
-    if any(seconds < 0 or changes < 1 for seconds, changes in pairs):
-        raise ConfigError(f"save={value!r}: seconds must be at least 0 and changes at least 1")
+    if not all(0 <= seconds <= NUMBER_MAX and 1 <= changes <= NUMBER_MAX for seconds, changes in pairs):
+        raise ConfigError(f"save={value!r}: seconds must be at least 0, changes at least 1, both below 2**63")
     return tuple(pairs)
 
 

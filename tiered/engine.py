@@ -55,7 +55,7 @@ from tiered.stats import Counters
 from tiered.write_buffer import WriteBuffer
 
 LOG = logging.getLogger("tiered")
-BUFFER_SHARE = 3
+BUFFER_SHARE = 2
 """The write buffer takes at most the budget divided by this."""
 SEGMENT_BYTES_MAX = 64 << 20
 SEGMENT_RECORDS_MAX = 65_536
@@ -237,7 +237,8 @@ class Engine:
                 return False
             self.rotate()
         waited = False
-        while sum(buffer.used_bytes() for buffer in self._aside) > self.share_bytes:
+        # A buffer set aside is a little over its share, since it is closed when it has reached it.
+        while sum(buffer.used_bytes() for buffer in self._aside) > self.share_bytes * 5 // 4:
             if not waited:
                 self.counters.writer_waits += 1
                 began = self.clock.monotonic()
@@ -384,6 +385,7 @@ class Engine:
         self.always = self.settings.durability == "always"
         if name == "disk":
             self.capped = self.settings.disk is not None and self.cold_used_bytes > self.settings.disk
+        self._room_until = -1  # The active buffer may be over its share of a smaller budget.
         self._rebudget()
 
     def sync(self, sequence: int) -> None:

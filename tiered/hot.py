@@ -2,13 +2,15 @@
 
 Entries are of four kinds, told apart by their class alone so that a hit costs no more:
 
-    str bytes int float bool None    immutable values, kept as they are
-    Packed and its siblings          encoded values (`bytes` subclasses), decoded at each read
-    Expiring                         one of the above with a deadline
+    str bytes int float bool None     immutable values, kept as they are
+    bytearray                         a value encoded with msgpack, decoded at each read
+    PackedSurrogate, PackedArray      the same with lone surrogates; a NumPy array
+    tuple                             (one of the above, its deadline in milliseconds)
 
-A `bytes` subclass without attributes is invisible to the garbage collector and takes
-no more than the bytes do; a tuple or an object around the payload would cost 70 bytes
-more and a visit by every full collection.
+No value that can be stored is a bytearray, and tuples are always encoded, so neither
+is ever a value itself.  A bytearray is invisible to the garbage collector, and so is a
+tuple of such things after its first pass, so that a collection does not walk millions of entries;
+instances of a subclass of `bytes` would all be visited.
 
 Accounting: an entry costs what the allocator hands out for key and entry (sizes
 rounded up to 16 bytes, and 16 more above 512 bytes, where malloc takes over), and the
@@ -18,8 +20,9 @@ store's lock, except reads of `table` and `hit`, which are atomic.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from sys import getsizeof
-from typing import Any, NamedTuple
+from typing import Any
 
 from tiered import codec
 from tiered.eviction import POLICIES
@@ -32,12 +35,6 @@ EVICTIONS_PER_CALL_MAX = 4096
 _TABLE_REVIEW = 256
 
 
-class Packed(bytes):
-    """A value encoded with msgpack."""
-
-    __slots__ = ()
-
-
 class PackedSurrogate(bytes):
     """A value encoded with msgpack, with lone surrogates in it."""
 
@@ -45,28 +42,25 @@ class PackedSurrogate(bytes):
 
 
 class PackedArray(bytes):
-    """A NumPy array."""
+    """A NumPy array; its memory is shared by what reads give out, so it must not be writable."""
 
     __slots__ = ()
 
 
-class Expiring(NamedTuple):
-    """An entry with a deadline in milliseconds since the epoch."""
-
-    entry: Any
-    deadline: int
-
-
+Packed = bytearray
+Expiring: type[tuple[Any, int]] = tuple
 _CLASSES = {codec.MSGPACK: Packed, codec.MSGPACK_SURROGATE: PackedSurrogate, codec.NDARRAY: PackedArray}
-DECODERS = {packed: codec.DECODERS[number] for number, packed in _CLASSES.items()}
+DECODERS: dict[type, Callable[[Any], Any]] = {packed: codec.DECODERS[number] for number, packed in _CLASSES.items()}
 _PACKED_MARKS = frozenset((*range(0x80, 0xA0), *range(0xC7, 0xCA), *range(0xD4, 0xD9), *range(0xDC, 0xE0)))
 """First bytes of msgpack's maps, arrays and extension types: what is not an immutable scalar."""
 
 
 def entry_of(number: int, payload: bytes) -> Any:
     """The entry that keeps a payload hot.  Raises ValueError if it cannot be decoded."""
+    if number == codec.MSGPACK and payload[0] in _PACKED_MARKS:
+        return bytearray(payload)
     packed = _CLASSES.get(number)
-    if packed is None or (number == codec.MSGPACK and payload[0] not in _PACKED_MARKS):
+    if packed is None or packed is Packed:
         return codec.decode(number, payload)
     return packed(payload)
 
@@ -90,12 +84,21 @@ def key_cost(key: Any) -> int:
 
 def cost(key: Any, entry: Any) -> int:
     """Bytes the allocator gives for a key and its entry."""
-    size = getsizeof(key) if key.__class__ is not tuple else key_cost(key)
-    total = (size + 15) & ~15
-    if entry.__class__ is Expiring:
-        total += 192  # The tuple, its deadline, and its place among the deadlines.
-        entry = entry.entry
+    total = (getsizeof(key) + 15) & ~15 if key.__class__ is not tuple else key_cost(key)
+    kind = entry.__class__
+    if kind is Expiring:
+        total += EXPIRING_BYTES
+        entry = entry[0]
+        kind = entry.__class__
+    if kind is Packed:
+        # The object, and its buffer with a zero byte at the end.
+        size = len(entry)
+        return total + ((size + 80) & ~15 if size < 512 else (size + 96) & ~15)
     return total + _allocated(getsizeof(entry))
+
+
+EXPIRING_BYTES = 192
+"""The tuple, its deadline, and its place among the deadlines."""
 
 
 class HotTier:
@@ -105,6 +108,8 @@ class HotTier:
         self.policy = POLICIES[policy]()
         self.table = self.policy.table
         self.hit = self.policy.hit
+        self._insert = self.policy.insert
+        self._victim = self.policy.victim
         self.budget_bytes = budget_bytes
         self.entry_bytes = 0
         self.evictions = 0
@@ -119,16 +124,14 @@ class HotTier:
 
     def put(self, key: Any, entry: Any, deadline: int) -> None:
         """Keep an entry, evicting others over the budget; one too large for it is not kept."""
-        old = self.table.get(key)
-        if old is not None or key in self.table:
-            self._drop(key, old)
+        if key in self.table:
+            self.discard(key)
         if deadline:
-            entry = Expiring(entry, deadline)
+            entry = (entry, deadline)
         size = cost(key, entry)
         if size * VALUE_SHARE_MAX > self.budget_bytes:
-            self.policy.remove(key)
             return
-        self.policy.insert(key, entry)
+        self._insert(key, entry)
         self.entry_bytes += size
         if deadline:
             self.deadlines.add(key, deadline)
@@ -143,22 +146,22 @@ class HotTier:
         """Account for an entry that leaves."""
         self.entry_bytes -= cost(key, entry)
         if entry.__class__ is Expiring:
-            self.deadlines.discard(key, entry.deadline)
+            self.deadlines.discard(key, entry[1])
 
     def shrink(self) -> bool:
         """Evict down to the budget; False if more is left than one call may evict."""
-        victim = self.policy.victim
+        victim, drop = self._victim, self._drop
+        room = self.budget_bytes - self._table_bytes
         for _ in range(EVICTIONS_PER_CALL_MAX):
-            if self.entry_bytes + self._table_bytes <= self.budget_bytes:
+            if self.entry_bytes <= room:
                 return True
             try:
-                self._drop(*victim())
+                drop(*victim())
             except KeyError:
                 self.entry_bytes = 0
                 return True
             self.evictions += 1
-            if not self.evictions & 0xFF:
-                self._table_bytes = self.policy.table_bytes()
+        self._table_bytes = self.policy.table_bytes()
         return False
 
     def discard(self, key: Any) -> None:
@@ -171,7 +174,7 @@ class HotTier:
         due = self.deadlines.due(now_ms, limit)
         for key in due:
             entry = self.table.get(key)
-            if entry.__class__ is Expiring and entry.deadline <= now_ms:
+            if entry.__class__ is Expiring and entry[1] <= now_ms:
                 self.entry_bytes -= cost(key, self.policy.remove(key))
         return len(due)
 

@@ -66,9 +66,11 @@ class Maintenance:
             thread, self._thread = self._thread, None
             process, self._process = self._process, None
             self.wake()
-            self._wake = None  # The thread closes the pipe when it ends.
+            wake, self._wake = self._wake, None
         if thread is not threading.current_thread():
             thread.join()
+        for fd in wake or ():
+            os.close(fd)
         if process is not None:
             process.stop()
 
@@ -98,23 +100,22 @@ class Maintenance:
         return threading.current_thread() is self._thread
 
     def _run(self) -> None:
-        thread, wake = threading.current_thread(), self._wake
-        assert wake is not None
+        thread = threading.current_thread()
         timeout = 0.0
         while self._thread is thread:
             timeout = self.pump(timeout)
-        for fd in wake:
-            os.close(fd)
 
     def pump(self, timeout: float) -> float:
         """Wait up to `timeout` seconds for events, deliver them, tick the engines; returns when to come again."""
         process, wake = self._process, self._wake
-        sources = [wake[0]] if wake else []
-        if process is not None and not process.dead:
-            sources.append(process.fileno())
-        # A closed descriptor in the list means that thread and helper are being stopped.
+        poller = select.poll()
+        # A closed descriptor among these means that thread and helper are being stopped.
         with contextlib.suppress(OSError, ValueError):
-            ready = select.select(sources, [], [], timeout)[0]
+            if wake:
+                poller.register(wake[0], select.POLLIN)
+            if process is not None and not process.dead:
+                poller.register(process.fileno(), select.POLLIN)
+            ready = [fd for fd, _ in poller.poll(timeout * 1000)]
             if wake and wake[0] in ready:
                 os.read(wake[0], 4096)
         if process is not None:

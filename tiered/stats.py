@@ -13,9 +13,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Counters:
-    """Events since a store was opened.  Counted without a lock where only a hit's cost is at stake: nearly exact."""
+    """Events since a store was opened.  Hits are counted by `store`, without a lock: nearly exact."""
 
-    hits: int = 0
     buffer_hits: int = 0
     cold_hits: int = 0
     misses: int = 0
@@ -112,7 +111,7 @@ def state_name(engine: Engine) -> str:
     return "read-only" if engine.journal is None else "open"
 
 
-def stats_of(engine: Engine, records: int) -> Stats:
+def stats_of(engine: Engine, records: int, hits: int) -> Stats:
     """The figures of an engine now."""
     counters, journal = engine.counters, engine.journal
     with engine.cold.read() as reader:
@@ -125,7 +124,7 @@ def stats_of(engine: Engine, records: int) -> Stats:
         hot_bytes=engine.hot.used_bytes,
         dirty_records=sum(len(buffer.positions) for buffer in engine.buffers),
         write_buffer_bytes=engine.buffer_bytes,
-        hits=counters.hits,
+        hits=hits,
         buffer_hits=counters.buffer_hits,
         cold_hits=counters.cold_hits,
         misses=counters.misses,

@@ -31,7 +31,7 @@ from tiered.clock import Clock
 from tiered.config import SETTINGS, parse_ttl, setting_named
 from tiered.engine import Engine
 from tiered.errors import ConfigError
-from tiered.hot import Expiring, cost, entry_of, value_of
+from tiered.hot import Expiring, Packed, cost, entry_of, value_of
 from tiered.journal import Dirty, record_bytes
 from tiered.opening import open_engine
 from tiered.stats import Explanation, MemoryStats, Stats, memory_stats_of, state_name, stats_of
@@ -40,6 +40,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _UNSET: Any = object()
+_DECODE = codec.DECODERS[codec.MSGPACK]
 _PLAIN = codec.PLAIN_TYPES
 _RECORD_BYTES = record_bytes(b"", b"")
 CHUNK_RECORDS = 1000
@@ -58,7 +59,7 @@ class Store(MutableMapping[K, V]):
         self._engine = engine
         self._table = engine.hot.table
         self._hit = engine.hot.hit
-        self._counters = engine.counters
+        self._hits = 0
         self._lock = engine.lock
 
     # Reading
@@ -68,14 +69,27 @@ class Store(MutableMapping[K, V]):
             entry = self._table[key]
             self._hit(key)
         except KeyError:
-            return cast(V, self._load(key))
+            return self._load(key)  # type: ignore[no-any-return]
+        self._hits += 1
+        if type(entry) is str or type(entry) is bytes:
+            return entry  # type: ignore[return-value]
+        return self._given(key, entry)  # type: ignore[no-any-return]
+
+    def _given(self, key: Any, entry: Any) -> Any:
+        """What a hot entry gives to a reader."""
         kind = entry.__class__
-        self._counters.hits += 1
-        if kind in _PLAIN:
-            return cast(V, entry)
-        if kind is Expiring:
-            return cast(V, self._unexpired(key, entry))
-        return cast(V, value_of(entry))
+        if kind is Packed:
+            return _DECODE(entry)
+        if kind is not Expiring:
+            return value_of(entry)
+        if entry[1] > self._engine.clock.now_ms():
+            return value_of(entry[0])
+        engine = self._engine
+        with engine.lock:
+            if self._table.get(key) is entry:
+                engine.hot.discard(key)
+                engine.counters.expired_hot += 1
+        return self._load(key)
 
     def get(self, key: K, default: Any = None) -> Any:
         """The value under `key`, or `default`."""
@@ -89,16 +103,6 @@ class Store(MutableMapping[K, V]):
             return True
         encoded = keys.encode(key)
         return self._live(encoded)[1] is not None
-
-    def _unexpired(self, key: K, entry: Expiring) -> Any:
-        if entry.deadline > self._engine.clock.now_ms():
-            return value_of(entry.entry)
-        engine = self._engine
-        with engine.lock:
-            if self._table.get(key) is entry:
-                engine.hot.discard(key)
-                engine.counters.expired_hot += 1
-        return self._load(key)
 
     def _live(self, encoded: bytes) -> tuple[Any, Dirty | None]:
         """Where a key was looked for last, and its record unless it expired."""
@@ -148,14 +152,14 @@ class Store(MutableMapping[K, V]):
                 found[key] = entry
             elif entry.__class__ is not Expiring:
                 found[key] = value_of(entry)
-            elif entry.deadline > now_ms:
-                found[key] = value_of(entry.entry)
+            elif entry[1] > now_ms:
+                found[key] = value_of(entry[0])
             else:
                 found[key] = _UNSET
                 missing.append(key)
                 continue
             hits += 1
-        engine.counters.hits += hits
+        self._hits += hits
         if missing:
             self._load_many(missing, found, now_ms)
             return {key: value for key, value in found.items() if value is not _UNSET}
@@ -409,9 +413,10 @@ class Store(MutableMapping[K, V]):
 
     def update(self, other: Any = (), /, **named: Any) -> None:
         """Write all of a mapping, of an iterable of pairs, and of keyword arguments; in chunks as `set_many`."""
+        pairs = other
         if hasattr(other, "keys") and not isinstance(other, Mapping):
-            other = ((key, other[key]) for key in other.keys())  # noqa: SIM118
-        self.set_many(other)
+            pairs = ((key, other[key]) for key in other.keys())  # noqa: SIM118
+        self.set_many(pairs)
         if named:
             self.set_many(cast("dict[K, V]", named))
 
@@ -539,7 +544,7 @@ class Store(MutableMapping[K, V]):
 
     def stats(self) -> Stats:
         """Figures of the store now.  Costs as much as `len`."""
-        return stats_of(self._engine, len(self))
+        return stats_of(self._engine, len(self), self._hits)
 
     def memory_stats(self) -> MemoryStats:
         """Where the store's memory is."""
@@ -555,9 +560,11 @@ class Store(MutableMapping[K, V]):
         engine = self._engine
         stored_key = keys.stored(encoded)
         entry = self._table.get(key, _UNSET)
-        with engine.cold.read() as reader:
-            data = reader.newest(stored_key)
-        cold = None if data is None else record.unpack(stored_key, data)
+        data = cold = None
+        if where is None:  # Else the cold tier has an older record at most, which is nobody's any more.
+            with engine.cold.read() as reader:
+                data = reader.newest(stored_key)
+            cold = None if data is None else record.unpack(stored_key, data)
         places = {"hot": entry is not _UNSET, "write buffer": where is not None, "cold": cold is not None}
         return Explanation(
             tiers=tuple(tier for tier, there in places.items() if there),

@@ -20,6 +20,9 @@ from tiered.journal import HEADER_BYTES, Dirty, Segment
 ENTRY_BYTES = 33 + 16 + 32
 """A stored key as a bytes object with its rounding, and an int: what an entry takes beside key and table."""
 
+DEADLINE_BYTES = 32
+"""An int, for keys that have a deadline."""
+
 
 class WriteBuffer:
     """Positions of the dirty records in one segment."""
@@ -34,8 +37,10 @@ class WriteBuffer:
 
     def put(self, stored_key: bytes, position: int, deadline: int) -> None:
         """The latest record of a key is at `position`."""
-        self.positions[stored_key] = position
-        self.key_bytes += len(stored_key)
+        positions = self.positions
+        if stored_key not in positions:
+            self.key_bytes += len(stored_key)
+        positions[stored_key] = position
         if deadline:
             self.deadlines[stored_key] = deadline
         elif self.deadlines:
@@ -53,6 +58,8 @@ class WriteBuffer:
     def used_bytes(self) -> int:
         """What the buffer takes of the budget: the segment's bytes in use and the index over them."""
         index = sys.getsizeof(self.positions) + len(self.positions) * ENTRY_BYTES + self.key_bytes
+        if self.deadlines:
+            index += sys.getsizeof(self.deadlines) + len(self.deadlines) * DEADLINE_BYTES
         return self.segment.position - HEADER_BYTES + index + sys.getsizeof(self._sorted)
 
     def sorted_keys(self) -> list[bytes]:

@@ -5,7 +5,7 @@ hit must not look a key up twice.  Its contract:
 
     table               the mapping from key to entry that hits read, without a lock
     hit(key)            note a read; KeyError if the key has left meanwhile; atomic
-    insert(key, entry)  put an entry, the newest; replaces one under the same key
+    insert(key, entry)  put an entry, the newest, under a key that is not there
     remove(key)         take an entry out and return it, None if there is none
     victim()            take out the entry that leaves first, return (key, entry); KeyError if empty
     table_bytes()       memory of the table itself, without keys and entries
@@ -26,10 +26,10 @@ class Policy(Protocol):
 
     table: Mapping[Any, Any]
     hit: Callable[[Any], None]
+    insert: Callable[[Any, Any], None]
+    victim: Callable[[], tuple[Any, Any]]
 
-    def insert(self, key: Any, entry: Any) -> None: ...
     def remove(self, key: Any) -> Any: ...
-    def victim(self) -> tuple[Any, Any]: ...
     def table_bytes(self) -> int: ...
     def clear(self) -> None: ...
 

@@ -1,0 +1,318 @@
+"""Contracts tested once and reused for every implementation: subclass, and give the fixture that makes the thing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import pytest
+
+from tiered import keys
+from tiered.eviction import Policy
+
+KEYS: list[Any] = ["", "a", "b\0c", "é", "\ud800", b"", b"a", b"\xff\0", 0, 1, -1, 2**70, -(2**70), 256]
+KEYS += [(), ("a",), ("a", 1), ("a", ("b", b"c")), "long" * 200, ("tuple", b"x" * 600)]
+VALUES: list[Any] = [0, "text", b"bytes", None, True, 1.5, [1, [2]], {"k": (1, 2)}, "x" * 3000, {1, 2}, 2**200]
+
+
+class MappingContract:
+    """What a `dict` does, of any mutable mapping; `settle` moves its values between tiers, if it has any."""
+
+    @pytest.fixture
+    def mapping(self) -> MutableMapping[Any, Any]:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def settle(self) -> Callable[[], None]:
+        return lambda: None
+
+    def test_every_kind_of_key_finds_its_own_value(self, mapping: Any, settle: Any) -> None:
+        for number, key in enumerate(KEYS):
+            mapping[key] = number
+        settle()
+        assert [mapping[key] for key in KEYS] == list(range(len(KEYS)))
+        assert len(mapping) == len(KEYS)
+        assert set(mapping) == set(KEYS)
+
+    def test_a_value_comes_back_equal_and_of_the_same_type(self, mapping: Any, settle: Any) -> None:
+        for number, value in enumerate(VALUES):
+            mapping[number] = value
+        settle()
+        for number, value in enumerate(VALUES):
+            assert mapping[number] == value
+            assert type(mapping[number]) is type(value)
+
+    def test_keys_that_are_equal_are_the_same_key(self, mapping: Any, settle: Any) -> None:
+        mapping[1] = "first"
+        settle()
+        mapping[True] = "second"
+        settle()
+        mapping[1.0] = "third"
+        settle()
+        assert mapping[1] == mapping[True] == mapping[1.0] == "third"
+        assert list(mapping) == [1]
+        del mapping[1.0]
+        assert 1 not in mapping
+        mapping[("a", True)] = 1
+        settle()
+        assert mapping.pop(("a", 1)) == 1
+
+    def test_a_missing_key_is_a_key_error_that_names_it(self, mapping: Any) -> None:
+        for missing in (lambda: mapping["no"], lambda: mapping.pop("no"), lambda: mapping.__delitem__("no")):
+            with pytest.raises(KeyError, match="no"):
+                missing()
+        assert "no" not in mapping
+        assert mapping.get("no") is None
+        assert mapping.get("no", 5) == mapping.pop("no", 5) == 5
+
+    def test_assignment_replaces(self, mapping: Any, settle: Any) -> None:
+        mapping["k"] = "old"
+        settle()
+        mapping["k"] = "new"
+        assert mapping["k"] == "new"
+        settle()
+        assert mapping["k"] == "new"
+        assert len(mapping) == 1
+
+    def test_a_deleted_key_is_gone_until_it_is_written_again(self, mapping: Any, settle: Any) -> None:
+        mapping["k"] = 1
+        settle()
+        del mapping["k"]
+        assert "k" not in mapping
+        settle()
+        assert "k" not in mapping
+        assert len(mapping) == 0
+        mapping["k"] = 2
+        settle()
+        assert mapping["k"] == 2
+
+    def test_none_is_a_value_like_any_other(self, mapping: Any, settle: Any) -> None:
+        mapping["k"] = None
+        settle()
+        assert "k" in mapping
+        assert mapping.get("k", 1) is None
+        assert mapping.setdefault("k", 1) is None
+        assert mapping.pop("k", 1) is None
+        assert "k" not in mapping
+
+    def test_setdefault_writes_only_where_there_is_nothing(self, mapping: Any, settle: Any) -> None:
+        assert mapping.setdefault("k", 1) == 1
+        settle()
+        assert mapping.setdefault("k", 2) == 1
+        assert mapping["k"] == 1
+
+    def test_update_takes_mappings_pairs_and_keywords(self, mapping: Any, settle: Any) -> None:
+        mapping.update({"a": 1, "b": 1})
+        mapping.update([("b", 2), ("c", 2)], d=3)
+        mapping.update(iter([("e", 4)]))
+        mapping.update()
+        settle()
+        assert dict(mapping) == {"a": 1, "b": 2, "c": 2, "d": 3, "e": 4}
+        mapping |= {"a": 9}
+        assert mapping["a"] == 9
+
+    def test_popitem_empties_the_mapping_pair_by_pair(self, mapping: Any, settle: Any) -> None:
+        expected = {number: str(number) for number in range(20)}
+        mapping.update(expected)
+        settle()
+        popped = dict(mapping.popitem() for _ in range(20))
+        assert popped == expected
+        assert not mapping
+        with pytest.raises(KeyError):
+            mapping.popitem()
+
+    def test_clear_leaves_nothing_and_writing_goes_on(self, mapping: Any, settle: Any) -> None:
+        mapping.update({number: number for number in range(50)})
+        settle()
+        mapping["dirty"] = 1
+        mapping.clear()
+        assert len(mapping) == 0
+        assert list(mapping.items()) == []
+        mapping["after"] = 1
+        settle()
+        assert dict(mapping) == {"after": 1}
+
+    def test_views_agree_with_each_other_and_follow_changes(self, mapping: Any, settle: Any) -> None:
+        some_keys, some_values, some_items = mapping.keys(), mapping.values(), mapping.items()
+        assert len(some_keys) == 0
+        mapping.update({"a": 1, "b": [2]})
+        settle()
+        assert len(some_keys) == len(some_values) == len(some_items) == 2
+        assert dict(zip(some_keys, some_values, strict=True)) == dict(some_items) == {"a": 1, "b": [2]}
+        assert "a" in some_keys
+        assert [2] in some_values
+        assert ("b", [2]) in some_items
+        assert ("b", [3]) not in some_items
+        assert some_keys & {"a", "z"} == {"a"}
+        assert some_keys == {"a", "b"}
+
+    def test_equal_to_any_mapping_with_the_same_pairs(self, mapping: Any, settle: Any) -> None:
+        mapping.update({"a": 1, 2: [3]})
+        settle()
+        assert mapping == {"a": 1, 2: [3]}
+        assert {"a": 1, 2: [3]} == mapping
+        assert mapping != {"a": 1}
+        assert mapping != {"a": 1, 2: [4]}
+        assert mapping != {"a": 1, 3: [3]}
+        assert mapping != 5
+
+    def test_true_exactly_while_it_holds_something(self, mapping: Any, settle: Any) -> None:
+        assert not mapping
+        mapping["k"] = 0
+        assert mapping
+        settle()
+        assert mapping
+        del mapping["k"]
+        assert not mapping
+
+    def test_random_operations_leave_what_they_leave_in_a_dict(self, mapping: Any, settle: Any) -> None:
+        uniform, model = random.Random(5), dict[Any, Any]()
+        for step in range(600):
+            key, value = uniform.choice(KEYS), uniform.choice(VALUES)
+            what = uniform.randrange(6)
+            if what < 3:
+                mapping[key] = model[key] = value
+            elif what == 3:
+                assert mapping.pop(key, "none") == model.pop(key, "none")
+            elif what == 4:
+                assert mapping.get(key, "none") == model.get(key, "none")
+            else:
+                assert mapping.setdefault(key, step) == model.setdefault(key, step)
+            if not step % 50:
+                settle()
+        assert mapping == model
+        assert len(mapping) == len(model)
+
+
+class PolicyContract:
+    """What every eviction policy does, whatever its order."""
+
+    @pytest.fixture
+    def policy(self) -> Policy:
+        raise NotImplementedError
+
+    def test_the_table_holds_what_was_inserted_last(self, policy: Policy) -> None:
+        policy.insert("a", 1)
+        policy.insert("b", None)
+        policy.insert("a", 2)
+        assert dict(policy.table) == {"a": 2, "b": None}
+
+    def test_a_hit_changes_no_entry_and_on_a_missing_key_is_a_key_error(self, policy: Policy) -> None:
+        policy.insert("a", 1)
+        policy.hit("a")
+        assert dict(policy.table) == {"a": 1}
+        with pytest.raises(KeyError):
+            policy.hit("b")
+
+    def test_remove_returns_the_entry_or_none(self, policy: Policy) -> None:
+        policy.insert("a", 1)
+        assert policy.remove("a") == 1
+        assert policy.remove("a") is None
+        assert not policy.table
+
+    def test_victims_are_every_entry_exactly_once_then_key_error(self, policy: Policy) -> None:
+        expected = {number: str(number) for number in range(100)}
+        for key, entry in expected.items():
+            policy.insert(key, entry)
+        for key in range(0, 100, 3):
+            policy.hit(key)
+        assert dict(policy.victim() for _ in range(100)) == expected
+        assert not policy.table
+        with pytest.raises(KeyError):
+            policy.victim()
+
+    def test_a_removed_key_is_never_a_victim(self, policy: Policy) -> None:
+        for key in range(10):
+            policy.insert(key, key)
+        policy.remove(0)
+        policy.remove(7)
+        assert sorted(policy.victim()[0] for _ in range(8)) == [1, 2, 3, 4, 5, 6, 8, 9]
+
+    def test_the_newest_entry_is_not_the_first_victim(self, policy: Policy) -> None:
+        for key in range(10):
+            policy.insert(key, key)
+        policy.insert(0, "again")
+        assert policy.victim()[0] != 0
+
+    def test_clear_forgets_entries_and_order(self, policy: Policy) -> None:
+        policy.insert("a", 1)
+        policy.clear()
+        assert not policy.table
+        with pytest.raises(KeyError):
+            policy.victim()
+        policy.insert("b", 2)
+        assert policy.victim() == ("b", 2)
+
+    def test_the_table_stays_the_same_object(self, policy: Policy) -> None:
+        table, hit = policy.table, policy.hit
+        policy.insert("a", 1)
+        policy.clear()
+        policy.insert("b", 2)
+        assert policy.table is table
+        hit("b")
+        assert dict(table) == {"b": 2}
+
+    def test_table_bytes_grow_with_the_entries(self, policy: Policy) -> None:
+        empty = policy.table_bytes()
+        for key in range(1000):
+            policy.insert(key, key)
+        # A hash table cannot keep a key and a value in less than three words.
+        assert policy.table_bytes() >= empty + 1000 * 24
+
+    def test_random_operations_leave_what_they_leave_in_a_dict(self, policy: Policy) -> None:
+        uniform, model = random.Random(7), dict[int, int]()
+        for step in range(5000):
+            key = uniform.randrange(60)
+            what = uniform.randrange(5)
+            if what < 2:
+                policy.insert(key, step)
+                model[key] = step
+            elif what == 2:
+                assert policy.remove(key) == model.pop(key, None)
+            elif what == 3 and model:
+                victim, entry = policy.victim()
+                assert model.pop(victim) == entry
+            elif key in model:
+                policy.hit(key)
+        assert dict(policy.table) == model
+
+
+def stored_bytes_of(store: Any, key: Any) -> dict[str, bytes]:
+    """A key's record in each tree of the cold tier."""
+    engine, found = store._engine, {}
+    stored_key = keys.stored(keys.encode(key))
+    with engine.cold.read() as reader:
+        for name in ("recent", "records"):
+            data = reader.txn.get(stored_key, db=getattr(engine.cold, name))
+            if data is not None:
+                found[name] = data
+    return found
+
+
+def damage(store: Any, key: Any, at: int = -1) -> None:
+    """Flip one bit of a key's newest record in the cold tier."""
+    name, data = next(iter(stored_bytes_of(store, key).items()))
+    flipped = bytearray(data)
+    flipped[at] ^= 1
+    cold = store._engine.cold
+    with cold.update() as update:
+        update.txn.put(keys.stored(keys.encode(key)), bytes(flipped), db=getattr(cold, name))
+
+
+def set_aside(store: Any) -> None:
+    """Begin a checkpoint without applying anything of it."""
+    with store._engine.lock:
+        store._engine.rotate()
+
+
+def evict(store: Any) -> None:
+    """Empty the hot tier."""
+    with store._engine.lock:
+        store._engine.hot.clear()
+
+
+def merge(store: Any) -> None:
+    """Move the cold tier's newer records behind."""
+    with store._engine.cold.update() as update:
+        update.merge(b"", 1 << 30)

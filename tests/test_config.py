@@ -1,0 +1,271 @@
+"""Settings: what they accept, what they refuse, which value wins, and what a store remembers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+import tiered
+from tiered.config import (
+    SETTINGS,
+    Settings,
+    parse_compression,
+    parse_save,
+    parse_size,
+    parse_ttl,
+    setting_named,
+)
+from tiered.errors import ConfigError
+
+MB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        (0, 0),
+        (12_345, 12_345),
+        ("0", 0),
+        ("512", 512),
+        ("512B", 512),
+        ("1K", 1024),
+        ("1KB", 1024),
+        ("1kb", 1024),
+        ("64MB", 64 * MB),
+        ("64 MB", 64 * MB),
+        ("  64mb  ", 64 * MB),
+        ("1.5GB", 3 << 29),
+        ("0.5k", 512),
+        ("2G", 2 << 30),
+        ("1TB", 1 << 40),
+    ],
+)
+def test_a_size_is_bytes_or_text_with_a_unit_of_1024(given, size):
+    assert parse_size(given) == size
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", "MB", "64XB", "-1", "1e6", "1,000", "64 MB MB", "0x10", "nan", "inf", -1, 1.5, True, None, [], b"64MB"]
+    + [10**30, "9" * 400, "9999999999TB", f"{1 << 63}"],
+    ids=lambda given: repr(given)[:20],
+)
+def test_what_is_no_size_is_refused(given):
+    with pytest.raises(ConfigError, match="size"):
+        parse_size(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "points"),
+    [
+        ("", ()),
+        ([], ()),
+        ((), ()),
+        ("3600 1", ((3600, 1),)),
+        ("3600 1 300 100 60 10000", ((3600, 1), (300, 100), (60, 10_000))),
+        ("  900   1\n", ((900, 1),)),
+        ([(900, 1), (60, 5)], ((900, 1), (60, 5))),
+        ([[900, 1]], ((900, 1),)),
+        ("0 1", ((0, 1),)),
+    ],
+)
+def test_save_points_are_pairs_of_seconds_and_changes(given, points):
+    assert parse_save(given) == points
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["900", "900 1 60", "a b", "-1 1", "900 0", "1.5 1", None, 5, [900, 1], [(900,)], [(900, 1, 2)], [(-1, 1)]]
+    + [[(1, 0)], [(None, 1)], [(float("inf"), 1)], [(float("nan"), 1)], f"{1 << 64} 1", [(1, 1 << 64)]],
+    ids=lambda given: repr(given)[:20],
+)
+def test_what_are_no_save_points_is_refused(given):
+    with pytest.raises(ConfigError, match="save"):
+        parse_save(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "normal"),
+    [
+        ("zstd", "zstd:3"),
+        ("zstd:1", "zstd:1"),
+        ("zstd:22", "zstd:22"),
+        ("zstd:-7", "zstd:-7"),
+        ("zlib", "zlib:6"),
+        ("zlib:0", "zlib:0"),
+        ("zlib:9", "zlib:9"),
+        ("none", "none"),
+    ],
+)
+def test_compression_is_a_method_and_a_level(given, normal):
+    assert parse_compression(given) == normal
+    assert parse_compression(normal) == normal
+
+
+@pytest.mark.parametrize(
+    "given", ["", "gzip", "zstd:23", "zstd:-8", "zlib:10", "zlib:-1", "none:1", "zstd:x", "zstd:3:3", "zstd: 3", 3, None]
+)
+def test_what_is_no_compression_is_refused(given):
+    with pytest.raises(ConfigError, match="compression"):
+        parse_compression(given)
+
+
+@pytest.mark.parametrize("given", [None, 1, 0.001, 60, 86_400.5, 10**10])
+def test_a_ttl_is_a_number_of_seconds_or_none(given):
+    assert parse_ttl(given) == given
+
+
+@pytest.mark.parametrize(
+    "given", [0, -1, -0.5, float("nan"), float("inf"), 10**10 + 1, "60", True, False, [], 10**400], ids=lambda g: repr(g)[:9]
+)
+def test_what_is_no_ttl_is_refused(given):
+    with pytest.raises(ConfigError, match="ttl"):
+        parse_ttl(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("memory", "1023KB"),
+        ("memory", 0),
+        ("eviction", "fifo"),
+        ("eviction", None),
+        ("durability", "never"),
+        ("durability", ["always"]),
+        ("disk", -1),
+        ("disk", "much"),
+        ("helper", 1),
+        ("helper", None),
+        ("default_ttl", 0),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_by_open_before_anything_is_created(tmp_path, name, value):
+    with pytest.raises(ConfigError):
+        tiered.open(tmp_path / "store", **{name: value})
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_setting_that_does_not_exist_is_refused_and_the_error_names_those_that_do(tmp_path):
+    with pytest.raises(ConfigError, match=r"no setting 'memroy'.*memory"):
+        tiered.open(tmp_path / "store", memroy=1)
+    assert not (tmp_path / "store").exists()
+    with pytest.raises(ConfigError, match="no setting"):
+        setting_named("path")
+
+
+def test_every_setting_has_a_default_that_parses_and_a_line_of_help():
+    assert [setting.name for setting in SETTINGS.values()] == list(SETTINGS)
+    assert [field.name for field in dataclasses.fields(Settings)] == list(SETTINGS)
+    for setting in SETTINGS.values():
+        setting.parse(setting.default)
+        assert len(setting.help) > 10, setting.name
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_what_a_setting_is_kept_as_parses_to_itself(name):
+    setting = SETTINGS[name]
+    kept = setting.parse(setting.default)
+    assert setting.parse(kept) == kept
+
+
+OTHERS = {
+    "memory": ("2MB", 2 * MB),
+    "eviction": ("lru", "lru"),
+    "durability": ("always", "always"),
+    "save": ("900 1", ((900, 1),)),
+    "compression": ("zlib", "zlib:6"),
+    "default_ttl": (60, 60),
+    "disk": ("10GB", 10 << 30),
+    "helper": (False, False),
+}
+
+
+def test_an_explicit_argument_beats_the_remembered_value_which_beats_the_default():
+    assert set(OTHERS) == set(SETTINGS)
+    for name, (given, parsed) in OTHERS.items():
+        default = SETTINGS[name].parse(SETTINGS[name].default)
+        assert getattr(Settings.resolve({}, {}), name) == default
+        assert getattr(Settings.resolve({}, {name: given}), name) == parsed
+        assert getattr(Settings.resolve({name: SETTINGS[name].default}, {name: given}), name) == default
+        assert getattr(Settings.resolve({name: given}, {}), name) == parsed
+
+
+def test_a_setting_remembered_by_a_newer_version_is_ignored():
+    assert Settings.resolve({}, {"arena": True}) == Settings.resolve({}, {})
+
+
+def test_all_settings_but_memory_and_helper_are_remembered():
+    assert {name for name, setting in SETTINGS.items() if not setting.remembered} == {"memory", "helper"}
+    assert set(Settings.resolve({}, {}).remembered()) == set(SETTINGS) - {"memory", "helper"}
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "helper"])
+def test_what_open_was_given_is_in_force_again_after_reopening_without_it(opener, name):
+    given, parsed = OTHERS[name]
+    opener(**{name: given}).close()
+    remembered = opener(memory="1MB").config_get(name)[name]
+    default = SETTINGS[name].parse(SETTINGS[name].default)
+    assert _plain(remembered) == _plain(MB if name == "memory" else parsed)
+    if name not in ("memory", "eviction"):
+        assert _plain(remembered) != _plain(default)
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in ("helper", "memory")])
+def test_what_reopening_was_given_is_remembered_too(opener, name):
+    given, parsed = OTHERS[name]
+    opener().close()
+    opener(**{name: given}).close()
+    assert _plain(opener().config_get(name)[name]) == _plain(parsed)
+
+
+@pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.runtime])
+def test_a_setting_changed_at_run_time_is_in_force_at_once_and_after_reopening(opener, name):
+    given, parsed = OTHERS[name]
+    store = opener()
+    store.config_set(name, given)
+    assert _plain(store.config_get(name)[name]) == _plain(parsed)
+    store["key"] = "value"
+    store.close()
+    again = opener()
+    assert _plain(again.config_get(name)[name]) == _plain(MB if name == "memory" else parsed)
+    assert again["key"] == "value"
+
+
+@pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if not setting.runtime])
+def test_a_setting_that_cannot_change_at_run_time_says_how_to_change_it(store, name):
+    with pytest.raises(ConfigError, match=f"open it with {name}="):
+        store.config_set(name, OTHERS[name][0])
+
+
+def test_a_bad_value_at_run_time_changes_nothing(store):
+    before = store.config_get()
+    for name, value in (("memory", "1KB"), ("save", "1"), ("compression", "gzip"), ("disk", 10**30), ("nothing", 1)):
+        with pytest.raises(ConfigError):
+            store.config_set(name, value)
+    assert store.config_get() == before
+
+
+def test_config_get_takes_wildcards_and_refuses_names_that_match_nothing(store):
+    assert list(store.config_get()) == sorted(SETTINGS)
+    assert list(store.config_get("*i*")) == sorted(name for name in SETTINGS if "i" in name)
+    assert store.config_get("memory") == {"memory": MB}
+    with pytest.raises(ConfigError, match="no setting 'arena'"):
+        store.config_get("arena")
+
+
+def test_a_memory_budget_changed_at_run_time_is_kept_to(store):
+    store.config_set("memory", "4MB")
+    for number in range(2000):
+        store[number] = "x" * 1000
+    assert store.memory_stats().accounted_bytes > 1 * MB
+    store.config_set("memory", "1MB")
+    store["one more"] = 1
+    # Dirty records are taken off the hot tier's share in steps of a few KB, which shows at the smallest budget.
+    assert store.memory_stats().accounted_bytes <= 1.1 * MB
+    assert all(store[number] == "x" * 1000 for number in range(2000))
+
+
+def _plain(value):
+    """Remembered tuples come back as lists."""
+    return [list(pair) for pair in value] if isinstance(value, (list, tuple)) else value

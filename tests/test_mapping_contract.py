@@ -1,0 +1,136 @@
+"""A store is a mapping, in whichever tier its values are; by our contract and by CPython's own tests."""
+
+from __future__ import annotations
+
+import unittest
+from collections import UserDict
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from contracts import MappingContract, evict, merge, set_aside
+
+import tiered
+
+try:
+    from test import mapping_tests
+except ImportError:  # Some distributions leave CPython's own tests out.
+    mapping_tests = None  # type: ignore[assignment]
+
+MOVES: dict[str, Callable[[Any], None]] = {
+    "hot": lambda store: None,
+    "in the write buffer": evict,
+    "set aside": lambda store: (set_aside(store), evict(store)),
+    "checkpointed and hot": lambda store: store.save(),
+    "cold": lambda store: (store.save(), evict(store)),
+    "cold behind": lambda store: (store.save(), merge(store), evict(store)),
+    "compacted": lambda store: (store.compact(), evict(store)),
+}
+
+
+class TestDict(MappingContract):
+    """The contract is one that a dict keeps."""
+
+    @pytest.fixture
+    def mapping(self) -> dict[Any, Any]:
+        return {}
+
+
+class TestStore(MappingContract):
+    @pytest.fixture
+    def mapping(self, opener: Any) -> tiered.Store[Any, Any]:
+        return opener(stepwise=True)
+
+    @pytest.fixture(params=MOVES)
+    def settle(self, request: pytest.FixtureRequest, mapping: Any) -> Callable[[], None]:
+        return lambda: MOVES[request.param](mapping)
+
+
+class TestStoreWithHelper(MappingContract):
+    @pytest.fixture
+    def mapping(self, opener: Any) -> tiered.Store[Any, Any]:
+        return opener(helper=True)
+
+    @pytest.fixture
+    def settle(self, mapping: Any) -> Callable[[], None]:
+        return lambda: (mapping.save(), evict(mapping))
+
+
+if mapping_tests is not None:
+
+    class TestMappingProtocolOfCPython(mapping_tests.TestMappingProtocol):
+        """`test.mapping_tests` on stores, each fresh; all are closed at the end."""
+
+        # A store is not made from pairs, has no copies, and takes `prefix` and so on in its views.
+        test_constructor = mapping_tests.BasicTestMappingProtocol.test_constructor
+        test_fromkeys = test_copy = None
+
+        def setUp(self) -> None:
+            directory = TemporaryDirectory()
+            self.addCleanup(directory.cleanup)
+            self.directory = Path(directory.name)
+            self.stores: list[tiered.Store[Any, Any]] = []
+            self.addCleanup(lambda: [store.close() for store in self.stores])
+            self.addCleanup(lambda: self.assertEqual([store.check() for store in self.stores if store.check()], []))
+
+        def type2test(self) -> tiered.Store[Any, Any]:
+            store = tiered.open(self.directory / str(len(self.stores)), memory="1MB", helper=False)
+            self.stores.append(store)
+            return store
+
+        def _views_take_arguments(self, view: Any) -> None:
+            self.assertEqual(list(view(None)), list(view()))
+
+        def test_keys(self) -> None:
+            store = self._full_mapping({"a": 1, "b": 2})
+            self._views_take_arguments(store.keys)
+            self.assertIn("a", store.keys())
+            self.assertNotIn("c", store.keys())
+            self.assertEqual(list(self._empty_mapping().keys()), [])
+
+        def test_values(self) -> None:
+            store = self._full_mapping({1: 2})
+            self._views_take_arguments(store.values)
+            self.assertEqual(list(store.values()), [2])
+
+        def test_items(self) -> None:
+            store = self._full_mapping({1: 2})
+            self._views_take_arguments(store.items)
+            self.assertEqual(list(store.items()), [(1, 2)])
+
+        def test_setdefault(self) -> None:
+            mapping_tests.BasicTestMappingProtocol.test_setdefault(self)
+            store = self._empty_mapping()
+            self.assertIsNone(store.setdefault("key0"))
+            store.setdefault("key0", [])
+            self.assertIsNone(store.setdefault("key0"))
+            # Unlike in a dict, what is returned is a copy: changing it changes nothing in the store.
+            store.setdefault("key", []).append(3)
+            self.assertEqual(store["key"], [])
+
+        def test_popitem(self) -> None:
+            mapping_tests.BasicTestMappingProtocol.test_popitem(self)
+            store = self._empty_mapping()
+            for number in range(500):
+                store[repr(number)] = number
+            for _ in range(500):
+                key, value = store.popitem()
+                self.assertEqual(value, int(key))
+            self.assertFalse(store)
+
+    def test_the_adapted_class_passes_for_a_plain_python_mapping_where_it_was_not_adapted() -> None:
+        """That the subclass above runs the tests of CPython at all."""
+
+        class Plain(mapping_tests.TestMappingProtocol):
+            type2test = UserDict
+
+        suite = unittest.defaultTestLoader.loadTestsFromTestCase(Plain)
+        assert suite.countTestCases() > 15
+        assert suite.run(unittest.TestResult()).wasSuccessful()
+
+else:
+
+    @pytest.mark.skip(reason="this Python was installed without its own tests (test.mapping_tests)")
+    def test_mapping_protocol_of_cpython() -> None: ...
