@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -50,6 +51,13 @@ def no_leaks() -> Iterator[None]:
             break
         time.sleep(0.02)
     assert not left, f"left behind: {left}"
+
+
+@pytest.fixture
+def quick_path() -> Iterator[Path]:
+    """A directory in memory where the system has one, for tests whose many syncs prove nothing."""
+    with TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as name:
+        yield Path(name)
 
 
 @pytest.fixture

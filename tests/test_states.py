@@ -9,6 +9,7 @@ a checkpoint, after an eviction and after a restart.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -308,12 +309,11 @@ def seen(store: Any, key: Any) -> Any:
     return Live(store[key], store.ttl(key))
 
 
-def cell(opener: Any, clock: ManualClock, key: Any, state: str, operation: str) -> None:
+def cell(opener: Any, clock: ManualClock, path: Path, key: Any, state: str, operation: str) -> None:
     """One operation in one state, in a store of its own."""
     setup, before = STATES[state]
     do, found, missing, after, damaged = OPERATIONS[operation]
-    path = operation.replace(" ", "-")
-    store = opener(path, stepwise=True, clock=clock, durability="checkpoint")
+    store = opener(path, stepwise=True, clock=clock)
     store[NEIGHBOUR], store[LAST] = "here", "end"
     setup(store, key)
     store[LAST] = "end"
@@ -354,12 +354,12 @@ CELLS += [("long key", state) for state in STATES if state in PLACES or state.st
 # The neighbours surround either key in key order.
 @pytest.mark.parametrize(("kind", "state"), CELLS)
 def test_every_operation_does_in_every_state_of_a_key_what_it_does_in_a_dict(
-    opener: Any, clock: ManualClock, kind: str, state: str
+    quick_path: Path, opener: Any, clock: ManualClock, kind: str, state: str
 ) -> None:
     wrong = {}
     for operation in OPERATIONS:
         try:
-            cell(opener, clock, KEYS[kind], state, operation)
+            cell(opener, clock, quick_path / operation, KEYS[kind], state, operation)
         except AssertionError as error:
             wrong[operation] = str(error).strip()[:500]
         except Exception as error:

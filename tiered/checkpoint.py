@@ -26,7 +26,7 @@ trainer's window.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -197,15 +197,20 @@ class Applier:
             self._dictionary = trained
             self._compressor = Compressor(self._compression, trained)
 
-    def compaction(self) -> Iterator[int]:
+    def compaction(self) -> Generator[int, None, None]:
         """Rewrite the cold tier into a new environment, a slice per step; the last step switches to it.
 
         Yields the number of records copied so far.  Applies may come between steps.
         """
-        number = max(files.cold_numbers(self.directory)) + 1
-        fresh = Cold(files.cold_path(self.directory, number), create=True)
+        live = int(self.cold.directory.name.rpartition("-")[2])
+        for number in files.cold_numbers(self.directory):
+            if number > live:  # Left by a compaction whose process was killed.
+                files.remove_cold(self.directory, number)
+        number = live + 1
+        fresh: Cold | None = None
         self._applied_since = []
         try:
+            fresh = Cold(files.cold_path(self.directory, number), create=True)
             with self.cold.read() as reader:
                 yield from self._copy(reader, fresh)
             while self._applied_since:
@@ -222,6 +227,10 @@ class Applier:
             self._merging, self._merge_after = False, b""
         finally:
             self._applied_since = None
+            if self.cold is not fresh and files.read_current(self.directory) != number:
+                if fresh is not None:
+                    fresh.close()
+                files.remove_cold(self.directory, number)
 
     def _copy(self, reader: Reader, fresh: Cold) -> Iterator[int]:
         state = reader.state()

@@ -39,12 +39,22 @@ import msgpack
 
 from tiered import files, record
 from tiered.compression import payload_size
-from tiered.errors import CorruptionError, FormatError, ReadOnlyError, StoreError, StoreFullError
+from tiered.errors import (
+    ClosedError,
+    CorruptionError,
+    FormatError,
+    LockedError,
+    ReadOnlyError,
+    StoreError,
+    StoreFullError,
+)
 
 FORMAT = 1
 MAP_BYTES_MAX = 1 << 40 if sys.maxsize > 1 << 32 else 1 << 30
 MAP_BYTES_MIN = 1 << 28
 READERS_MAX = 4096
+_LOCK_FILE_BYTES = 64 * READERS_MAX + 4096
+"""A slot of 64 bytes for each reader, and LMDB's header."""
 _DATABASES = ("records", "recent", "expiry", "dictionaries", "meta")
 _DEADLINE_BYTES = 8
 _DAMAGE = (
@@ -92,6 +102,10 @@ def translated(path: Path) -> Iterator[None]:
         code = getattr(error, "code", None) or 0
         if files.is_full(OSError(code, "")):
             raise StoreFullError(path, "the disk is full; free some space") from None
+        if "closed/deleted" in str(error):
+            raise ClosedError(path, "the store was closed meanwhile") from None
+        if "already open in this process" in str(error):
+            raise LockedError(path.parent.parent, "already open in this process; use that handle") from None
         raise StoreError(path, f"{error}") from error
 
 
@@ -121,6 +135,11 @@ class Cold:
             directory.mkdir(mode=0o700, exist_ok=True)
         elif not self.path.exists():
             raise CorruptionError(self.path, "missing, though the store names it; restore the store from a snapshot")
+        elif not self.path.stat().st_size:
+            # LMDB would make a new, empty environment of it.
+            raise CorruptionError(self.path, "truncated to nothing; restore the store from a snapshot", 0)
+        if not readonly:
+            self._reserve_lock_file()
         with translated(self.path):
             self._env = self._open_env(readonly)
             self._databases = {name: self._env.open_db(name.encode(), create=create) for name in _DATABASES}
@@ -147,7 +166,9 @@ class Cold:
                     create=not readonly,
                     lib_version=0,
                     readahead=True,
-                    max_spare_txns=1,
+                    # None kept for later: ending one in a forked child would free the parent's slot among
+                    # the readers.  A new one costs no more than 0.1 µs.
+                    max_spare_txns=0,
                 )
             except (lmdb.MemoryError, MemoryError):
                 if size <= MAP_BYTES_MIN:
@@ -163,11 +184,26 @@ class Cold:
                 else:
                     raise
 
+    def _reserve_lock_file(self) -> None:
+        """Have the space of the mapped table of readers: a slot first used on a full disk would be SIGBUS.
+
+        Before the environment is open: closing any descriptor of the file drops LMDB's locks on it.
+        """
+        path = self.directory / "lock.mdb"
+        try:
+            if not path.exists() or path.stat().st_blocks * 512 < _LOCK_FILE_BYTES:
+                files.reserve(path, _LOCK_FILE_BYTES)
+        except OSError as error:
+            if files.is_full(error):
+                raise StoreFullError(path, "no room for the table of readers; free some space") from None
+            raise
+
+    def _expected_bytes(self) -> int:
+        return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
+
     def _check_file(self) -> None:
         """Refuse a data file shorter than its pages: reading past its end would be SIGBUS."""
-        pages = self._env.info()["last_pgno"] + 1
-        wanted = pages * self._env.stat()["psize"]
-        size = self.path.stat().st_size
+        wanted, size = self._expected_bytes(), self.path.stat().st_size
         if size < wanted:
             raise CorruptionError(
                 self.path, f"truncated to {size:,} bytes of {wanted:,}; restore the store from a snapshot", size
@@ -204,6 +240,10 @@ class Cold:
                 update = Update(self, txn)
                 yield update
                 update.finish()
+            # LMDB does not write pages that were taken and freed again in one transaction, which
+            # may leave the file shorter than it says: `_check_file` must not take that for damage.
+            if self.path.stat().st_size < (wanted := self._expected_bytes()):
+                os.truncate(self.path, wanted)
 
     def state(self) -> State:
         """The state of the last checkpoint."""

@@ -103,7 +103,7 @@ class Engine:
         self.poisoned = ""
         self.full = ""
         self.capped = False
-        self.always = settings.durability == "always"
+        self.always = self.attended = settings.durability == "always"
         self.checkpointer: Checkpointer | None = None
         self.decompressor = Decompressor(self._load_dictionary)
         self._lock_file = lock_file
@@ -111,6 +111,7 @@ class Engine:
         self._active: WriteBuffer | None = None
         self._aside: list[WriteBuffer] = []
         self._room_until = -1
+        self._journal_ahead = False
         self._buffer_bytes = 0
         self._changes = 0
         self._saved_at = self._synced_at = clock.monotonic()
@@ -120,12 +121,15 @@ class Engine:
         self._helper_deaths = 0
         self._finished = False
         self._compactions = 0
+        self._compacting = False
         self._background: BaseException | None = None
         self._trimmed_evictions = 0
         clock.advance(self.state.time_ms)
         MAINTENANCE.add(self)
         if journal is None:
             self._number = MAINTENANCE.serve(self)
+        else:
+            journal.on_failure = self.poison
 
     # Reading
 
@@ -222,6 +226,17 @@ class Engine:
         return self._make_room(size, frees)
 
     def _make_room(self, size: int, frees: bool) -> bool:
+        waited = False
+        # Again after each wait: another thread may have begun a segment meanwhile, too small for this.
+        while not self._has_room(size, frees):
+            waited = self._wait_for_applied() or waited
+            if self._active is None:
+                self._begin_segment(size)
+                break
+        return waited
+
+    def _has_room(self, size: int, frees: bool) -> bool:
+        """Whether the active segment has room; closes it if not."""
         self.check_writable()
         if self.capped and not frees:
             raise StoreFullError(self.directory, f"the cold tier has reached the cap of {self.settings.disk:,} bytes")
@@ -234,8 +249,15 @@ class Engine:
                 step = max(4096, self.share_bytes // 16)
                 self._room_until = min(segment.position + max(size, step), segment.capacity - CLOSE_BYTES)
                 self._rebudget()
-                return False
+                if not self._journal_ahead and 2 * segment.position > segment.capacity:
+                    self._journal_ahead = True
+                    MAINTENANCE.wake()  # To prepare the next segment before this one is full.
+                return True
             self.rotate()
+        return False
+
+    def _wait_for_applied(self) -> bool:
+        """Wait while a whole buffer is set aside; True if the lock was let go of for that."""
         waited = False
         # A buffer set aside is a little over its share, since it is closed when it has reached it.
         while sum(buffer.used_bytes() for buffer in self._aside) > self.share_bytes * 5 // 4:
@@ -249,8 +271,6 @@ class Engine:
             self.counters.wait_seconds += self.clock.monotonic() - began
             began = self.clock.monotonic()
             self.check_writable()
-        if self._active is None:
-            self._begin_segment(size)
         return waited
 
     def _begin_segment(self, size: int, cleared: bool = False) -> None:
@@ -264,6 +284,7 @@ class Engine:
         except OSError as error:
             raise StoreError(self.directory, f"cannot make a journal segment: {error}") from error
         self._active = WriteBuffer(segment, cleared)
+        self._journal_ahead = False
         self.buffers = (self._active, *self.buffers)
         self._room_until = min(segment.capacity - CLOSE_BYTES, segment.position + max(size, 4096))
         self._rebudget()
@@ -374,15 +395,15 @@ class Engine:
         if self.checkpointer is not None:
             self.checkpointer.run()
 
-    @property
-    def attended(self) -> bool:
-        """Whether a write has something to do after it, without the lock."""
-        return self.always or (self.checkpointer is not None and self.checkpointer.name == "inline")
+    def _attend(self) -> None:
+        """Note whether a write has something to do after it, without the lock."""
+        self.attended = self.always or (self.checkpointer is not None and self.checkpointer.name == "inline")
 
     def configure(self, name: str, parsed: Any) -> None:
         """Put a setting in force."""
         setattr(self.settings, name, parsed)
         self.always = self.settings.durability == "always"
+        self._attend()
         if name == "disk":
             self.capped = self.settings.disk is not None and self.cold_used_bytes > self.settings.disk
         self._room_until = -1  # The active buffer may be over its share of a smaller budget.
@@ -416,18 +437,20 @@ class Engine:
         return journal.last
 
     def _hand_over(self, segment: int, until: int) -> None:
-        if self.checkpointer is None:
-            self.checkpointer = self._make_checkpointer()
-        self.checkpointer.submit(segment, until)
+        checkpointer = self.checkpointer or self._make_checkpointer()
+        checkpointer.submit(segment, until)
 
     def _make_checkpointer(self) -> Checkpointer:
         compression = self.settings.compression
+        made: Checkpointer | None = None
         if self.settings.helper and not (self.closed and self.buffer_bytes < 1 << 20):
             helper = MAINTENANCE.process()
             if helper is not None:
                 MAINTENANCE.wake()
-                return HelperCheckpointer(self._number, self.directory, compression, helper)
-        return InlineCheckpointer(self.directory, self.cold, compression, self.on_event)
+                made = HelperCheckpointer(self._number, self.directory, compression, helper)
+        self.checkpointer = made or InlineCheckpointer(self.directory, self.cold, compression, self.on_event)
+        self._attend()
+        return self.checkpointer
 
     def _resubmit(self) -> None:
         """Hand everything set aside over again, after the checkpointer lost it."""
@@ -440,24 +463,31 @@ class Engine:
         with self.lock:
             self.check_writable()
             until = self.rotate()
+            self._retry_full()
             self.wait_for(lambda: not self._aside or self._aside[0].segment.first > until)
 
     def compact(self) -> None:
         """Rewrite the cold tier and wait for it; writes and reads go on."""
         with self.lock:
             self.check_writable()
-            if self.checkpointer is None:
-                if not self._number:
-                    self._number = MAINTENANCE.serve(self)
-                self.checkpointer = self._make_checkpointer()
+            if not self._number:
+                self._number = MAINTENANCE.serve(self)
+            checkpointer = self.checkpointer or self._make_checkpointer()
             wanted = self._compactions + 1
-            self.checkpointer.compact()
-            self.wait_for(lambda: self._compactions >= wanted)
+            self._compacting = True
+            self._retry_full()
+            checkpointer.compact()
+            self.wait_for(lambda: self._compactions >= wanted or not self._compacting)
+            if self._compactions < wanted:
+                self.check_writable()
+                raise StoreFullError(self.directory, "no room for a compacted copy beside the cold tier; free some")
         self._remove_old_colds()
 
-    def wait_for(self, done: Callable[[], bool]) -> None:
+    def wait_for(self, done: Callable[[], bool], closing: bool = False) -> None:
         """Wait, letting go of the lock; raises what keeps it from ever being done."""
         while not done():
+            if not closing:
+                self.check_readable()
             if self.full:
                 raise StoreFullError(self.directory, self.full)
             if self.poisoned and not self.closed:
@@ -521,12 +551,14 @@ class Engine:
         self.cold = self.checkpointer.reopened()
         self.generation += 1
         self._compactions += 1
+        self._compacting = False
         self.cold_used_bytes = self.cold.used_bytes()
 
     def _on_closed(self, event: Event) -> None:
         self._finished = True
 
     def _on_failed(self, event: Event) -> None:
+        self._compacting = False
         if event["error"] == StoreFullError.__name__:
             self.full = event["message"]
             self._full_since = self.clock.monotonic()
@@ -549,11 +581,14 @@ class Engine:
         """`tick` for the maintenance thread: an error is kept for the next call."""
         try:
             return self.tick()
+        except PoisonedError:
+            return TICK_SECONDS_MAX  # Every write from now on says so; reads go on.
         except Exception as error:
             LOG.exception("%s: background work failed", self.directory)
             with self.lock:
                 if not self.closed:
-                    self._background = error
+                    named = isinstance(error, StoreError)
+                    self._background = error if named else StoreError(self.directory, f"background work: {error!r}")
             return TICK_SECONDS_MAX
 
     def tick(self) -> float:
@@ -597,12 +632,19 @@ class Engine:
                     self.poison(f"the helper process died {self._helper_deaths} times")
                     return
                 LOG.warning("%s: the helper process died; starting another", self.directory)
-                self.checkpointer = self._make_checkpointer()
+                checkpointer = self._make_checkpointer()
                 self._resubmit()
+                if self._compacting:
+                    checkpointer.compact()
             elif self.full and now - self._full_since >= FULL_RETRY_SECONDS:
                 self._full_since = now
-                self.full = ""
-                self._resubmit()
+                self._retry_full()
+
+    def _retry_full(self) -> None:
+        """Hand over again what a full disk held up."""
+        if self.full:
+            self.full = ""
+            self._resubmit()
 
     def _expire_cycle(self) -> bool:
         """Forget what expired in memory, and have the cold tier do the same; True if more is due now."""
@@ -643,20 +685,30 @@ class Engine:
     def follow(self) -> None:
         """A read-only handle: look for a newer checkpoint, and forget what it may have changed."""
         current = self.cold.transaction_id()
-        if current == self.transaction_id:
+        # One marked as moved gets no more transactions, and its successor is named a moment later.
+        if current == self.transaction_id and not self.state.moved:
             return
         with self.lock:
             self.transaction_id = current
             self.state = self.cold.state()
             if self.state.moved:
-                live = files.read_current(self.directory)
-                if live is not None and files.cold_path(self.directory, live) != self.cold.directory:
-                    self.cold = Cold(files.cold_path(self.directory, live), readonly=True)
-                    self.state = self.cold.state()
-                    self.transaction_id = self.cold.transaction_id()
+                self._follow_move()
             self.clock.advance(self.state.time_ms)
             self.generation += 1
             self.hot.clear()
+
+    def _follow_move(self) -> None:
+        live = files.read_current(self.directory)
+        if live is None or files.cold_path(self.directory, live) == self.cold.directory:
+            return
+        try:
+            self.cold = Cold(files.cold_path(self.directory, live), readonly=True)
+        except StoreError:
+            if files.read_current(self.directory) == live:
+                raise
+            return  # Compacted once more meanwhile: the next look finds that one.
+        self.state = self.cold.state()
+        self.transaction_id = self.cold.transaction_id()
 
     # The end
 
@@ -688,19 +740,21 @@ class Engine:
         if not self.poisoned and self._active is not None:
             self.rotate()
         if self.checkpointer is not None:
-            if self.full:
-                self.full = ""
-                self._resubmit()
+            self._retry_full()
             with self._unlocked():
                 self.checkpointer.finish()
             limit = self.clock.monotonic() + CLOSE_SECONDS_MAX
-            self.wait_for(lambda: self._finished or self._helper_gone() or self.clock.monotonic() > limit)
+            self.wait_for(lambda: self._finished or self._helper_gone() or self.clock.monotonic() > limit, closing=True)
         if self._aside and not self.poisoned:
             # The helper died meanwhile: what it left is applied here.
             self.checkpointer = InlineCheckpointer(self.directory, self.cold, self.settings.compression, self.on_event)
             self._resubmit()
             with self._unlocked():
                 self.checkpointer.finish()
+        if self._aside or self._active is not None:
+            reason = f"closed without a last checkpoint: {self.poisoned or self.full or 'the helper did not finish'}"
+            kind = PoisonedError if self.poisoned else StoreFullError if self.full else StoreError
+            raise kind(self.directory, f"{reason}; the journal keeps what was written")
 
     def _helper_gone(self) -> bool:
         return isinstance(self.checkpointer, HelperCheckpointer) and self.checkpointer.process.dead
@@ -718,10 +772,17 @@ class Engine:
     def disown(self) -> None:
         """In a forked child: every later use raises `ForkedError`; nothing of the parent's is touched."""
         self.forked = True
-        self.lock = threading.RLock()
+        # In place, since handles keep a reference; another thread may have held it at the fork.
+        self.lock._at_fork_reinit()  # type: ignore[attr-defined]
         self.changed = threading.Condition(self.lock)
         self.hot.clear()
+        # The segment is a mapping shared with the parent: the next write must come to `check_writable`.
+        self._room_until = -1
         if self._lock_file is not None:
             self._lock_file.abandon()
         if self.checkpointer is not None:
             self.checkpointer.disown()
+            self.checkpointer = None
+        # Not closed: the transactions of other threads, which the fork stopped, would be ended and their
+        # slots, which are the parent's, freed.  Without them it goes now, and the child may open the store again.
+        del self.cold

@@ -79,12 +79,17 @@ def read_current(directory: Path) -> int | None:
 def write_current(directory: Path, number: int) -> None:
     """Make cold tier `number` the live one, atomically and durably."""
     fresh = directory / f"{CURRENT}.new"
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, f"cold-{number:04d}\n".encode())
-        sync_data(fd)
-    finally:
-        os.close(fd)
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, f"cold-{number:04d}\n".encode())
+            sync_data(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if is_full(error):
+            raise StoreFullError(fresh, "the disk is full; free some space") from None
+        raise
     os.replace(fresh, directory / CURRENT)
     sync_directory(directory)
 
@@ -124,6 +129,16 @@ def preallocate(path: Path, size: int) -> int:
             raise StoreFullError(path, "no room for the journal; free some space and write again") from None
         raise
     return fd
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make a file, which may be there already, at least `size` bytes long, with space for all of them."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, size)
+    finally:
+        os.close(fd)
 
 
 def rename(old: Path, new: Path) -> Path:

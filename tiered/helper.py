@@ -34,7 +34,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ import zstandard
 from tiered import files
 from tiered.checkpoint import Applier
 from tiered.cold import Cold
-from tiered.errors import StoreError
+from tiered.errors import StoreError, StoreFullError
 from tiered.journal import SegmentFile
 from tiered.process import rss_anon_bytes, written_bytes
 
@@ -73,15 +73,23 @@ class Job:
         self._own = cold is None
         self._applier: Applier | None = None
         self._waiting: list[tuple[int, int]] = []
-        self._compaction: Iterator[int] | None = None
+        self._held = False
+        self._compaction: Generator[int, None, None] | None = None
         self._finished: Event | None = None
         self._peak = 0
         if cold is not None:
             self._applier = Applier(directory, cold, compression)
 
     def submit(self, segment: int, until: int) -> None:
-        """A closed segment is to be applied up to sequence number `until`."""
-        self._waiting.append((segment, until))
+        """A closed segment is to be applied up to sequence number `until`.
+
+        After a failure nothing is applied until a segment that waits is submitted again: what
+        was submitted meanwhile must not be applied without those before it.
+        """
+        if (segment, until) in self._waiting:
+            self._held = False
+        else:
+            self._waiting.append((segment, until))
 
     def compact(self) -> None:
         """Start compaction, unless one is running."""
@@ -95,7 +103,7 @@ class Job:
     @property
     def urgent(self) -> bool:
         """Whether somebody waits for the next step."""
-        return bool(self._waiting or self._finished or self._compaction)
+        return bool((self._waiting and not self._held) or self._finished or self._compaction)
 
     @property
     def cold(self) -> Cold:
@@ -116,10 +124,11 @@ class Job:
     def step(self) -> Event | bool:
         """Do the next piece of work: an event to tell, True for more to do, False for nothing to do."""
         try:
-            applier = self._open() if self._waiting or self._compaction else self._applier
-            if self._waiting and not (applier and applier.owes):
+            waiting = self._waiting and not self._held
+            applier = self._open() if waiting or self._compaction else self._applier
+            if waiting and (self._compaction is not None or not (applier and applier.owes)):
                 return self._apply()
-            if self._finished is not None and not self._waiting:
+            if self._finished is not None and not waiting:
                 self.abandon()
                 finished, self._finished = self._finished, None
                 return finished
@@ -128,16 +137,20 @@ class Job:
             return applier.slice() if applier else False
         except Exception as error:  # Reported to the program, which decides; the job starts anew.
             self._reset()
+            self._held = bool(self._waiting)
             name, path = type(error).__name__, getattr(error, "path", str(self.directory))
             message = error.message if isinstance(error, StoreError) else repr(error)
+            if isinstance(error, OSError) and files.is_full(error):
+                name, message = StoreFullError.__name__, "the disk is full; free some space"
             return self._event("failed", error=name, path=path, message=message)
 
     def _apply(self) -> Event:
         applier = self._open()
-        waiting, self._waiting = self._waiting, []
+        waiting = list(self._waiting)
         segments = [SegmentFile(files.segment_path(self.directory, number)) for number, _ in waiting]
         until = waiting[-1][1]
         records = applier.apply(segments, until)
+        del self._waiting[: len(waiting)]
         state = asdict(applier.cold.state())
         used = applier.cold.used_bytes()
         return self._event("applied", until=until, records=records, state=state, used=used)
@@ -152,8 +165,8 @@ class Job:
             return self._event("compacted", state=asdict(self.cold.state()))
 
     def _reset(self) -> None:
-        self._waiting = []
         if self._compaction is not None:
+            self._compaction.close()
             self._compaction = None
         if self._own and self._applier is not None:
             cold, self._applier = self._applier.cold, None
@@ -162,6 +175,7 @@ class Job:
 
     def abandon(self) -> None:
         """Give the APPLY lock up now."""
+        self._waiting = []
         self._reset()
         self._lock.release()
 

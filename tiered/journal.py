@@ -45,7 +45,8 @@ machine dies, any subset of the sectors changed since the last sync is lost.  A 
 record whose number is above every synced mark that can be found is such a torn tail:
 it and all that follows is dropped.  One at or below a mark was on the disk once, so
 it is damage.  The seed keeps bytes inside values, or left from an older file in the
-same blocks, from looking like records.  Downside: records lost at the very end, with
+same blocks, from looking like records.  A header lies in one sector, so a power cut
+leaves it whole or zeros, and anything else is damage.  Downside: records lost at the very end, with
 no later record to carry a mark, cannot be told from ones never synced.
 """
 
@@ -55,13 +56,13 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
 from tiered import files
-from tiered.errors import CorruptionError, FormatError
+from tiered.errors import CorruptionError, FormatError, StoreError, StoreFullError
 
 HEADER = struct.Struct("<8sHHIQQQI")
 assert HEADER.size == 44
@@ -124,16 +125,21 @@ class Segment:
         self.capacity = capacity
         self.path = directory / files.PREPARED
         self.fd = files.preallocate(self.path, capacity)
-        self.map = mmap.mmap(self.fd, capacity) if mapped else None
+        try:
+            self.map = mmap.mmap(self.fd, capacity) if mapped else None
+        except BaseException:
+            self.path.unlink(missing_ok=True)
+            raise
         self.position = HEADER_BYTES
         self.seed = 0
         self.first = self.last = 0
 
-    def __del__(self) -> None:
+    def __del__(self, _close: Callable[[int], None] = os.close) -> None:
         # Not closed by hand: a thread may be reading the mapping or syncing the file at
-        # this moment, and each of them holds a reference.
+        # this moment, and each of them holds a reference.  Late in the interpreter's end
+        # the module `os` is empty, hence the argument.
         if hasattr(self, "fd"):
-            os.close(self.fd)
+            _close(self.fd)
 
     def begin(self, number: int, first: int, synced: int) -> None:
         """Write the header and take the number's name: the segment becomes the active one."""
@@ -174,6 +180,7 @@ class Journal:
 
     def __init__(self, directory: Path, next_sequence: int, next_number: int, synced: int) -> None:
         self.directory = directory
+        self.on_failure: Callable[[str], object] = str  # Told why nothing more may be written.
         self.last = next_sequence - 1
         self.synced = synced
         self.active: Segment | None = None
@@ -196,7 +203,13 @@ class Journal:
                 segment = None
             if segment is None:
                 segment = Segment(self.directory, max(needed, self._capacity), self.mapped)
-            segment.begin(self._next_number, self.last + 1, self.synced)
+            try:
+                segment.begin(self._next_number, self.last + 1, self.synced)
+            except OSError as error:
+                segment.path.unlink(missing_ok=True)
+                if files.is_full(error):
+                    raise StoreFullError(segment.path, "no room for the journal; free some space") from None
+                raise
         self._next_number += 1
         self._capacity = max(SEGMENT_BYTES_MIN, min(4 * self._capacity, capacity_max))
         self._unsynced.append(segment)
@@ -231,7 +244,7 @@ class Journal:
         if segment.map is not None:
             segment.map[position:end] = data
         else:
-            segment.write(position, data)
+            self._write(segment, position, data)
         segment.position = end
         segment.last = self.last = sequence
         return position
@@ -254,10 +267,20 @@ class Journal:
             parts += (_CRC.pack(crc32(body, seed)), body)
             positions.append(position)
             position += 4 + len(body)
-        segment.write(start, b"".join(parts))
+        self._write(segment, start, b"".join(parts))
         segment.position = position
         segment.last = self.last = sequence
         return positions
+
+    def _write(self, segment: Segment, position: int, data: bytes) -> None:
+        try:
+            segment.write(position, data)
+        except OSError as error:
+            # What was written of it is written over by the next record.
+            if files.is_full(error):
+                raise StoreFullError(segment.path, "no room for the journal; free some space") from None
+            self.on_failure(f"writing the journal failed: {error}")
+            raise StoreError(segment.path, f"writing failed: {error}") from error
 
     def close_segment(self, now_ms: int) -> Segment:
         """End the active segment with the program's time; there is none after this."""
@@ -329,6 +352,11 @@ class SegmentFile:
         if version != _VERSION:
             raise FormatError(self.path, f"journal format {version}; this version knows {_VERSION}")
         return SegmentHeader(seed, number, first, synced)
+
+    @property
+    def header_damaged(self) -> bool:
+        """Whether there is a header that is not what was written; one that never reached the disk is zeros."""
+        return self.header is None and any(self._data[:HEADER_BYTES])
 
     def entry_at(self, position: int) -> Entry | None:
         """The record at `position`, None if there is no valid one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -23,12 +24,15 @@ from tiered.errors import (
     NotAStoreError,
     ReadOnlyError,
     StoreError,
+    StoreFullError,
     UnsupportedError,
 )
 from tiered.helper import APPLY_WAIT_SECONDS
 from tiered.journal import Journal
 
 LOG = logging.getLogger("tiered")
+UNFINISHED_BYTES_MAX = 1 << 16
+"""A cold tier without any record is smaller."""
 FLAGS = {"c": "create if missing", "w": "existing", "r": "existing, read-only", "n": "always new"}
 
 
@@ -43,7 +47,12 @@ def open_engine(
     """The engine of the store at `path`.  Raises the errors of `errors` and nothing else."""
     if flag not in FLAGS:
         raise ConfigError(f"flag={flag!r} is not one of {', '.join(f'{f!r} ({text})' for f, text in FLAGS.items())}")
-    directory = Path(os.path.abspath(os.fspath(path)))
+    if isinstance(lock_timeout, bool) or not isinstance(lock_timeout, (int, float)) or not lock_timeout >= 0:
+        raise ConfigError(f"lock_timeout={lock_timeout!r} is not a number of seconds from 0 on")
+    name = os.fsdecode(path)
+    if "\0" in name:
+        raise NotAStoreError(name, "no path: it holds a null character")
+    directory = Path(os.path.abspath(name))
     if sys.platform == "win32":
         raise UnsupportedError(directory, "Windows is not supported: the journal and the locks need a POSIX system")
     settings = Settings.resolve(explicit, {})  # Wrong arguments are refused before anything is touched.
@@ -61,7 +70,9 @@ def open_engine(
     except PermissionError as error:
         raise ReadOnlyError(error.filename or directory, f"{error.strerror}; open with flag='r' to read") from None
     except OSError as error:
-        if error.errno == 30:
+        if files.is_full(error):
+            raise StoreFullError(directory, "the disk is full; free some space") from None
+        if error.errno == errno.EROFS:
             raise ReadOnlyError(directory, "the file system is read-only; open with flag='r'") from None
         raise StoreError(error.filename or directory, f"{error.strerror or error}") from error
 
@@ -102,7 +113,7 @@ def _open_readonly(directory: Path, explicit: Mapping[str, object], clock: Clock
         try:
             cold = Cold(files.cold_path(directory, number), readonly=True)
             break
-        except CorruptionError:
+        except StoreError:
             # A compaction may have replaced the cold tier between the two steps.
             if attempt == 4 or _read_current(directory) == number:
                 raise
@@ -137,6 +148,7 @@ def _open_writable(
         number = _read_current(directory)
         if number is None:
             number = 1
+            _check_unfinished(directory)
             _remove_contents(directory)
             cold = _create(directory, number, settings)
         else:
@@ -146,6 +158,23 @@ def _open_writable(
         apply_lock.release()
         undo.pop_all()
     return engine
+
+
+def _check_unfinished(directory: Path) -> None:
+    """Without CURRENT there is a store that was never finished, or one that lost it: that is not thrown away."""
+    with_data = files.segment_numbers(directory) + [number for number in files.cold_numbers(directory) if number != 1]
+    path = files.cold_path(directory, 1)
+    if not with_data and (path / "data.mdb").exists() and (path / "data.mdb").stat().st_size:
+        try:
+            cold = Cold(path)
+            with_data = [1] if cold.state().applied else []
+            cold.close()
+        except CorruptionError:
+            with_data = [1] if (path / "data.mdb").stat().st_size > UNFINISHED_BYTES_MAX else []
+    if with_data:
+        raise CorruptionError(
+            directory / files.CURRENT, "missing, though there are data; write the name of the newest cold-NNNN into it"
+        )
 
 
 def _create(directory: Path, number: int, settings: Settings) -> Cold:

@@ -10,6 +10,7 @@ one written or deleted meanwhile may come or not.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -76,13 +77,11 @@ def _page(
     """Live records from `start` on, and the last key looked at, None when there are no more."""
     now_ms = engine.clock.now_ms()
     page: list[Item] = []
-    with engine.lock:
-        cold = engine.cold
-        reading = cold.read()
-        reader = reading.__enter__()
-        buffers = engine.buffers
-        ordered = [buffer.sorted_keys() for buffer in buffers]
-    try:
+    with contextlib.ExitStack() as reading:
+        with engine.lock:
+            reader = reading.enter_context(engine.cold.read())
+            buffers = engine.buffers
+            ordered = [buffer.sorted_keys() for buffer in buffers]
         size = examined = 0
         previous = None
         for stored_key, buffer, data in _merged(buffers, ordered, reader, start, stop, reverse):
@@ -97,8 +96,6 @@ def _page(
             if len(page) >= PAGE_RECORDS or size >= PAGE_BYTES or examined >= _EXAMINED_MAX:
                 return page, stored_key
         return page, None
-    finally:
-        reading.__exit__(None, None, None)
 
 
 def _found(
@@ -153,19 +150,18 @@ def count(engine: Engine) -> int:
     """
     engine.check_readable()
     now_ms = engine.clock.now_ms()
-    with engine.lock:
-        reading = engine.cold.read()
-        reader = reading.__enter__()
-        buffers = engine.buffers
-        latest: dict[bytes, tuple[WriteBuffer, int]] = {}
-        cleared = False
-        for buffer in buffers:
-            for key, position in buffer.positions.items():
-                latest.setdefault(key, (buffer, position))
-            if buffer.cleared:
-                cleared = True
-                break
-    try:
+    with contextlib.ExitStack() as reading:
+        with engine.lock:
+            reader = reading.enter_context(engine.cold.read())
+            buffers = engine.buffers
+            latest: dict[bytes, tuple[WriteBuffer, int]] = {}
+            cleared = False
+            for buffer in buffers:
+                for key, position in buffer.positions.items():
+                    latest.setdefault(key, (buffer, position))
+                if buffer.cleared:
+                    cleared = True
+                    break
         alive = sum(
             position >= 0 and not 0 < buffer.deadlines.get(key, 0) <= now_ms
             for key, (buffer, position) in latest.items()
@@ -178,5 +174,3 @@ def count(engine: Engine) -> int:
             if data is not None and not 0 < record.deadline_of(data) <= now_ms:
                 total -= 1
         return total + alive
-    finally:
-        reading.__exit__(None, None, None)

@@ -39,6 +39,13 @@ def plan(directory: Path, applied: int) -> Plan:
     sequence = applied
     for index, segment in enumerate(segments):
         header = segment.header
+        if segment.header_damaged:
+            raise CorruptionError(
+                segment.path,
+                "damaged header: its records cannot be read. Restore from a snapshot; or move the file away, "
+                "which drops its records and all that follow",
+                0,
+            )
         if header is None or header.first > sequence + 1:
             _judge_tail(result, segments[index:], 0, sequence + 1)
             return result

@@ -213,17 +213,11 @@ class Store(MutableMapping[K, V]):
         encoded = keys.encode(key)
         number, payload = codec.encode(value)
         entry = value if value.__class__ in _PLAIN else entry_of(number, payload)
-        deadline = self._deadline(ttl)
+        deadline = 0 if ttl is _UNSET and engine.settings.default_ttl is None else self._deadline(ttl)
+        plain: Any = key if key.__class__ is str else keys.canonical(cast(keys.Key, key))
         with self._lock:
             engine.reserve(_RECORD_BYTES + len(encoded) + len(payload))
-            sequence = engine.put(
-                key if key.__class__ is str else keys.canonical(cast(keys.Key, key)),
-                encoded,
-                number,
-                payload,
-                entry,
-                deadline,
-            )
+            sequence = engine.put(plain, encoded, number, payload, entry, deadline)
         if engine.attended:
             engine.acknowledged(sequence)
 
@@ -534,6 +528,7 @@ class Store(MutableMapping[K, V]):
             raise ConfigError(f"{name} cannot change while the store is open; close it and open it with {name}=…")
         parsed = setting.parse(value)
         engine = self._engine
+        engine.check_readable()
         with self._lock:
             if setting.remembered:
                 engine.check_writable()

@@ -26,14 +26,17 @@ def cities() -> Iterator[tuple[Key, Document]]:
             country, admin1, admin1_name, admin2, admin2_name, name, lat, lng = line.rstrip("\n").split("\t")
             n = namesakes[country, name]
             namesakes[country, name] = n + 1
-            yield ("city", country, name, n), {
-                "name": name,
-                "country": country,
-                "admin1": _region(admin1, admin1_name),
-                "admin2": _region(admin2, admin2_name),
-                "lat": float(lat),
-                "lng": float(lng),
-            }
+            yield (
+                ("city", country, name, n),
+                {
+                    "name": name,
+                    "country": country,
+                    "admin1": _region(admin1, admin1_name),
+                    "admin2": _region(admin2, admin2_name),
+                    "lat": float(lat),
+                    "lng": float(lng),
+                },
+            )
 
 
 def _region(code: str, name: str) -> dict[str, str | None] | None:

@@ -1,0 +1,121 @@
+"""Programs and helpers killed at random moments: nothing acknowledged is lost, batches are whole.
+
+Each thread of the program has keys of its own and does a known sequence of operations,
+so what is found after a kill must be the state after the last acknowledged one, or
+after the one that was under way.  `TIERED_KILL_ROUNDS` sets how often.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import programs
+import pytest
+
+import tiered
+
+sys.path.insert(0, str(Path(__file__).parent))
+import operations
+
+ROUNDS = int(os.environ.get("TIERED_KILL_ROUNDS", "40"))
+THREADS = 3
+
+
+def noted(path: Path) -> tuple[int, int]:
+    """The last step begun and the last one acknowledged in a thread's notes, -1 for none."""
+    begun = done = -1
+    if path.exists():
+        for line in path.read_text().splitlines():
+            begun, done = (int(line[1:]), done) if line[0] == "i" else (begun, int(line[1:]))
+    return begun, done
+
+
+class Scenario:
+    """A store that programs write into one after the other, and what must be in it."""
+
+    def __init__(self, tmp_path: Path, seed: int) -> None:
+        self.uniform = random.Random(seed)
+        self.path = tmp_path / "store.tiered"
+        self.notes = tmp_path / "notes"
+        self.notes.mkdir()
+        self.models: list[dict[Any, Any]] = [{} for _ in range(THREADS)]
+        self.steps = [0] * THREADS
+        self.helpers_killed = self.under_way = 0
+
+    def run_and_kill(self) -> None:
+        """One program's life: it is killed, or its helper and then it, or both at once."""
+        uniform = self.uniform
+        durability = uniform.choice(("everysec", "everysec", "always", "checkpoint"))
+        beside = uniform.choice(("h", "h", "hs", "hsc", "hc", "hy", "", "s", "c"))
+        command = [sys.executable, str(Path(__file__).with_name("writer.py")), str(self.path), str(self.notes)]
+        command += [",".join(map(str, self.steps)), durability, beside]
+        environment = {**os.environ, "PYTHONPATH": programs.ROOT}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+            assert program.stdout is not None
+            assert program.stdout.readline() == b"opening\n"
+            time.sleep(0.8 * uniform.random() ** 2)
+            helpers = programs.children(program.pid)
+            victims = uniform.choice(("program", "program", "helper", "both"))
+            for helper in helpers if victims != "program" else ():
+                os.kill(helper, signal.SIGKILL)
+                self.helpers_killed += 1
+            if victims == "helper":
+                time.sleep(0.4 * uniform.random())
+                helpers += programs.children(program.pid)
+            died = program.poll()
+            program.kill()
+            assert program.stderr is not None
+            errors = [line for line in program.stderr.read().decode().splitlines() if "starting another" not in line]
+            assert (died, errors) == (None, []), "\n".join(errors)
+        for helper in helpers:
+            programs.wait_until(lambda pid=helper: not programs.alive(pid), 10, "the helper outlives its program")
+
+    def verify(self) -> None:
+        """Open, and compare every key with what was acknowledged."""
+        with tiered.open(self.path, memory="1MB", helper=self.uniform.random() < 0.5) as store:
+            assert store.check() == []
+            found: list[dict[Any, Any]] = [{} for _ in range(THREADS)]
+            for key, value in store.items():
+                found[key[0]][key] = value
+            for thread in range(THREADS):
+                self._verify_thread(thread, found[thread])
+            key = self.uniform.choice(list(self.models[0]) or [(0, 0)])
+            assert store.get(key) == self.models[0].get(key)
+
+    def _verify_thread(self, thread: int, found: dict[Any, Any]) -> None:
+        notes = self.notes / str(thread)
+        begun, done = noted(notes)
+        notes.unlink(missing_ok=True)
+        model = self.models[thread]
+        while self.steps[thread] <= done:
+            operations.imitate(model, operations.operation(thread, self.steps[thread]))
+            self.steps[thread] += 1
+        if found != model and begun > done:
+            operations.imitate(model, operations.operation(thread, begun))
+            self.steps[thread] = begun + 1
+            self.under_way += 1
+        if found != model:
+            wrong = {key for key in found.keys() | model.keys() if found.get(key) != model.get(key)}
+            raise AssertionError(
+                f"thread {thread}, step {done} acknowledged, {begun} begun: differs in {sorted(wrong)}"
+            )
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_whatever_is_killed_when_every_acknowledged_write_is_there_and_batches_are_whole(
+    tmp_path: Path, seed: int
+) -> None:
+    scenario = Scenario(tmp_path, seed)
+    for _ in range(ROUNDS // 2):
+        scenario.run_and_kill()
+        scenario.verify()
+    assert sum(scenario.steps) > 20 * ROUNDS
+    left = set(os.listdir(scenario.path)) - {"CURRENT", "LOCK", "APPLY"}
+    assert len(left) == 1, f"left behind: {left}"

@@ -1,0 +1,49 @@
+"""The program that is killed: threads that write, noting each step before and after it in a file of their own.
+
+Arguments: the store, the folder for the notes, the first step of each thread, durability, what goes on beside.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+
+import operations
+
+import tiered
+
+
+def work(store: tiered.Store, folder: str, thread: int, step: int) -> None:
+    notes = os.open(f"{folder}/{thread}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    while True:
+        made = operations.operation(thread, step)
+        os.write(notes, b"i%d\n" % step)
+        operations.perform(store, made)
+        os.write(notes, b"a%d\n" % step)
+        step += 1
+
+
+def disturb(store: tiered.Store, beside: str) -> None:
+    while True:
+        time.sleep(0.02)
+        if "c" in beside:
+            store.compact()
+        if "s" in beside:
+            store.save()
+        if "y" in beside:
+            store.sync()
+
+
+def main() -> None:
+    path, folder, steps, durability, beside = sys.argv[1:]
+    print("opening", flush=True)
+    helper = "h" in beside
+    store = tiered.open(path, memory="1MB", durability=durability, save="0 2000 1 1", helper=helper, lock_timeout=5)
+    for thread, step in enumerate(map(int, steps.split(","))):
+        threading.Thread(target=work, args=(store, folder, thread, step)).start()
+    disturb(store, beside)
+
+
+main()

@@ -1,0 +1,261 @@
+"""Ranges: order over all types and tiers, exactly once, whatever happens between two pages."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from contracts import evict, merge, set_aside
+
+from tiered.ranges import PAGE_RECORDS
+
+ORDERED: list[Any] = [b"", b"\0", b"a", b"a\0", b"ab", b"\xff"]
+ORDERED += ["", "\0", "a", "a\0", "ab", "b", "z", "é", "\ud800", "\uffff", "\U0001f600"]
+ORDERED += [(), (b"z",), ("a",), ("a", b""), ("a", ""), ("a", ()), ("a", -1), ("a", 1), ("a\0",), ("ab",), ((),), (0,)]
+ORDERED += [(1, 2), (2,), -(2**200), -(2**64), -(2**64) + 1, -256, -255, -1, 0, 1, 255, 256, 2**64 - 1, 2**64, 2**200]
+
+
+def spread(store: Any, keys: list[Any], seed: int = 1) -> None:
+    """Write keys in random order, with older versions of some, and deleted others, over all tiers."""
+    uniform = random.Random(seed)
+    shuffled = uniform.sample(keys, len(keys))
+    quarter = len(keys) // 4 + 1
+    for key in shuffled[: 3 * quarter]:
+        store[key] = "old"
+    store.save()
+    merge(store)
+    for move in (merge, lambda store: None, set_aside, lambda store: None):
+        for key in shuffled[:quarter]:
+            store[key] = ["value", repr(key)]
+        store["deleted"] = 1
+        if move is not set_aside:
+            store.save()
+            del store["deleted"]
+        else:
+            del store["deleted"]
+        move(store)
+        shuffled = shuffled[quarter:]
+    evict(store)
+
+
+def test_keys_come_in_order_over_all_types_and_tiers(opener: Any) -> None:
+    store = opener(stepwise=True)
+    spread(store, ORDERED)
+    assert list(store) == ORDERED
+    assert list(reversed(store)) == list(store.keys(reverse=True)) == ORDERED[::-1]
+    assert list(store.items()) == [(key, ["value", repr(key)]) for key in ORDERED]
+    assert list(store.values(reverse=True)) == [["value", repr(key)] for key in ORDERED[::-1]]
+
+
+def test_start_is_included_and_stop_is_not_for_every_pair_of_keys(opener: Any) -> None:
+    store = opener(stepwise=True)
+    spread(store, ORDERED)
+    for low, start in enumerate(ORDERED):
+        assert list(store.keys(start=start)) == ORDERED[low:]
+        assert list(store.keys(stop=start, reverse=True)) == ORDERED[:low][::-1]
+        for high, stop in list(enumerate(ORDERED))[::3]:
+            assert list(store.keys(start=start, stop=stop)) == ORDERED[low:high]
+            assert list(store.keys(start=start, stop=stop, reverse=True)) == ORDERED[low:high][::-1]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "holds"),
+    [
+        ("", lambda key: isinstance(key, str)),
+        ("a", lambda key: isinstance(key, str) and key.startswith("a")),
+        (b"", lambda key: isinstance(key, bytes)),
+        (b"\xff", lambda key: isinstance(key, bytes) and key.startswith(b"\xff")),
+        ((), lambda key: isinstance(key, tuple)),
+        (("a",), lambda key: isinstance(key, tuple) and key[:1] == ("a",)),
+        (("a", 1), lambda key: isinstance(key, tuple) and key[:2] == ("a", 1)),
+        ((1.0,), lambda key: isinstance(key, tuple) and key[:1] == (1,)),
+    ],
+)
+def test_a_prefix_holds_what_begins_with_it_and_nothing_else(
+    opener: Any, prefix: Any, holds: Callable[[Any], bool]
+) -> None:
+    store = opener(stepwise=True)
+    spread(store, ORDERED)
+    expected = [key for key in ORDERED if holds(key)]
+    assert expected
+    view = store.keys(prefix=prefix)
+    assert list(view) == expected
+    assert list(reversed(view)) == list(store.keys(prefix=prefix, reverse=True)) == expected[::-1]
+    assert len(view) == len(expected)
+    assert [key for key in ORDERED if key in view] == expected
+
+
+def test_prefix_start_and_stop_hold_together(opener: Any) -> None:
+    store = opener(stepwise=True)
+    store.update({("user", number): number for number in range(100)} | {("user",): -1, ("users", 1): 0, "user": 0})
+    store.save()
+    assert list(store.values(prefix=("user",), start=("user", 10), stop=("user", 13))) == [10, 11, 12]
+    assert list(store.values(prefix=("user",), stop=("user", 2))) == [-1, 0, 1]
+    assert list(store.values(prefix=("user",), start=("user", 98), stop=(10**9,))) == [98, 99]
+    assert list(store.keys(prefix=("user",), start=("users",))) == []
+    assert list(store.keys(start=9, stop=3)) == []
+
+
+def test_an_integer_is_no_prefix(store: Any) -> None:
+    with pytest.raises(TypeError, match="prefix"):
+        store.keys(prefix=1)
+    with pytest.raises(TypeError):
+        store.keys(start=1.5)
+
+
+def test_long_keys_come_in_order_of_their_heads_and_ranges_over_them_are_exact(opener: Any) -> None:
+    store = opener(stepwise=True)
+    alike = ["h" * 500 + str(number) for number in range(300)]
+    apart = [f"{number:03}" + "x" * 700 for number in range(300)]
+    tuples = [("t" * 600, number) for number in range(300)]
+    short = ["h", "h" * 479, "i", "0"]
+    spread(store, [*alike, *apart, *tuples, *short])
+    found = list(store)
+    assert set(found) == {*alike, *apart, *tuples, *short}
+    assert len(found) == 904
+    assert found[: 300 + 1] == sorted([*apart, "0"])
+    assert found[301:303] == ["h", "h" * 479]
+    assert set(found[303:603]) == set(alike)
+    assert found[603] == "i"
+    assert list(reversed(store)) == found[::-1]
+    assert set(store.keys(prefix="h" * 500 + "29")) == {key for key in alike if key.startswith("h" * 500 + "29")}
+    assert set(store.keys(start=alike[7], stop=alike[80])) == {key for key in alike if alike[7] <= key < alike[80]}
+    assert set(store.keys(prefix=tuples[5])) == {tuples[5]}
+    assert set(store.keys(start=tuples[5], stop=tuples[250])) == set(tuples[5:250])
+    assert alike[3] in store.keys(prefix="h" * 500, start=alike[2])
+    assert alike[3] not in store.keys(prefix="h" * 501)
+    assert alike[3] not in store.keys(stop=alike[3])
+
+
+COUNT = 5 * PAGE_RECORDS
+
+
+def disturb(store: Any, step: int) -> None:
+    """One of the things that may happen between two items."""
+    uniform = random.Random(step)
+    what = step % 7
+    if what == 0:
+        store.save()
+    elif what == 1:
+        merge(store)
+    elif what == 2:
+        set_aside(store)
+    elif what == 3:
+        store.update({("passing", uniform.randrange(COUNT)): step for _ in range(50)})
+    elif what == 4:
+        store.delete_many([("passing", number) for number in range(step % 3, COUNT, 3)])
+    elif what == 5:
+        # Rewriting what stays, so that it moves to another tier.
+        store.update({("stays", uniform.randrange(COUNT)): "rewritten" for _ in range(80)})
+    else:
+        evict(store)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_keys_there_throughout_come_exactly_once_while_others_come_and_go(
+    opener: Any, seed: int, reverse: bool
+) -> None:
+    store = opener(stepwise=True)
+    staying = [("stays", number) for number in range(COUNT)]
+    mixed = staying + [("passing", number) for number in range(0, COUNT, 2)]
+    spread(store, mixed, seed)
+    found = []
+    for step, (key, value) in enumerate(store.items(reverse=reverse)):
+        found.append(key)
+        assert value in ("rewritten", ["value", repr(key)]) or key[0] == "passing"
+        if not step % 23:
+            disturb(store, step + seed)
+    assert [key for key in found if key[0] == "stays"] == (staying[::-1] if reverse else staying)
+    assert found == sorted(set(found), reverse=reverse)
+    assert store.check() == []
+
+
+def test_deleting_each_key_while_iterating_visits_all_of_them(opener: Any) -> None:
+    store = opener(stepwise=True)
+    spread(store, list(range(COUNT)))
+    visited = []
+    for key in store:
+        visited.append(key)
+        del store[key]
+    assert visited == list(range(COUNT))
+    assert not store
+
+
+def test_iteration_goes_on_over_a_clear_and_a_compaction(opener: Any) -> None:
+    store = opener(stepwise=True)
+    spread(store, list(range(COUNT)))
+    pages = iter(store.items())
+    first = [next(pages)[0] for _ in range(3)]
+    store.compact()
+    following = [next(pages)[0] for _ in range(PAGE_RECORDS + 3)]
+    assert first + following == list(range(PAGE_RECORDS + 6))
+    store.clear()
+    rest = [key for key, _ in pages]
+    assert rest == list(range(PAGE_RECORDS + 6, 2 * PAGE_RECORDS))  # What the page at hand still held.
+
+
+def test_expired_keys_are_passed_over_even_when_pages_full_of_them_come_first(opener: Any, clock: Any) -> None:
+    store = opener(stepwise=True, clock=clock)
+    store.set_many({number: 1 for number in range(3 * 4096)}, ttl=5)
+    store[10**6] = "last"
+    store.save()
+    clock.sleep(6)
+    assert list(store) == [10**6]
+    assert list(store.keys(reverse=True)) == [10**6]
+    assert len(store) == 1
+
+
+def test_large_values_come_in_pages_bounded_in_bytes(opener: Any) -> None:
+    store = opener(stepwise=True)
+    expected = {number: random.Random(number).randbytes(400_000) for number in range(12)}
+    store.update(expected)
+    assert list(store.items()) == list(expected.items())
+    assert list(store.items(reverse=True)) == list(expected.items())[::-1]
+
+
+def test_an_abandoned_iterator_leaves_no_reader_behind(opener: Any) -> None:
+    store = opener(stepwise=True)
+    spread(store, list(range(COUNT)))
+    kept = [iter(store.items()) for _ in range(20)]
+    for iterator in kept:
+        next(iterator)
+        assert store._engine.cold.readers() == 0
+    for what in (store.keys, store.values, store.items):
+        next(iter(what(reverse=True)))
+    assert any(True for _ in store)
+    del kept, iterator
+    gc.collect()
+    assert store._engine.cold.readers() == 0
+
+
+def test_an_iterator_of_a_closed_store_raises_closed_error_at_its_next_page(opener: Any) -> None:
+    import tiered
+
+    store = opener(stepwise=True)
+    spread(store, list(range(COUNT)))
+    iterator = iter(store)
+    next(iterator)
+    store.close()
+    with pytest.raises(tiered.ClosedError):
+        list(iterator)
+    with pytest.raises(tiered.ClosedError):
+        list(store)
+
+
+def test_len_counts_exactly_what_iteration_yields_in_any_mix_of_tiers(opener: Any, clock: Any) -> None:
+    store = opener(stepwise=True, clock=clock)
+    uniform = random.Random(9)
+    for step in range(600):
+        key = uniform.randrange(60)
+        what = uniform.randrange(9)
+        if what < 4:
+            store.set(key, step, ttl=uniform.choice([None, 1, 5, 50]))
+        elif what < 6:
+            store.pop(key, None)
+        else:
+            (store.save, lambda: set_aside(store), lambda: clock.sleep(1))[what - 6]()
+        assert len(store) == len(list(store)) == sum(1 for _ in store.items())
