@@ -104,7 +104,8 @@ def test_compression_is_a_method_and_a_level(given, normal):
 
 
 @pytest.mark.parametrize(
-    "given", ["", "gzip", "zstd:23", "zstd:-8", "zlib:10", "zlib:-1", "none:1", "zstd:x", "zstd:3:3", "zstd: 3", 3, None]
+    "given",
+    ["", "gzip", "zstd:23", "zstd:-8", "zlib:10", "zlib:-1", "none:1", "zstd:x", "zstd:3:3", "zstd: 3", 3, None],
 )
 def test_what_is_no_compression_is_refused(given):
     with pytest.raises(ConfigError, match="compression"):
@@ -117,7 +118,9 @@ def test_a_ttl_is_a_number_of_seconds_or_none(given):
 
 
 @pytest.mark.parametrize(
-    "given", [0, -1, -0.5, float("nan"), float("inf"), 10**10 + 1, "60", True, False, [], 10**400], ids=lambda g: repr(g)[:9]
+    "given",
+    [0, -1, -0.5, float("nan"), float("inf"), 10**10 + 1, "60", True, False, [], 10**400],
+    ids=lambda g: repr(g)[:9],
 )
 def test_what_is_no_ttl_is_refused(given):
     with pytest.raises(ConfigError, match="ttl"):

@@ -391,6 +391,7 @@ def test_deadlines_hold_over_a_restart_and_what_expired_meanwhile_stays_away(ope
     store = opener(stepwise=True, clock=clock)
     assert dict(store) == {"long": 1}
     assert store.ttl("long") == 50
+    clock.sleep(2)
     tick(store)
     assert cold_records(store) == 1
     assert store.check() == []

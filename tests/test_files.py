@@ -61,7 +61,9 @@ def test_current_names_the_live_cold_tier(tmp_path):
     assert (tmp_path / files.CURRENT).stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("nonsense", [b"", b"cold-", b"cold-00012", b"../cold-0001", b"\xff\xfe\x00", b"cold-0001 cold-0002"])
+@pytest.mark.parametrize(
+    "nonsense", [b"", b"cold-", b"cold-00012", b"../cold-0001", b"\xff\xfe\x00", b"cold-0001 cold-0002"]
+)
 def test_a_current_that_names_no_cold_tier_is_a_value_error(tmp_path, nonsense):
     (tmp_path / files.CURRENT).write_bytes(nonsense)
     with pytest.raises(ValueError, match="names no cold tier"):

@@ -208,7 +208,7 @@ def test_an_entry_costs_what_its_key_and_value_take_rounded_up(deadline):
         assert size <= cost(key, entry) - (192 if deadline else 0) <= size + 48
 
 
-FILL = r'''
+FILL = r"""
 import random, sys
 from tiered import codec, process
 from tiered.hot import HotTier, entry_of
@@ -242,7 +242,7 @@ before = process.rss_anon_bytes()
 for number in range(count):
     tier.put(*made(number))
 print(process.rss_anon_bytes() - before, tier.used_bytes)
-'''
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs RssAnon")

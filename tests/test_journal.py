@@ -88,7 +88,9 @@ def test_numbers_go_on_across_segments(tmp_path, mapped):
     headers = [SegmentFile(files.segment_path(tmp_path, number)).header for number in (1, 2, 3)]
     assert [(header.number, header.first) for header in headers] == [(1, 1), (2, 3), (3, 5)]
     assert len({header.seed for header in headers}) == 3
-    assert [entry[2] for number in (1, 2, 3) for entry in read(files.segment_path(tmp_path, number))] == list(range(1, 7))
+    assert [entry[2] for number in (1, 2, 3) for entry in read(files.segment_path(tmp_path, number))] == list(
+        range(1, 7)
+    )
 
 
 @given(st.lists(st.tuples(st.binary(max_size=40), st.binary(max_size=200)), max_size=20), st.booleans(), st.booleans())

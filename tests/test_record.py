@@ -108,5 +108,8 @@ def test_a_record_of_a_newer_version_is_refused_by_name():
 def test_the_layout_is_frozen():
     """The bytes of one record of each shape, as written by the first version."""
     assert record.pack(b"key", 1, 2, 3, 0, b"", b"body").hex() == "118a3415010102000300626f6479"
-    assert record.pack(b"key", 1, 2, 3, 4, b"full", b"body").hex() == "396b0aba0101020303000400000000000000040066756c6c626f6479"
+    assert (
+        record.pack(b"key", 1, 2, 3, 4, b"full", b"body").hex()
+        == "396b0aba0101020303000400000000000000040066756c6c626f6479"
+    )
     assert record.pack_marker(b"key").hex() == "894b9115010000040000"

@@ -214,9 +214,10 @@ class Applier:
             with self.cold.read() as reader:
                 yield from self._copy(reader, fresh)
             while self._applied_since:
-                segments, until = self._applied_since.pop(0)
-                self._apply_to(fresh, segments, until, observe=False)
-                yield fresh.state().records
+                self._catch_up(fresh, self._applied_since)
+                # Not when all is caught up: as much would be applied before the next step.
+                if self._applied_since:
+                    yield fresh.state().records
             # What has no segment (dictionaries trained meanwhile) is carried over last.
             with self.cold.read() as reader, fresh.update() as update:
                 _carry_over(reader, update)
@@ -231,6 +232,14 @@ class Applier:
                 if fresh is not None:
                     fresh.close()
                 files.remove_cold(self.directory, number)
+
+    def _catch_up(self, fresh: Cold, applied: list[tuple[Sequence[SegmentFile], int]]) -> None:
+        """Apply to the copy what was applied meanwhile, some megabytes at a time: faster than it comes."""
+        taken: list[SegmentFile] = []
+        while applied and sum(segment.size for segment in taken) < COPY_BYTES:
+            segments, until = applied.pop(0)
+            taken += segments
+        self._apply_to(fresh, taken, until, observe=False)
 
     def _copy(self, reader: Reader, fresh: Cold) -> Iterator[int]:
         state = reader.state()

@@ -97,7 +97,7 @@ def translated(path: Path) -> Iterator[None]:
     except lmdb.ReadersFullError:
         raise StoreError(path, f"more than {READERS_MAX} readers; close some") from None
     except _DAMAGE as error:
-        raise CorruptionError(path, f"damaged: {error}; restore it from a snapshot") from error
+        raise CorruptionError(path, f"damaged: {error}; restore it from a backup") from error
     except lmdb.Error as error:
         code = getattr(error, "code", None) or 0
         if files.is_full(OSError(code, "")):
@@ -121,7 +121,7 @@ def _sealed(value: object) -> bytes:
 
 def _unsealed(path: Path, what: str, data: bytes) -> Any:
     if len(data) < 4 or crc32(data[4:]) != int.from_bytes(data[:4], "little"):
-        raise CorruptionError(path, f"checksum mismatch in {what}; restore the store from a snapshot")
+        raise CorruptionError(path, f"checksum mismatch in {what}; restore the store from a backup")
     return msgpack.unpackb(data[4:])
 
 
@@ -134,19 +134,19 @@ class Cold:
         if create:
             directory.mkdir(mode=0o700, exist_ok=True)
         elif not self.path.exists():
-            raise CorruptionError(self.path, "missing, though the store names it; restore the store from a snapshot")
+            raise CorruptionError(self.path, "missing, though the store names it; restore the store from a backup")
         elif not self.path.stat().st_size:
             # LMDB would make a new, empty environment of it.
-            raise CorruptionError(self.path, "truncated to nothing; restore the store from a snapshot", 0)
+            raise CorruptionError(self.path, "truncated to nothing; restore the store from a backup", 0)
         if not readonly:
             self._reserve_lock_file()
         with translated(self.path):
             self._env = self._open_env(readonly)
+            self._check_file()
             self._databases = {name: self._env.open_db(name.encode(), create=create) for name in _DATABASES}
         self.records = self._databases["records"]
         self.recent = self._databases["recent"]
         self.expiry = self._databases["expiry"]
-        self._check_file()
         if create:
             with self.update():
                 pass  # Writes the first state.
@@ -206,7 +206,7 @@ class Cold:
         wanted, size = self._expected_bytes(), self.path.stat().st_size
         if size < wanted:
             raise CorruptionError(
-                self.path, f"truncated to {size:,} bytes of {wanted:,}; restore the store from a snapshot", size
+                self.path, f"truncated to {size:,} bytes of {wanted:,}; restore the store from a backup", size
             )
 
     def close(self) -> None:
@@ -295,7 +295,7 @@ class _Access:
         """The state as of this transaction.  Raises `FormatError` for a newer format, `CorruptionError`."""
         data = self.txn.get(b"state", db=self.cold._databases["meta"])
         if data is None:
-            raise CorruptionError(self.cold.path, "has no state; restore the store from a snapshot")
+            raise CorruptionError(self.cold.path, "has no state; restore the store from a backup")
         values = _unsealed(self.cold.path, "the store's state", data)
         if values.get("format") != FORMAT:
             raise FormatError(self.cold.path, f"format {values.get('format')}; this version knows {FORMAT}")
@@ -312,7 +312,7 @@ class _Access:
         data = self.txn.get(number.to_bytes(2, "big"), db=self.cold._databases["dictionaries"])
         if data is None:
             raise KeyError(number)
-        if crc32(data[4:]) != int.from_bytes(data[:4], "little"):
+        if len(data) < 4 or crc32(data[4:]) != int.from_bytes(data[:4], "little"):
             raise CorruptionError(self.cold.path, f"checksum mismatch in dictionary {number}")
         return cast(bytes, data[4:])
 
@@ -527,7 +527,9 @@ class Update(_Access):
 
 
 def _packed_size(data: bytes) -> int:
-    """Length of a record's payload before compression."""
+    """Length of a record's payload before compression; 0 where damage makes it unknown."""
+    if len(data) < record.HEADER.size:
+        return 0
     flags = data[7]
     at = record.HEADER.size
     if flags:

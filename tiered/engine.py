@@ -95,7 +95,7 @@ class Engine:
         self.buffers: tuple[WriteBuffer, ...] = ()
         self.generation = 0
         self.state: State = cold.state()
-        self.time_sent_ms = self.state.time_ms
+        self.time_sent_ms = 0  # Told to nobody yet: whoever knew it may have left with more to expire.
         self.cold_used_bytes = cold.used_bytes()
         self.transaction_id = cold.transaction_id()
         self.closed = False
@@ -122,6 +122,7 @@ class Engine:
         self._finished = False
         self._compactions = 0
         self._compacting = False
+        self._compaction_failure: StoreError | None = None
         self._background: BaseException | None = None
         self._trimmed_evictions = 0
         clock.advance(self.state.time_ms)
@@ -180,7 +181,7 @@ class Engine:
 
     def _damaged(self, cold: Cold, stored_key: bytes, error: Exception) -> CorruptionError:
         return CorruptionError(
-            cold.path, f"damaged record under stored key {stored_key[:60]!r}: {error}; restore it from a snapshot"
+            cold.path, f"damaged record under stored key {stored_key[:60]!r}: {error}; restore it from a backup"
         )
 
     def entry_of(self, stored_key: bytes, found: Dirty) -> Any:
@@ -409,6 +410,13 @@ class Engine:
         self._room_until = -1  # The active buffer may be over its share of a smaller budget.
         self._rebudget()
 
+    def shrink(self) -> None:
+        """Evict down to a budget that became smaller, letting others in meanwhile."""
+        shrunk = False
+        while not shrunk:
+            with self.lock:
+                shrunk = self.hot.shrink()
+
     def sync(self, sequence: int) -> None:
         """Return when the journal is on the disk up to `sequence`."""
         assert self.journal is not None
@@ -475,12 +483,13 @@ class Engine:
             checkpointer = self.checkpointer or self._make_checkpointer()
             wanted = self._compactions + 1
             self._compacting = True
+            self._compaction_failure = None
             self._retry_full()
             checkpointer.compact()
             self.wait_for(lambda: self._compactions >= wanted or not self._compacting)
             if self._compactions < wanted:
                 self.check_writable()
-                raise StoreFullError(self.directory, "no room for a compacted copy beside the cold tier; free some")
+                raise self._compaction_failure or StoreError(self.directory, "compaction was interrupted; try again")
         self._remove_old_colds()
 
     def wait_for(self, done: Callable[[], bool], closing: bool = False) -> None:
@@ -566,6 +575,14 @@ class Engine:
         else:
             self.poison(f"a checkpoint failed: {event['error']}: {event['path']}: {event['message']}")
 
+    def _on_compaction_failed(self, event: Event) -> None:
+        self._compacting = False
+        kind = {
+            StoreFullError.__name__: StoreFullError,
+            CorruptionError.__name__: CorruptionError,
+        }.get(event["error"], StoreError)
+        self._compaction_failure = kind(event["path"], f"not compacted: {event['message']}")
+
     def poison(self, reason: str) -> None:
         """Refuse writes from now on."""
         with self.lock:
@@ -606,10 +623,12 @@ class Engine:
         if self.settings.durability == "everysec" and journal.synced < journal.last and now - self._synced_at >= 0.5:
             self._synced_at = now
             self.sync(journal.last)
-        if is_due(self.settings.save, now - self._saved_at, self._changes):
+        active = self._active
+        over = active is not None and active.used_bytes() > self.share_bytes  # By one large value.
+        if over or is_due(self.settings.save, now - self._saved_at, self._changes):
             with self.lock:
                 self.rotate()
-        active = self._active
+            active = self._active
         if active is not None and not journal.prepared and active.segment.position * 2 > active.segment.capacity:
             with contextlib.suppress(StoreFullError):
                 journal.prepare()
@@ -633,6 +652,7 @@ class Engine:
                     return
                 LOG.warning("%s: the helper process died; starting another", self.directory)
                 checkpointer = self._make_checkpointer()
+                self.time_sent_ms = 0
                 self._resubmit()
                 if self._compacting:
                     checkpointer.compact()
@@ -730,6 +750,8 @@ class Engine:
             MAINTENANCE.dismiss(self._number)
         self.checkpointer = None
         self.buffers = ()
+        self._active = None
+        self._aside.clear()
         self.cold.close()
         if self._lock_file is not None:
             self._lock_file.release()
@@ -768,6 +790,7 @@ class Engine:
                 self.journal.sync(self.journal.last)
         if self.checkpointer is not None and not self._finished:
             self.checkpointer.disown()
+        self.journal.let_go()
 
     def disown(self) -> None:
         """In a forked child: every later use raises `ForkedError`; nothing of the parent's is touched."""

@@ -15,7 +15,6 @@ inherits the open file; the after-fork hook of `store` closes it there.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -97,6 +96,8 @@ def write_current(directory: Path, number: int) -> None:
 def sync_data(fd: int) -> None:
     """Wait until the file's data are on the disk itself; mapped writes included."""
     if sys.platform == "darwin":
+        import fcntl
+
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
     else:
         os.fdatasync(fd)
@@ -186,6 +187,8 @@ class FileLock:
 
     def acquire(self, timeout_seconds: float = 0.0) -> None:
         """Take the lock, waiting up to `timeout_seconds`; `LockedError` names the holder if it stays taken."""
+        import fcntl  # Not at the top: importing the package works on systems that a store cannot.
+
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         limit = time.monotonic() + timeout_seconds
         try:
@@ -217,6 +220,8 @@ class FileLock:
     def release(self) -> None:
         """Give the lock up, also where a forked child still has the file open."""
         if self._fd >= 0:
+            import fcntl
+
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         self.abandon()
 

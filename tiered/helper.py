@@ -13,7 +13,7 @@ Messages are msgpack maps, one after the other.  To the helper:
 
 and from it:
 
-    event   opened, applied, progress, compacted, closed, failed
+    event   opened, applied, compacted, compaction_failed, closed, failed
     store   as above
     ...     applied: until, state; failed: error (name of the class), path, message; all: memory
 
@@ -30,6 +30,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -74,6 +75,7 @@ class Job:
         self._applier: Applier | None = None
         self._waiting: list[tuple[int, int]] = []
         self._held = False
+        self._applied_last = False
         self._compaction: Generator[int, None, None] | None = None
         self._finished: Event | None = None
         self._peak = 0
@@ -126,8 +128,10 @@ class Job:
         try:
             waiting = self._waiting and not self._held
             applier = self._open() if waiting or self._compaction else self._applier
-            if waiting and (self._compaction is not None or not (applier and applier.owes)):
+            if waiting and not (self._applied_last if self._compaction else applier and applier.owes):
+                self._applied_last = True
                 return self._apply()
+            self._applied_last = False
             if self._finished is not None and not waiting:
                 self.abandon()
                 finished, self._finished = self._finished, None
@@ -138,11 +142,14 @@ class Job:
         except Exception as error:  # Reported to the program, which decides; the job starts anew.
             self._reset()
             self._held = bool(self._waiting)
-            name, path = type(error).__name__, getattr(error, "path", str(self.directory))
-            message = error.message if isinstance(error, StoreError) else repr(error)
-            if isinstance(error, OSError) and files.is_full(error):
-                name, message = StoreFullError.__name__, "the disk is full; free some space"
-            return self._event("failed", error=name, path=path, message=message)
+            return self._failure("failed", error)
+
+    def _failure(self, event: str, error: Exception) -> Event:
+        name, path = type(error).__name__, getattr(error, "path", str(self.directory))
+        message = error.message if isinstance(error, StoreError) else repr(error)
+        if isinstance(error, OSError) and files.is_full(error):
+            name, message = StoreFullError.__name__, "the disk is full; free some space"
+        return self._event(event, error=name, path=path, message=message)
 
     def _apply(self) -> Event:
         applier = self._open()
@@ -163,6 +170,9 @@ class Job:
         except StopIteration:
             self._compaction = None
             return self._event("compacted", state=asdict(self.cold.state()))
+        except Exception as error:  # The cold tier is as it was; only the copy failed.
+            self._compaction = None
+            return self._failure("compaction_failed", error)
 
     def _reset(self) -> None:
         if self._compaction is not None:
@@ -188,6 +198,10 @@ def serve(parent: int) -> None:
     """Run as the helper of process `parent` until its pipe closes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    # A compaction keeps every segment open that is applied while it copies.
+    files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max))
     out = os.dup(1)
     with open(os.devnull, "wb") as null:
         os.dup2(null.fileno(), 1)

@@ -320,6 +320,9 @@ class Journal:
         for segment in (self.active, self._prepared):
             if segment is not None:
                 segment.path.unlink(missing_ok=True)
+
+    def let_go(self) -> None:
+        """Forget all segments; each is closed when the last thread that uses it is done."""
         self.active = self._prepared = None
         self._unsynced.clear()
 

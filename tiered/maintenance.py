@@ -158,5 +158,6 @@ class Maintenance:
 
 
 MAINTENANCE = Maintenance()
-os.register_at_fork(after_in_child=MAINTENANCE.disown)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=MAINTENANCE.disown)
 atexit.register(MAINTENANCE.close_all)

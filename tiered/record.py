@@ -88,9 +88,9 @@ def is_marker(data: bytes) -> bool:
 
 
 def deadline_of(data: bytes) -> int:
-    """The deadline in `data`, 0 for none.  Unchecked, as `is_marker`."""
-    if len(data) > HEADER.size and data[_FLAGS_OFFSET] & HAS_DEADLINE:
-        return int(_DEADLINE.unpack_from(data, HEADER.size)[0])
+    """The deadline in `data`, 0 for none.  Unchecked, as `is_marker`; any number of damaged bytes is safe."""
+    if len(data) >= HEADER.size + _DEADLINE.size and data[_FLAGS_OFFSET] & HAS_DEADLINE:
+        return max(0, int(_DEADLINE.unpack_from(data, HEADER.size)[0]))
     return 0
 
 

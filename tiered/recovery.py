@@ -42,7 +42,7 @@ def plan(directory: Path, applied: int) -> Plan:
         if segment.header_damaged:
             raise CorruptionError(
                 segment.path,
-                "damaged header: its records cannot be read. Restore from a snapshot; or move the file away, "
+                "damaged header: its records cannot be read. Restore from a backup; or move the file away, "
                 "which drops its records and all that follow",
                 0,
             )
@@ -72,7 +72,7 @@ def _judge_tail(result: Plan, segments: Sequence[SegmentFile], position: int, se
         raise CorruptionError(
             first.path,
             f"bad record at byte {position}: number {sequence} was synced and is not readable; "
-            f"everything before it can be recovered. Restore from a snapshot, or keep a copy before writing",
+            f"everything before it can be recovered. Restore from a backup, or keep a copy before writing",
             position,
         )
     if result.until < sequence - 1:

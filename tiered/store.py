@@ -226,6 +226,8 @@ class Store(MutableMapping[K, V]):
         if ttl is _UNSET:
             ttl = self._engine.settings.default_ttl
         elif ttl is not None:
+            if not isinstance(ttl, (int, float)) or isinstance(ttl, bool):
+                raise TypeError(f"ttl is a number of seconds or None, not {type(ttl).__name__}")
             ttl = parse_ttl(ttl)
         return 0 if ttl is None else self._engine.clock.now_ms() + max(1, round(ttl * 1000))
 
@@ -534,6 +536,7 @@ class Store(MutableMapping[K, V]):
                 engine.check_writable()
                 sequence = engine.put_setting(name, parsed)
             engine.configure(name, parsed)
+        engine.shrink()
         if setting.remembered:
             engine.acknowledged(sequence)
 
@@ -580,6 +583,7 @@ class Store(MutableMapping[K, V]):
 
     def tick(self) -> float:
         """Do what the background thread does now and then; returns the seconds until there may be more to do."""
+        self._engine.check_readable()
         return self._engine.tick()
 
     @property

@@ -1,0 +1,460 @@
+"""Checkpoints: segments applied as a whole, merges and expiry in slices, compaction beside them."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiered import checkpoint, files, keys, record
+from tiered.checkpoint import Applier
+from tiered.cold import Cold, deadline_key
+from tiered.compression import Decompressor
+from tiered.errors import CorruptionError
+from tiered.journal import CLEAR, DELETE, PUT, SETTING, Journal, SegmentFile
+
+SHM = "/dev/shm" if os.path.isdir("/dev/shm") else None
+NOW = 1_700_000_000_000
+
+
+class Driven:
+    """A cold tier, its applier, and a journal that feeds it."""
+
+    def __init__(self, directory: Path, setting: str = "zstd:3") -> None:
+        self.directory = directory
+        files.write_current(directory, 1)
+        self.cold = Cold(files.cold_path(directory, 1), create=True)
+        self.applier = Applier(directory, self.cold, setting)
+        self.journal = Journal(directory, 1, 1, 0)
+        self.now = NOW
+
+    def segment(self, *records, batch=False) -> SegmentFile:
+        """A closed segment of `(kind, key, payload, deadline)` records."""
+        size = sum(60 + len(key) + len(payload) for _, key, payload, _ in records)
+        segment = self.journal.open_segment(size, 1 << 22)
+        if batch:
+            self.journal.append_batch([(kind, key, payload, 0, deadline) for kind, key, payload, deadline in records])
+        else:
+            for kind, key, payload, deadline in records:
+                self.journal.append(kind, 0, key, payload, 0, deadline)
+        self.journal.close_segment(self.now)
+        return SegmentFile(segment.path)
+
+    def apply(self, *records) -> int:
+        return self.applier.apply([self.segment(*records)], self.journal.last)
+
+    def slices(self, most: int = 1000) -> None:
+        for _ in range(most):
+            if not self.applier.slice():
+                return
+        raise AssertionError("slices never end")
+
+    def contents(self) -> dict[bytes, tuple[bytes, int]]:
+        """Payload and deadline by full key, and a check of all counts."""
+        found: dict[bytes, tuple[bytes, int]] = {}
+        cold = self.applier.cold
+        with cold.read() as reader:
+            undo = Decompressor(reader.dictionary).decompress
+            state = reader.state()
+            records = stored = packed = 0
+            index = set(reader.due(1 << 60))
+            for stored_key, data in reader.scan():
+                parts = record.unpack(stored_key, data)
+                payload = undo(parts.compression, parts.dictionary, parts.body)
+                found[parts.full_key or stored_key] = (payload, parts.deadline)
+                records, stored, packed = records + 1, stored + len(data), packed + len(payload)
+                if parts.deadline:
+                    index.remove(deadline_key(parts.deadline, stored_key))
+        assert not index, "no entry of the index without its record"
+        assert (state.records, state.stored_bytes, state.packed_bytes) == (records, stored, packed)
+        return found
+
+    def close(self) -> None:
+        self.applier.cold.close()
+        del self.journal
+
+
+@pytest.fixture
+def driven(tmp_path):
+    driven = Driven(tmp_path)
+    yield driven
+    driven.close()
+
+
+def put(key, payload, deadline=0):
+    return PUT, key, payload, deadline
+
+
+def delete(key):
+    return DELETE, key, b"", 0
+
+
+def test_the_last_version_of_every_key_is_what_counts(driven):
+    segments = [
+        driven.segment(put(b"a", b"first"), put(b"b", b"first"), delete(b"c")),
+        driven.segment(put(b"a", b"second"), delete(b"b"), put(b"c", b"again"), put(b"d", b"x"), delete(b"d")),
+    ]
+    assert driven.applier.apply(segments, driven.journal.last) == 4
+    assert driven.contents() == {b"a": (b"second", 0), b"c": (b"again", 0)}
+    state = driven.cold.state()
+    assert (state.applied, state.time_ms) == (driven.journal.last, NOW)
+
+
+def test_long_keys_keep_their_full_form(driven):
+    long = [b"\x02" + b"x" * 600 + bytes((byte,)) for byte in b"abc"]
+    driven.apply(*(put(key, b"value of " + key[-1:]) for key in long))
+    assert driven.contents() == {key: (b"value of " + key[-1:], 0) for key in long}
+    driven.apply(delete(long[1]))
+    assert set(driven.contents()) == {long[0], long[2]}
+    assert all(driven.cold.get(keys.stored(key)) for key in (long[0], long[2]))
+
+
+def test_applying_the_same_segments_twice_changes_nothing(driven):
+    segments = [driven.segment(put(b"a", b"x", NOW + 5), put(b"b", b"x")), driven.segment(delete(b"b"))]
+    assert driven.applier.apply(segments, driven.journal.last) > 0
+    before, content = driven.cold.state(), driven.contents()
+    assert driven.applier.apply(segments, driven.journal.last) == 0
+    assert driven.applier.apply(segments[1:], driven.journal.last) == 0
+    assert (driven.cold.state(), driven.contents()) == (before, content)
+
+
+def test_segments_are_applied_from_the_number_after_the_last_one_applied(driven):
+    first = driven.segment(put(b"a", b"1"), put(b"b", b"1"))
+    until = driven.journal.last
+    driven.applier.apply([first], until - 1)
+    second = driven.segment(put(b"a", b"2"))
+    driven.applier.apply([first, second], driven.journal.last)
+    assert driven.contents() == {b"a": (b"2", 0), b"b": (b"1", 0)}
+
+
+def test_records_above_the_number_asked_for_are_left_alone(driven):
+    segment = driven.segment(put(b"a", b"1"), put(b"b", b"1"), put(b"c", b"1"))
+    driven.applier.apply([segment], 2)
+    assert set(driven.contents()) == {b"a", b"b"}
+    assert driven.cold.state().applied == 2
+
+
+@pytest.mark.parametrize("missing", ["records", "segment", "all"])
+def test_segments_that_do_not_reach_the_announced_number_are_damage_and_change_nothing(driven, missing):
+    first, second = driven.segment(put(b"a", b"1"), put(b"b", b"1")), driven.segment(put(b"a", b"2"))
+    segments = {"records": [first, second], "segment": [second], "all": []}[missing]
+    if missing == "records":
+        entry = list(first.entries())[1]
+        with open(first.path, "r+b") as file:
+            file.seek(entry.start)
+            file.write(b"!")
+    before = driven.cold.state()
+    with pytest.raises(CorruptionError, match=r"records up to number \d where 5 was written"):
+        driven.applier.apply(segments, driven.journal.last)
+    assert driven.cold.state() == before
+    assert driven.contents() == {}
+
+
+def test_what_expired_by_the_time_of_the_segments_is_not_written_and_what_did_before_is_removed(driven):
+    driven.apply(put(b"a", b"x", NOW + 10), put(b"b", b"x", NOW + 100), put(b"c", b"x"))
+    driven.now = NOW + 50
+    driven.apply(put(b"d", b"x", NOW + 50), put(b"e", b"x", NOW + 51))
+    assert set(driven.contents()) == {b"b", b"c", b"e"}
+
+
+def test_the_time_of_the_cold_tier_never_goes_backwards(driven):
+    driven.apply(put(b"a", b"x"))
+    driven.now = NOW - 1000
+    driven.apply(put(b"b", b"x", NOW - 500))
+    assert driven.cold.state().time_ms == NOW
+    assert set(driven.contents()) == {b"a"}
+
+
+@pytest.mark.parametrize("again", [(b"new", 0), (b"new", NOW + 99)])
+def test_a_key_rewritten_in_the_same_segments_in_which_it_expires_stays(driven, again):
+    driven.apply(put(b"a", b"old", NOW + 10))
+    driven.now = NOW + 50
+    driven.apply(put(b"a", *again))
+    assert driven.contents() == {b"a": again}
+
+
+def test_many_expired_records_go_in_bounded_slices(driven, monkeypatch):
+    monkeypatch.setattr(checkpoint, "EXPIRE_RECORDS", 50)
+    driven.apply(*(put(b"key %04d" % number, b"x", NOW + 1) for number in range(300)), put(b"stays", b"x"))
+    driven.now = NOW + 10
+    driven.apply(put(b"another", b"x"))
+    assert driven.cold.state().records == 252
+    steps = 0
+    while driven.applier.slice():
+        steps += 1
+        driven.contents()
+    assert steps >= 5
+    assert set(driven.contents()) == {b"stays", b"another"}
+
+
+def test_clearing_hides_all_before_it_and_nothing_after(driven):
+    driven.apply(put(b"a", b"x", NOW + 5), put(b"b", b"x"))
+    driven.apply(put(b"c", b"x"), (CLEAR, b"", b"", 0), put(b"b", b"after"))
+    assert driven.contents() == {b"b": (b"after", 0)}
+
+
+def test_settings_come_with_the_records_they_were_written_among(driven):
+    driven.apply((SETTING, b"save", msgpack.packb([[900, 1]]), 0), (SETTING, b"disk", msgpack.packb(None), 0))
+    driven.apply((SETTING, b"save", msgpack.packb([[60, 1]]), 0))
+    with driven.cold.read() as reader:
+        assert reader.settings() == {"save": [[60, 1]], "disk": None}
+
+
+def test_a_failure_in_the_middle_changes_nothing_and_the_next_try_succeeds(driven, monkeypatch):
+    driven.apply(put(b"a", b"old", NOW + 5))
+    before, content = driven.cold.state(), driven.contents()
+    segment = driven.segment(put(b"a", b"new"), put(b"b", b"new"), (SETTING, b"disk", msgpack.packb(5), 0))
+    for name in ("write", "expire", "put_settings", "finish"):
+        with monkeypatch.context() as patch:
+
+            def fail(*arguments):
+                raise MemoryError("as if there were none left")
+
+            patch.setattr(f"tiered.cold.Update.{name}", fail)
+            with pytest.raises(MemoryError):
+                driven.applier.apply([segment], driven.journal.last)
+        assert driven.cold.state() == before
+        assert driven.contents() == content
+    driven.applier.apply([segment], driven.journal.last)
+    assert driven.contents() == {b"a": (b"new", 0), b"b": (b"new", 0)}
+
+
+def test_a_merge_comes_when_recent_has_grown_and_goes_on_between_applies(driven, monkeypatch):
+    monkeypatch.setattr(checkpoint, "RECENT_RECORDS_MIN", 40)
+    monkeypatch.setattr(checkpoint, "MERGE_RECORDS", 16)
+    uniform = random.Random(4)
+    model: dict[bytes, tuple[bytes, int]] = {}
+    most = 0
+    for round_ in range(60):
+        names = [b"key %04d" % uniform.randrange(2000) for _ in range(10)]
+        records = [delete(name) if uniform.random() < 0.2 else put(name, b"%d" % round_) for name in names]
+        for kind, name, payload, _ in records:
+            if kind == PUT:
+                model[name] = (payload, 0)
+            else:
+                model.pop(name, None)
+        driven.apply(*records)
+        while driven.applier.owes and driven.applier.slice():
+            assert driven.contents() == model
+        if round_ % 3 == 0:
+            driven.applier.slice()
+        assert driven.contents() == model
+        with driven.cold.read() as reader:
+            most = max(most, reader.entries("recent"))
+    driven.slices()
+    assert driven.contents() == model
+    with driven.cold.read() as reader:
+        assert reader.entries("records") > 0
+    assert most <= 200, "a merge keeps pace with steady writes"
+
+
+# Compaction
+
+records = st.lists(
+    st.tuples(
+        st.sampled_from([PUT, PUT, PUT, DELETE]),
+        st.integers(0, 30).map(lambda number: b"key %02d" % number),
+        st.integers(0, 200).map(lambda size: b"payload " * (size // 8)),
+        st.sampled_from([0, 0, NOW + 10, NOW + 1000]),
+    ).map(lambda made: delete(made[1]) if made[0] == DELETE else made),
+    min_size=1,
+    max_size=12,
+)
+interleaved = st.lists(
+    st.one_of(
+        st.tuples(st.just("apply"), records),
+        st.tuples(st.just("clear")),
+        st.tuples(st.just("later"), st.sampled_from([5, 20])),
+        st.tuples(st.just("slice")),
+        st.tuples(st.just("step")),
+        st.tuples(st.just("step")),
+    ),
+    max_size=14,
+)
+
+
+@given(records, interleaved)
+@settings(max_examples=150, deadline=None)
+def test_compaction_between_applies_gives_the_same_content(before, steps):
+    with tempfile.TemporaryDirectory(dir=SHM) as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "COPY_RECORDS", 5)
+        patch.setattr(checkpoint, "RECENT_RECORDS_MIN", 10)
+        patch.setattr(checkpoint, "MERGE_RECORDS", 4)
+        driven = Driven(Path(name))
+        model: dict[bytes, tuple[bytes, int]] = {}
+
+        def apply(made):
+            driven.apply(*made)
+            for kind, key, payload, deadline in made:
+                if kind == CLEAR:
+                    model.clear()
+                elif kind == DELETE:
+                    model.pop(key, None)
+                else:
+                    model[key] = (payload, deadline)
+            for key in [key for key, (_, deadline) in model.items() if 0 < deadline <= driven.now]:
+                del model[key]
+
+        old = driven.cold
+        try:
+            apply(before)
+            compaction = driven.applier.compaction()
+            for step in steps:
+                if step[0] == "apply":
+                    apply(step[1])
+                elif step[0] == "clear":
+                    apply([(CLEAR, b"", b"", 0), put(b"after", b"clear")])
+                elif step[0] == "later":
+                    driven.now += step[1]
+                elif step[0] == "slice":
+                    driven.applier.slice()
+                else:
+                    next(compaction, None)
+                assert driven.contents() == model
+            for _ in compaction:
+                pass
+            expired = driven.contents().keys() - model.keys()
+            assert not expired
+            assert driven.contents() == model
+            assert files.read_current(driven.directory) == 2
+            assert driven.applier.cold is not old
+            assert old.state().moved
+            assert not driven.applier.cold.state().moved
+            apply([put(b"more", b"x")])
+            assert driven.contents() == model
+            assert driven.applier.cold.state().applied == driven.journal.last
+        finally:
+            driven.close()
+            if driven.applier.cold is not old:
+                old.close()
+
+
+def test_a_compacted_tier_has_all_records_in_one_tree_and_takes_less_disk(driven):
+    uniform = random.Random(1)
+    for _ in range(15):
+        driven.apply(*(put(b"key %06d" % uniform.randrange(5000), uniform.randbytes(100)) for _ in range(1000)))
+    driven.slices()
+    expected, used = driven.contents(), (driven.directory / "cold-0001" / "data.mdb").stat().st_size
+    for _ in driven.applier.compaction():
+        pass
+    assert driven.contents() == expected
+    with driven.applier.cold.read() as reader:
+        assert reader.entries("recent") == 0
+        assert reader.entries("records") == len(expected)
+    assert (driven.directory / "cold-0002" / "data.mdb").stat().st_size < 0.8 * used
+    driven.cold.close()
+
+
+def test_an_abandoned_compaction_leaves_the_store_as_it_was_and_the_next_one_works(driven):
+    driven.apply(*(put(b"key %06d" % number, b"x" * 50) for number in range(10_000)))
+    before = driven.contents()
+    compaction = driven.applier.compaction()
+    next(compaction)
+    driven.apply(put(b"meanwhile", b"x"))
+    compaction.close()
+    assert files.read_current(driven.directory) == 1
+    assert driven.contents() == before | {b"meanwhile": (b"x", 0)}
+    assert not driven.cold.state().moved
+    for _ in driven.applier.compaction():
+        pass
+    assert driven.contents() == before | {b"meanwhile": (b"x", 0)}
+    driven.cold.close()
+
+
+def test_a_segment_whose_name_is_gone_still_reaches_the_compacted_tier(driven):
+    driven.apply(*(put(b"key %06d" % number, b"x" * 50) for number in range(10_000)))
+    compaction = driven.applier.compaction()
+    next(compaction)
+    segment = driven.segment(put(b"meanwhile", b"x"))
+    driven.applier.apply([segment], driven.journal.last)
+    segment.path.unlink()
+    for _ in compaction:
+        pass
+    assert driven.contents()[b"meanwhile"] == (b"x", 0)
+    driven.cold.close()
+
+
+def test_a_dictionary_trained_during_compaction_is_in_the_compacted_tier(driven):
+    def document(number):
+        return b'{"identifier": %d, "status": "active", "history": ["alpha", "bravo", "delta"]}' % (number * 7919)
+
+    driven.apply(*(put(b"key %06d" % number, document(number)) for number in range(5000)))
+    compaction = driven.applier.compaction()
+    next(compaction)
+    driven.slices()
+    assert driven.cold.state().dictionary == 1
+    driven.apply(put(b"meanwhile", document(1)))
+    for _ in compaction:
+        pass
+    content = driven.contents()
+    assert content[b"meanwhile"] == (document(1), 0)
+    assert len(content) == 5001
+    assert driven.applier.cold.state().dictionary == 1
+    driven.apply(put(b"after", document(2)))
+    assert driven.contents()[b"after"] == (document(2), 0)
+    driven.cold.close()
+
+
+def test_a_damaged_record_stops_compaction_by_name_and_the_old_tier_stays(driven):
+    driven.apply(*(put(b"key %06d" % number, b"x" * 50) for number in range(100)))
+    with driven.cold.update() as update:
+        data = bytearray(update.newest(b"key %06d" % 50))
+        data[-1] ^= 1
+        update.txn.put(b"key %06d" % 50, bytes(data), db=driven.cold.recent)
+    with pytest.raises(CorruptionError, match="key 000050"):
+        for _ in driven.applier.compaction():
+            pass
+    assert files.read_current(driven.directory) == 1
+    assert not driven.cold.state().moved
+
+
+READER = """
+import sys, time, tiered
+store = tiered.open(sys.argv[1], flag="r", memory="1MB")
+wanted = {"old": lambda: store["key"] == "old", "moved": lambda: store._engine.state.moved}
+wanted["new"] = lambda: store["key"] == "new"
+for line in sys.stdin:
+    limit = time.monotonic() + 5
+    while not wanted[line.strip()]() and time.monotonic() < limit:
+        time.sleep(0.01)
+    print(wanted[line.strip()](), flush=True)
+store.close()
+"""
+
+
+def test_a_reader_that_looked_just_before_current_was_replaced_is_not_left_behind(opener, monkeypatch):
+    writer = opener(stepwise=True)
+    writer["key"] = "old"
+    writer.save()
+    with subprocess.Popen(
+        [sys.executable, "-c", READER, writer.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as reader:
+
+        def sees(what):
+            reader.stdin.write(what + "\n")
+            reader.stdin.flush()
+            return reader.stdout.readline() == "True\n"
+
+        assert sees("old")
+        write_current = files.write_current
+
+        def late(directory, number):
+            assert sees("moved"), "the old tier says that it moved; CURRENT does not say where yet"
+            write_current(directory, number)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "write_current", late)
+            writer.compact()
+        writer["key"] = "new"
+        writer.save()
+        assert sees("new")
+        reader.stdin.close()
+        assert reader.wait(10) == 0

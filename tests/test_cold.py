@@ -1,0 +1,426 @@
+"""The cold tier: exact counts, reads right at every step of a merge, atomic updates, damage told by name."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiered import compression, record
+from tiered.cold import Cold, State, deadline_key
+from tiered.compression import Compressor, Decompressor
+from tiered.errors import CorruptionError, FormatError, StoreFullError
+
+SHM = "/dev/shm" if os.path.isdir("/dev/shm") else None
+KEYS = [b"a", b"a\0", b"ab", b"b", b"c", b"d", b"e" * 480, b"f" * 503, b"zz"]
+COMPRESSOR = Compressor("zstd:3")
+DECOMPRESSOR = Decompressor({}.__getitem__)
+
+
+def made(key: bytes, payload: bytes, deadline: int = 0):
+    kind, dictionary, body = COMPRESSOR.compress(payload)
+    data = record.pack(key, 0, kind, dictionary, deadline, b"full" * 130 if len(key) == 503 else b"", body)
+    return key, data, deadline, len(payload)
+
+
+def write(cold: Cold, changes: dict[bytes, tuple[bytes, int] | None]) -> None:
+    """Put `key: (payload, deadline)` and delete `key: None` in one transaction."""
+    with cold.update() as update:
+        update.write([(key, None, 0, 0) if new is None else made(key, *new) for key, new in sorted(changes.items())])
+
+
+def contents(cold: Cold, start: bytes = b"", stop: bytes | None = None, reverse: bool = False):
+    found = []
+    with cold.read() as reader:
+        for key, data in reader.scan(start, stop, reverse):
+            parts = record.unpack(key, data)
+            payload = DECOMPRESSOR.decompress(parts.compression, parts.dictionary, parts.body)
+            found.append((key, (payload, parts.deadline)))
+    return found
+
+
+def assert_holds(cold: Cold, model: dict[bytes, tuple[bytes, int]]) -> None:
+    """Scans, single reads, counts and the expiry index all agree with `model`."""
+    expected = sorted(model.items())
+    assert contents(cold) == expected
+    assert contents(cold, reverse=True) == expected[::-1]
+    for key in KEYS:
+        data = cold.get(key)
+        assert (data is None) is (key not in model)
+        with cold.read() as reader:
+            assert reader.newest(key) == data
+    with cold.read() as reader:
+        state = reader.state()
+        datas = [data for _, data in reader.scan()]
+        index = list(reader.due(1 << 60))
+    assert state.records == len(model)
+    assert state.packed_bytes == sum(len(payload) for payload, _ in model.values())
+    assert state.stored_bytes == sum(map(len, datas))
+    assert index == sorted(deadline_key(deadline, key) for key, (_, deadline) in model.items() if deadline)
+
+
+@pytest.fixture
+def cold(tmp_path):
+    cold = Cold(tmp_path / "cold-0001", create=True)
+    yield cold
+    cold.close()
+
+
+payloads = st.one_of(st.binary(max_size=30), st.integers(30, 400).map(lambda size: b"again " * (size // 6)))
+deadlines = st.sampled_from([0, 0, 10, 20, 30, 1_700_000_000_000])
+changes = st.dictionaries(st.sampled_from(KEYS), st.one_of(st.none(), st.tuples(payloads, deadlines)), max_size=6)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), changes),
+        st.tuples(st.just("write"), changes),
+        st.tuples(st.just("merge"), st.integers(1, 4)),
+        st.tuples(st.just("merge all")),
+        st.tuples(st.just("expire"), st.sampled_from([5, 10, 25, 30]), st.integers(1, 10)),
+        st.tuples(st.just("clear")),
+        st.tuples(st.just("reopen")),
+    ),
+    max_size=25,
+)
+
+
+@given(steps)
+@settings(max_examples=200, deadline=None)
+def test_content_counts_and_expiry_index_are_exact_after_any_steps(steps):
+    with tempfile.TemporaryDirectory(dir=SHM) as name:
+        cold = Cold(Path(name) / "cold-0001", create=True)
+        model: dict[bytes, tuple[bytes, int]] = {}
+        after = b""
+        try:
+            for step in steps:
+                if step[0] == "write":
+                    write(cold, step[1])
+                    model |= step[1]
+                    model = {key: new for key, new in model.items() if new is not None}
+                elif step[0] == "merge":
+                    with cold.update() as update:
+                        after, _ = update.merge(after, step[1])
+                elif step[0] == "merge all":
+                    with cold.update() as update:
+                        assert update.merge(b"", 1000)[0] == b""
+                        assert update.entries("recent") == 0
+                elif step[0] == "expire":
+                    due = sorted((new[1], key) for key, new in model.items() if 0 < new[1] <= step[1])
+                    with cold.update() as update:
+                        assert update.expire(step[1], step[2]) == min(step[2], len(due))
+                    for _, key in due[: step[2]]:
+                        del model[key]
+                elif step[0] == "clear":
+                    with cold.update() as update:
+                        update.clear()
+                    model.clear()
+                else:
+                    cold.close()
+                    cold = Cold(Path(name) / "cold-0001")
+                assert_holds(cold, model)
+        finally:
+            cold.close()
+
+
+bounds = st.one_of(st.just(b""), st.sampled_from(KEYS), st.binary(max_size=2))
+
+
+@given(changes, changes, changes, st.integers(1, 5), bounds, st.one_of(st.none(), bounds), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_scans_of_any_bounds_agree_with_brute_force(first, then, last, moved, start, stop, reverse):
+    with tempfile.TemporaryDirectory(dir=SHM) as name:
+        cold = Cold(Path(name) / "cold-0001", create=True)
+        try:
+            write(cold, first)
+            with cold.update() as update:
+                update.merge(b"", 1000)
+            write(cold, then)
+            with cold.update() as update:
+                update.merge(b"", moved)
+            write(cold, last)
+            model = sorted((key, new) for key, new in (first | then | last).items() if new is not None)
+            expected = [item for item in model if item[0] >= start and (stop is None or item[0] < stop)]
+            assert contents(cold, start, stop, reverse) == (expected[::-1] if reverse else expected)
+        finally:
+            cold.close()
+
+
+def test_a_merge_in_slices_leaves_every_read_right_and_counts_untouched(cold):
+    model = {b"key %03d" % number: (b"old", 0) for number in range(0, 100, 2)}
+    write(cold, model)
+    with cold.update() as update:
+        update.merge(b"", 1000)
+    changed = {b"key %03d" % number: (b"new", number) for number in range(0, 100, 3)}
+    changed |= {b"key %03d" % number: None for number in range(0, 100, 4)}
+    write(cold, changed)
+    model = {key: new for key, new in (model | changed).items() if new is not None}
+    before, after, slices = cold.state(), b"", 0
+    while True:
+        with cold.update() as update:
+            after, moved = update.merge(after, 7)
+        slices += 1
+        assert moved <= 7
+        assert contents(cold) == sorted(model.items())
+        assert cold.state() == before
+        if not after:
+            break
+    assert slices > 5
+    with cold.read() as reader:
+        assert reader.entries("recent") == 0
+        assert reader.entries("records") == len(model)
+
+
+def test_writes_between_the_slices_of_a_merge_are_not_lost(cold):
+    model = {b"key %03d" % number: (b"old", 0) for number in range(50)}
+    write(cold, model)
+    after = b""
+    for round_ in range(20):
+        with cold.update() as update:
+            after, _ = update.merge(after, 5)
+        new = {b"key %03d" % ((round_ * 7) % 50): (b"round %d" % round_, 0), b"key %03d" % ((round_ * 3) % 50): None}
+        write(cold, new)
+        model = {key: value for key, value in (model | new).items() if value is not None}
+        assert contents(cold) == sorted(model.items())
+        assert cold.state().records == len(model)
+
+
+def test_a_deletion_leaves_a_marker_only_over_something(cold):
+    write(cold, {b"a": (b"x", 0), b"b": (b"x", 0)})
+    write(cold, {b"a": None, b"never there": None})
+    with cold.read() as reader:
+        assert reader.entries("recent") == 1, "nothing lies behind, so nothing needs hiding"
+    with cold.update() as update:
+        update.merge(b"", 100)
+    write(cold, {b"b": None})
+    with cold.read() as reader:
+        assert (reader.entries("recent"), reader.entries("records")) == (1, 1)
+    with cold.update() as update:
+        update.merge(b"", 100)
+    with cold.read() as reader:
+        assert (reader.entries("recent"), reader.entries("records")) == (0, 0)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("again", [(b"rewritten", 0), (b"rewritten", 500), (b"rewritten", 100)])
+def test_expiry_never_removes_a_key_that_was_rewritten(cold, merged, again):
+    write(cold, {b"a": (b"old", 100), b"b": (b"stays", 0), b"c": (b"goes", 50)})
+    if merged:
+        with cold.update() as update:
+            update.merge(b"", 100)
+    write(cold, {b"a": again})
+    with cold.update() as update:
+        update.expire(99, 100)
+    assert_holds(cold, {b"a": again, b"b": (b"stays", 0)})
+    with cold.update() as update:
+        update.expire(200, 100)
+    assert_holds(cold, {b"b": (b"stays", 0)} | ({} if again[1] == 100 else {b"a": again}))
+
+
+def test_an_expired_record_does_not_uncover_an_older_one_behind_it(cold):
+    write(cold, {b"a": (b"oldest", 0)})
+    with cold.update() as update:
+        update.merge(b"", 100)
+    write(cold, {b"a": (b"newer", 100)})
+    with cold.update() as update:
+        update.expire(100, 10)
+    assert_holds(cold, {})
+
+
+def test_expiry_is_bounded_by_its_limit_and_goes_by_deadline(cold):
+    write(cold, {b"key %02d" % number: (b"x", 100 - number) for number in range(20)})
+    with cold.update() as update:
+        assert update.expire(100, 5) == 5
+    assert [key for key, _ in contents(cold)] == [b"key %02d" % number for number in range(15)]
+    with cold.update() as update:
+        assert update.expire(95, 100) == 10
+        assert update.expire(95, 100) == 0
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, MemoryError])
+def test_an_update_in_which_an_exception_is_raised_changes_nothing(cold, error):
+    write(cold, {b"a": (b"x", 5)})
+    before, content = cold.state(), contents(cold)
+    with pytest.raises(error), cold.update() as update:
+        update.write([made(b"a", b"changed"), made(b"b", b"new", 7)])
+        update.put_settings({"save": "1 1"})
+        update.put_dictionary(1, b"dictionary")
+        update.expire(100, 10)
+        update.merge(b"", 100)
+        update.current.applied = 99
+        raise error
+    assert cold.state() == before
+    assert contents(cold) == content
+    with cold.read() as reader:
+        assert reader.settings() == {}
+        assert reader.dictionary_numbers() == []
+        assert reader.has_deadline(deadline_key(5, b"a"))
+
+
+def test_a_read_transaction_sees_one_moment(cold):
+    write(cold, {b"a": (b"old", 0)})
+    with cold.read() as reader:
+        old = reader.newest(b"a")
+        write(cold, {b"a": (b"new", 0), b"b": (b"new", 0)})
+        assert reader.newest(b"a") == old
+        assert reader.newest(b"b") is None
+        assert reader.state().records == 1
+        assert cold.readers() == 1
+    assert cold.state().records == 2
+    assert cold.readers() == 0
+
+
+def test_settings_and_dictionaries_are_kept(tmp_path):
+    cold = Cold(tmp_path / "cold-0001", create=True)
+    with cold.update() as update:
+        update.put_settings({"save": [[900, 1]], "disk": None})
+        update.put_dictionary(7, b"dictionary seven")
+        update.put_dictionary(300, b"x" * 40_000)
+    cold.close()
+    cold = Cold(tmp_path / "cold-0001")
+    with cold.read() as reader:
+        assert reader.settings() == {"save": [[900, 1]], "disk": None}
+        assert reader.dictionary_numbers() == [7, 300]
+        assert reader.dictionary(7) == b"dictionary seven"
+        assert reader.dictionary(300) == b"x" * 40_000
+        with pytest.raises(KeyError):
+            reader.dictionary(8)
+    cold.close()
+
+
+def test_a_dictionary_unknown_to_a_reader_is_loaded_when_its_first_record_is_met(cold):
+    data = bytes(range(256)) * 20
+    loads = []
+
+    def load(number):
+        loads.append(number)
+        with cold.read() as reader:
+            return reader.dictionary(number)
+
+    reading = Decompressor(load)
+    text = data[100:400]
+    with cold.update() as update:
+        update.put_dictionary(1, data)
+        kind, number, body = Compressor("zstd:3", compression.Dictionary(1, data)).compress(text)
+        assert number == 1
+        update.write([(b"a", record.pack(b"a", 0, kind, number, 0, b"", body), 0, len(text))])
+    parts = record.unpack(b"a", cold.get(b"a"))
+    for _ in range(3):
+        assert reading.decompress(parts.compression, parts.dictionary, parts.body) == text
+    assert loads == [1]
+
+
+def test_records_appended_to_a_fresh_tier_are_counted(cold):
+    items = [made(key, b"again and again " * 10, at * 10)[:2] for at, key in enumerate(KEYS)]
+    with cold.update() as update:
+        update.append_records(items[:4])
+    with cold.update() as update:
+        update.append_records(items[4:])
+    assert_holds(cold, {key: (b"again and again " * 10, at * 10) for at, key in enumerate(KEYS)})
+
+
+# Damage and other formats
+
+
+def damaged(cold: Cold, database: str, key: bytes, data: bytes) -> None:
+    with cold.update() as update:
+        update.txn.put(key, data, db=cold._databases[database])
+        update.finish = lambda: None
+
+
+def test_a_newer_format_is_refused_by_name(cold):
+    from tiered.cold import _sealed
+
+    damaged(cold, "meta", b"state", _sealed({"format": 2, "applied": 5}))
+    with pytest.raises(FormatError, match="format 2; this version knows 1"):
+        cold.state()
+
+
+def test_a_field_of_the_state_that_is_not_known_is_ignored(cold):
+    from tiered.cold import _sealed
+
+    damaged(cold, "meta", b"state", _sealed({"format": 1, "applied": 5, "blocks": 7}))
+    assert cold.state() == State(applied=5)
+
+
+@pytest.mark.parametrize("name", [b"state", b"settings"])
+@pytest.mark.parametrize("data", [b"", b"abc", b"\0" * 40])
+def test_damaged_state_and_settings_are_told_by_name(cold, name, data):
+    damaged(cold, "meta", name, data)
+    with cold.read() as reader, pytest.raises(CorruptionError) as caught:
+        reader.state() if name == b"state" else reader.settings()
+    assert caught.value.path == str(cold.path)
+
+
+@pytest.mark.parametrize("data", [b"", b"abc", b"\1\2\3\4dictionary"])
+def test_a_damaged_dictionary_is_told_by_name(cold, data):
+    damaged(cold, "dictionaries", (1).to_bytes(2, "big"), data)
+    with cold.read() as reader, pytest.raises(CorruptionError, match="dictionary 1"):
+        reader.dictionary(1)
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"x", b"\xff" * 9, b"\xff" * 40, b"\0" * 200, b"\0\0\0\0\1\0\1\1\0\0" + b"\xff" * 6]
+)
+def test_a_damaged_record_can_be_replaced_and_deleted(cold, garbage):
+    """Only reading it is an error: who writes a key anew repairs it."""
+    write(cold, {b"a": (b"x", 0), b"b": (b"x", 0)})
+    damaged(cold, "recent", b"a", garbage)
+    damaged(cold, "recent", b"b", garbage)
+    write(cold, {b"a": (b"repaired", 9), b"b": None})
+    assert contents(cold) == [(b"a", (b"repaired", 9))]
+    assert cold.state().records == 1
+
+
+def test_a_truncated_file_is_damage_and_not_a_crash(tmp_path):
+    cold = Cold(tmp_path / "cold-0001", create=True)
+    write(cold, {b"key %05d" % number: (os.urandom(100), 0) for number in range(2000)})
+    cold.close()
+    path = tmp_path / "cold-0001" / "data.mdb"
+    whole = path.stat().st_size
+    for size in (whole - 4096, whole // 2, 3 * 4096, 2 * 4096):
+        os.truncate(path, size)
+        with pytest.raises(CorruptionError, match="truncated") as caught:
+            Cold(tmp_path / "cold-0001")
+        assert caught.value.path == str(path)
+
+
+@pytest.mark.parametrize("content", [b"not a database", b"\0" * 8192, b"\xff" * 40_000])
+def test_a_file_that_is_no_database_is_damage(tmp_path, content):
+    Cold(tmp_path / "cold-0001", create=True).close()
+    (tmp_path / "cold-0001" / "data.mdb").write_bytes(content)
+    with pytest.raises(CorruptionError):
+        Cold(tmp_path / "cold-0001")
+    assert (tmp_path / "cold-0001" / "data.mdb").read_bytes() == content, "left as it was found"
+
+
+def test_a_missing_or_empty_file_is_damage_and_not_an_empty_store(tmp_path):
+    with pytest.raises(CorruptionError, match="missing"):
+        Cold(tmp_path / "cold-0001")
+    assert not (tmp_path / "cold-0001").exists()
+    Cold(tmp_path / "cold-0002", create=True).close()
+    os.truncate(tmp_path / "cold-0002" / "data.mdb", 0)
+    with pytest.raises(CorruptionError):
+        Cold(tmp_path / "cold-0002")
+
+
+def test_a_full_map_is_told_as_a_full_store(tmp_path, monkeypatch):
+    monkeypatch.setattr("tiered.cold.MAP_BYTES_MAX", 1 << 20)
+    cold = Cold(tmp_path / "cold-0001", create=True)
+    write(cold, {b"a": (b"x", 0)})
+    before = cold.state()
+    with pytest.raises(StoreFullError):
+        write(cold, {b"b%d" % number: (os.urandom(200_000), 0) for number in range(10)})
+    assert cold.state() == before
+    assert cold.get(b"b0") is None
+    cold.close()
+
+
+def test_files_are_private(tmp_path):
+    cold = Cold(tmp_path / "cold-0001", create=True)
+    assert (tmp_path / "cold-0001").stat().st_mode & 0o777 == 0o700
+    for name in ("data.mdb", "lock.mdb"):
+        assert (tmp_path / "cold-0001" / name).stat().st_mode & 0o777 == 0o600
+    cold.close()

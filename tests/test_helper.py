@@ -1,0 +1,316 @@
+"""The helper process: killed, signalled, impossible to start, shared; and the same job driven inline."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import programs
+import pytest
+from programs import alive, helper_pid, line_of, running, succeed, tell, wait_until
+
+import tiered
+from tiered import checkpoint, files, helper, maintenance
+from tiered.helper import Job
+from tiered.maintenance import MAINTENANCE
+
+
+@pytest.fixture
+def helped(opener: Any) -> tiered.Store[Any, Any]:
+    """A store whose helper process runs."""
+    store: tiered.Store[Any, Any] = opener(helper=True)
+    store["first"] = 1
+    store.save()
+    return store
+
+
+def test_a_helper_that_is_killed_is_started_again_and_nothing_is_lost(helped: Any) -> None:
+    first = helper_pid(helped)
+    os.kill(first, signal.SIGKILL)
+    helped.update((number, "v" * 100) for number in range(3000))
+    helped.save()
+    assert helper_pid(helped) != first
+    assert (len(helped), helped.stats().applied_sequence) == (3001, helped.stats().last_sequence)
+    assert helped.stats().checkpointer == "helper"
+
+
+def test_a_helper_killed_while_a_save_waits_for_it_does_not_hang_the_save(helped: Any) -> None:
+    pid = helper_pid(helped)
+    os.kill(pid, signal.SIGSTOP)
+    helped["a"] = 1
+    timer = threading.Timer(0.2, os.kill, (pid, signal.SIGKILL))
+    timer.start()
+    helped.save()
+    timer.join()
+    assert helped.explain("a").tiers[-1] == "cold"
+
+
+def test_helpers_that_keep_dying_poison_the_store_reads_go_on_and_reopening_recovers(
+    opener: Any, helped: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helped.set_many({"dirty": [1, 2], "other": "o" * 1000})
+    monkeypatch.setattr(helper, "_CODE", "raise SystemExit(1)")
+    os.kill(helper_pid(helped), signal.SIGKILL)
+    with pytest.raises(tiered.PoisonedError, match="helper process died"):
+        helped.save()
+    for write in (lambda: helped.set("x", 1), lambda: helped.pop("first"), helped.clear, helped.save, helped.compact):
+        with pytest.raises(tiered.PoisonedError, match="open it again"):
+            write()
+    expected = {"first": 1, "dirty": [1, 2], "other": "o" * 1000}
+    assert (dict(helped), helped["dirty"], len(helped), helped.check()) == (expected, [1, 2], 3, [])
+    assert helped.stats().state == "poisoned"
+    with pytest.raises(tiered.PoisonedError, match="journal keeps"):
+        helped.close()
+    monkeypatch.undo()
+    again = opener(flag="w", helper=True)
+    assert dict(again) == expected
+    again["x"] = 1
+    again.save()
+
+
+def test_a_failing_checkpoint_poisons_the_store_with_its_cause(opener: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def apply(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    store = opener()
+    store["kept"] = 1
+    monkeypatch.setattr(checkpoint.Applier, "apply", apply)
+    with pytest.raises(tiered.PoisonedError, match="Input/output error"):
+        store.save()
+    assert store["kept"] == 1
+    monkeypatch.undo()
+    with pytest.raises(tiered.PoisonedError):
+        store.close()
+    assert opener(flag="w")["kept"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_helper_ignores_what_ends_programs(helped: Any, number: signal.Signals) -> None:
+    pid = helper_pid(helped)
+    for _ in range(5):
+        os.kill(pid, number)
+        helped["a"] = int(number)
+        helped.save()
+    assert helper_pid(helped) == pid
+
+
+def test_control_c_to_the_whole_group_does_not_reach_the_helper(tmp_path: Path) -> None:
+    code = """
+        import os, signal, sys, tiered
+        store = tiered.open(sys.argv[1], memory="1MB")
+        store["a"] = 1
+        store.save()
+        pid = store._engine.checkpointer.process.pid
+        print(os.getpgid(pid) != os.getpgid(0) and os.getsid(pid) != os.getsid(0))
+        try:
+            os.killpg(0, signal.SIGINT)
+            signal.pause()
+        except KeyboardInterrupt:
+            store["b"] = 2
+            store.save()
+        print(store._engine.checkpointer.process.pid == pid)
+        store.close()
+    """
+    with running(code, tmp_path / "store.tiered", start_new_session=True) as program:
+        assert [line_of(program), line_of(program)] == ["True", "True"]
+        assert program.wait(20) == 0
+
+
+@pytest.mark.parametrize("obstacle", ["no executable", "not startable", "no process allowed"])
+def test_where_no_helper_can_start_checkpoints_are_made_inline_and_stats_say_so(
+    opener: Any, monkeypatch: pytest.MonkeyPatch, obstacle: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if obstacle == "no executable":
+        monkeypatch.setattr(sys, "executable", "")
+    elif obstacle == "not startable":
+        monkeypatch.setattr(maintenance, "can_start", lambda: False)
+    else:
+        monkeypatch.setattr(subprocess, "Popen", refuse)
+    store = opener(helper=True)
+    store.update((number, "v" * 300) for number in range(5000))
+    store.save()
+    assert store.stats().checkpointer == "inline"
+    assert (len(store), store.check()) == (5000, [])
+
+
+def test_an_executable_that_is_no_python_does_not_lose_anything(opener: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    store = opener(helper=True)
+    store["a"] = 1
+    with pytest.raises(tiered.PoisonedError, match="helper process died"):
+        store.save()
+    assert store["a"] == 1
+    with pytest.raises(tiered.PoisonedError):
+        store.close()
+    monkeypatch.undo()
+    assert opener()["a"] == 1
+
+
+def test_the_helper_ends_with_the_last_store(opener: Any) -> None:
+    one, two = opener("one", helper=True), opener("two", helper=True)
+    for store in (one, two):
+        store["a"] = 1
+        store.save()
+    pid = helper_pid(one)
+    assert helper_pid(two) == pid
+    one.close()
+    assert alive(pid)
+    two.close()
+    assert not alive(pid)
+
+
+def test_fifty_stores_share_one_helper_and_one_thread(opener: Any) -> None:
+    before = threading.active_count()
+    stores = [opener(f"{number}", helper=True) for number in range(50)]
+    for store in stores:
+        store.update((number, store.path) for number in range(20))
+    for store in stores:
+        store.save()
+    assert len({helper_pid(store) for store in stores}) == 1
+    assert threading.active_count() == before + 1
+    assert len(programs.children(os.getpid())) == 1
+    os.kill(helper_pid(stores[0]), signal.SIGKILL)
+    for store in stores:
+        store["again"] = 1
+        store.save()
+    assert len({helper_pid(store) for store in stores}) == 1
+
+
+def test_a_store_that_is_only_opened_starts_nothing(opener: Any) -> None:
+    before = threading.active_count()
+    store = opener(helper=True)
+    assert store.get("absent") is None
+    assert (threading.active_count(), programs.children(os.getpid())) == (before, [])
+
+
+def test_what_the_helper_prints_never_reaches_the_programs_output(tmp_path: Path) -> None:
+    code = """
+        import os, sys, tiered
+        from tiered import helper
+        noise = "import os, sys; print('noise', file=sys.stderr); os.write(2, b'noise'); "
+        noise += "import tiered.checkpoint as c; apply = c.Applier.apply; "
+        noise += "c.Applier.apply = lambda *x: (print('noise', flush=True), os.write(1, b'noise'), apply(*x))[2]; "
+        helper._CODE = helper._CODE.replace("helper.serve", noise + "helper.serve")
+        with tiered.open(sys.argv[1], memory="1MB") as store:
+            store.update((number, "v" * 300) for number in range(5000))
+            store.save()
+            assert store.stats().checkpointer == "helper"
+        print("done")
+    """
+    assert succeed(code, tmp_path / "store.tiered") == "done"
+
+
+def test_the_helper_ends_when_its_program_is_killed(tmp_path: Path) -> None:
+    code = """
+        import sys, time, tiered
+        store = tiered.open(sys.argv[1], memory="1MB")
+        store["a"] = 1
+        store.save()
+        print(store._engine.checkpointer.process.pid, flush=True)
+        time.sleep(60)
+    """
+    with running(code, tmp_path / "store.tiered") as program:
+        pid = int(line_of(program))
+        program.kill()
+        wait_until(lambda: not alive(pid), 2, "the helper lives on")
+
+
+def test_the_helper_is_isolated_from_the_programs_environment(tmp_path: Path) -> None:
+    (tmp_path / "msgpack.py").write_text("raise SystemExit('the wrong one')")
+    code = """
+        import os, sys, tiered
+        os.chdir(sys.argv[2])
+        os.environ["PYTHONPATH"] = sys.argv[2]
+        os.environ["PYTHONSTARTUP"] = os.environ["PYTHONWARNINGS"] = "error"
+        with tiered.open(sys.argv[1], memory="1MB") as store:
+            store["a"] = 1
+            store.save()
+            print(store.stats().checkpointer)
+    """
+    assert succeed(code, tmp_path / "store.tiered", tmp_path) == "helper"
+
+
+def test_a_segment_submitted_after_a_failed_one_waits_for_it(opener: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, full = checkpoint.Applier.apply, [True]
+
+    def apply(self: Any, *arguments: Any) -> int:
+        if full[0]:
+            raise tiered.StoreFullError(self.directory, "the disk is full")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(checkpoint.Applier, "apply", apply)
+    store = opener()
+    for number in range(3):
+        store[number] = number
+        with pytest.raises(tiered.StoreFullError):
+            store.save()
+    full[0] = False
+    store.save()
+    assert (store.stats().state, dict(store)) == ("open", {0: 0, 1: 1, 2: 2})
+    assert not list(Path(store.path).glob("journal-0*.log"))
+
+
+def test_a_job_goes_on_from_what_is_on_the_disk_after_a_failure(opener: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opener(save="")
+    store.update((number, "v" * 50) for number in range(100))
+    with store._engine.lock:
+        segment = store._engine._active.segment
+        store._engine.journal.close_segment(store._engine.clock.now_ms())
+    job = Job(7, Path(store.path), "none", store._engine.cold)
+    monkeypatch.setattr(files, "segment_path", lambda directory, number: Path("/nonexistent"))
+    job.submit(segment.number, segment.last)
+    event = job.step()
+    assert isinstance(event, dict)
+    assert (event["event"], event["error"]) == ("failed", "FileNotFoundError")
+    monkeypatch.undo()
+    while (event := job.step()) is True:
+        pass
+    assert event is False, "held until it is submitted again"
+    job.submit(segment.number, segment.last)
+    event = job.step()
+    assert isinstance(event, dict)
+    assert (event["event"], event["until"], event["records"]) == ("applied", segment.last, 100)
+    job.finish()
+    closed = job.step()
+    assert isinstance(closed, dict)
+    assert closed["event"] == "closed"
+    store._engine.poison("the test took its segment")
+    with pytest.raises(tiered.PoisonedError):
+        store.close()
+    assert len(opener(flag="w")) == 100
+
+
+def test_messages_to_a_dead_helper_are_not_an_error(helped: Any) -> None:
+    process = MAINTENANCE.process()
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    wait_until(lambda: not alive(process.pid))
+    for number in range(3):
+        helped[number] = number
+        helped.save()
+
+
+def test_a_program_that_told_nothing_to_its_helper_can_be_asked_to_go_on(tmp_path: Path) -> None:
+    code = """
+        import sys, tiered
+        store = tiered.open(sys.argv[1], memory="1MB", save="")
+        store["a"] = 1
+        print("open", flush=True)
+        sys.stdin.readline()
+        store.close()
+        print("closed", flush=True)
+    """
+    with running(code, tmp_path / "store.tiered") as program:
+        assert line_of(program) == "open"
+        assert programs.children(program.pid) == []
+        tell(program)
+        assert line_of(program) == "closed"
+        assert program.wait(10) == 0

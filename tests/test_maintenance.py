@@ -1,0 +1,210 @@
+"""The background thread: what it does without being asked, and what happens to its errors."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from programs import wait_until
+
+import tiered
+from tiered import engine as engine_module
+from tiered import files, maintenance
+from tiered.clock import ManualClock
+from tiered.maintenance import MAINTENANCE
+
+
+def broken_sync(_: int) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def expect_poisoned(store: tiered.Store[Any, Any]) -> None:
+    for write in (lambda: store.set("x", 1), lambda: store.delete_many(["a"]), store.clear, store.save, store.sync):
+        with pytest.raises(tiered.PoisonedError, match="Input/output error"):
+            write()
+
+
+@pytest.mark.parametrize("durability", ["always", "everysec", "checkpoint"])
+def test_a_failed_sync_raises_poisons_and_reopening_recovers(
+    opener: Any, monkeypatch: pytest.MonkeyPatch, durability: str
+) -> None:
+    store = opener(durability=durability)
+    store["a"] = 1
+    monkeypatch.setattr(files, "sync_data", broken_sync)
+    with pytest.raises(tiered.PoisonedError, match="Input/output error"):
+        store.set("b", 2) if durability == "always" else store.sync()
+    monkeypatch.undo()  # A second sync would say that all is well: it must not be believed.
+    expect_poisoned(store)
+    assert (store["a"], store.get("absent"), "a" in store, store.stats().state) == (1, None, True, "poisoned")
+    with pytest.raises(tiered.PoisonedError):
+        store.close()
+    again = opener(flag="w")
+    assert again["a"] == 1
+    again["c"] = 3
+    again.sync()
+
+
+def test_a_sync_that_fails_in_the_background_poisons_writes_and_lets_reads_go_on(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(durability="everysec")
+    store.update((number, "v" * 100) for number in range(100))
+    monkeypatch.setattr(files, "sync_data", broken_sync)
+    store["last"] = 1
+    wait_until(lambda: store.stats().state == "poisoned", 3)
+    assert [store[number] for number in range(100)] == ["v" * 100] * 100
+    assert (len(store), store.check()) == (101, [])
+    monkeypatch.undo()
+    expect_poisoned(store)
+    with pytest.raises(tiered.PoisonedError):
+        store.close()
+    assert opener(flag="w")["last"] == 1
+
+
+def test_everysec_syncs_within_about_a_second_without_being_asked(opener: Any) -> None:
+    store = opener(durability="everysec")
+    store["a"] = 1
+    wait_until(lambda: store.stats().synced_sequence == store.stats().last_sequence, 2, "not synced")
+
+
+def test_a_save_point_makes_a_checkpoint_without_being_asked(opener: Any) -> None:
+    for helper in (False, True):
+        store = opener(f"{helper}", helper=helper, save="1 3")
+        store.set_many({"a": 1, "b": 2})
+        time.sleep(1.2)
+        assert store.stats().checkpoints == 0
+        store["c"] = 3
+        wait_until(lambda store=store: store.stats().checkpoints == 1, 3, "no checkpoint")
+
+
+def test_a_save_point_is_due_by_the_stores_own_clock(opener: Any, clock: ManualClock) -> None:
+    store = opener(save="60 1", clock=clock)
+    store["a"] = 1
+    clock.sleep(59)
+    store.tick()
+    assert store.stats().checkpoints == 0
+    clock.sleep(2)
+    store.tick()
+    wait_until(lambda: store.stats().checkpoints == 1)
+
+
+def test_an_error_in_the_background_reaches_the_next_call_by_name(
+    opener: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = opener()
+    store["a"] = 1
+
+    def fail(_: object) -> None:
+        raise RuntimeError("of the background")
+
+    monkeypatch.setattr(engine_module, "is_due", lambda *_: fail(None))
+    store._engine.tick_guarded()
+    with pytest.raises(tiered.StoreError, match="of the background"):
+        store.get("absent")
+    monkeypatch.undo()
+    wait_until(lambda: quiet(store), 3)
+    assert store["a"] == 1
+    caplog.clear()  # The logged error refers to what the engine was busy with.
+
+
+def quiet(store: tiered.Store[Any, Any]) -> bool:
+    """Whether a call no longer brings an error from the background."""
+    try:
+        store.get("absent")
+    except tiered.StoreError:
+        return False
+    return True
+
+
+def test_a_store_whose_directory_was_removed_raises_named_errors_only(tmp_path: Path) -> None:
+    for helper in (False, True):
+        store = tiered.open(tmp_path / "gone", memory="1MB", helper=helper)
+        store.update((number, "v" * 100) for number in range(500))
+        store.save()
+        shutil.rmtree(tmp_path / "gone")
+        store._engine._expire_at = 0.0
+        store._engine.tick_guarded()
+        for call in (
+            lambda store=store: store.get("absent"),
+            lambda store=store: store.set("x", "y" * 10_000),
+            lambda store=store: store.update((number, "w" * 1000) for number in range(1000)),
+            store.save,
+            store.close,
+        ):
+            try:
+                call()
+            except tiered.StoreError:
+                continue
+        assert store._engine.closed
+
+
+def test_the_thread_waits_instead_of_spinning_however_many_files_are_open(opener: Any) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2000:
+        pytest.skip("may not open enough files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2000, hard))
+    descriptors = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        store = opener(helper=True)
+        store["a"] = 1
+        store.save()
+        time.sleep(0.1)
+        before = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - before < 0.2
+        store.close()
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_thread_ends_with_the_last_store_and_starts_again_with_the_next(opener: Any) -> None:
+    def running() -> bool:
+        return any(thread.name == "tiered-maintenance" for thread in threading.enumerate())
+
+    for _ in range(3):
+        one, two = opener("one"), opener("two")
+        one["a"] = two["a"] = 1
+        assert running()
+        one.close()
+        assert running()
+        two.close()
+        assert not running()
+
+
+def test_an_engine_that_is_dismissed_gets_no_events_any_more(opener: Any) -> None:
+    store = opener()
+    store["a"] = 1
+    number = store._engine._number
+    store.close()
+    MAINTENANCE._deliver({"event": "applied", "store": number, "memory": 0, "written": 0})
+
+
+def test_a_store_can_be_closed_from_the_background_thread(opener: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for helper in (False, True):
+        store = opener(f"{helper}", helper=helper)
+        store.update((number, "v" * 500) for number in range(3000))
+        done = threading.Event()
+        real = type(store._engine).tick_guarded
+
+        def tick(engine: Any, real: Any = real, done: Any = done) -> float:
+            if not engine.closed:
+                engine.close()
+                done.set()
+            return maintenance.TICK_SECONDS_MAX or real(engine)
+
+        monkeypatch.setattr(type(store._engine), "tick_guarded", tick)
+        MAINTENANCE.wake()
+        assert done.wait(10), "hangs"
+        monkeypatch.undo()
+        wait_until(lambda: not any(thread.name == "tiered-maintenance" for thread in threading.enumerate()))
+        with opener(f"{helper}", flag="w") as again:
+            assert len(again) == 3000

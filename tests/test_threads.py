@@ -1,0 +1,468 @@
+"""Many threads on one store: nothing torn, no version goes back, no update is lost.
+
+Interleavings that matter are driven step by step, by doing the other thread's work at
+the point between two steps of the first.  The rest is looked for in short bounded
+runs, in which every value says of itself what it is: key, version, checksum.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from contracts import evict, set_aside
+
+import tiered
+
+SECONDS = 2.5
+HELPER = pytest.mark.parametrize("helper", [False, True], ids=["inline", "helper"])
+
+
+def made(key: Any, version: int, size: int) -> list[Any]:
+    """A value that describes itself; large enough ones to go through every tier of a small store."""
+    filling = random.Random(version).randbytes(size)
+    return [key, version, filling, zlib.crc32(repr((key, version)).encode() + filling)]
+
+
+def version_of(key: Any, value: Any) -> int:
+    """The version of a value, which must be whole and the key's own."""
+    found, version, filling, checksum = value
+    assert found == key, f"{found!r} under {key!r}"
+    assert zlib.crc32(repr((key, version)).encode() + filling) == checksum, f"torn: {key!r} {version}"
+    return int(version)
+
+
+class Crowd:
+    """Threads that run until told to stop; the first failure of any of them is raised at the end."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.errors: list[BaseException] = []
+        self.threads: list[threading.Thread] = []
+
+    def add(self, work: Callable[..., None], *arguments: Any) -> None:
+        def run() -> None:
+            try:
+                work(*arguments)
+            except BaseException as error:
+                self.errors.append(error)
+                self.stop.set()
+
+        self.threads.append(threading.Thread(target=run))
+
+    @contextmanager
+    def running(self, seconds: float | None) -> Iterator[None]:
+        """Start all, do the block, let them run for the seconds or, with None, to their end."""
+        for thread in self.threads:
+            thread.start()
+        try:
+            yield
+            if seconds is not None:
+                self.stop.wait(seconds)
+        finally:
+            if seconds is not None:
+                self.stop.set()
+            for thread in self.threads:
+                thread.join(20)
+        assert not any(thread.is_alive() for thread in self.threads)
+        if self.errors:
+            raise self.errors[0]
+
+
+def churn(store: Any, crowd: Crowd) -> None:
+    """Checkpoints, evictions and changing budgets, as often as they go."""
+    uniform = random.Random(0)
+    while not crowd.stop.is_set():
+        what = uniform.randrange(6)
+        if what < 2:
+            store.save()
+        elif what == 2:
+            evict(store)
+        elif what == 3:
+            set_aside(store)
+        elif what == 4:
+            store.tick()
+        else:
+            store.config_set("memory", uniform.choice(["1MB", "1MB", "4MB"]))
+        crowd.stop.wait(0.01)
+
+
+@HELPER
+def test_readers_never_see_a_torn_value_nor_a_version_go_back(opener: Any, helper: bool) -> None:
+    store, crowd = opener(helper=helper), Crowd()
+    keys: list[Any] = [(number, "é" * (300 * (number % 7 == 0))) for number in range(120)]
+    acknowledged = dict.fromkeys(keys, 0)
+    for key in keys:
+        store[key] = made(key, 0, 10)
+
+    def write(share: int) -> None:
+        uniform, version = random.Random(share), 0
+        mine = keys[share::3]
+        while not crowd.stop.is_set():
+            version += 1
+            if uniform.random() < 0.2:
+                batch = uniform.sample(mine, 15)
+                store.set_many([(key, made(key, version, uniform.randrange(3000))) for key in batch], ttl=1000)
+            else:
+                batch = [uniform.choice(mine)]
+                size = 40_000 if uniform.random() < 0.03 else uniform.randrange(4000)
+                if uniform.random() < 0.5:
+                    store[batch[0]] = made(batch[0], version, size)
+                else:
+                    store.set(batch[0], made(batch[0], version, size), ttl=uniform.choice([None, 500]))
+            if uniform.random() < 0.2:
+                store.touch(batch[0], uniform.choice([None, 700]))
+            for key in batch:
+                acknowledged[key] = version
+
+    def read(seed: int) -> None:
+        uniform, seen = random.Random(seed), defaultdict(int)
+
+        def saw(key: Any, value: Any, least: int) -> None:
+            version = version_of(key, value)
+            assert version >= max(seen[key], least), f"{key!r}: {version} after {seen[key]}, {least} acknowledged"
+            seen[key] = version
+
+        while not crowd.stop.is_set():
+            what = uniform.random()
+            if what < 0.8:
+                key = uniform.choice(keys)
+                least = acknowledged[key]
+                saw(key, store[key] if what < 0.4 else store.get(key), least)
+            elif what < 0.95:
+                wanted = uniform.sample(keys, 20)
+                floor = dict(acknowledged)
+                found = store.get_many(wanted)
+                assert list(found) == wanted
+                for key, value in found.items():
+                    saw(key, value, floor[key])
+            else:
+                floor, before = dict(acknowledged), dict(seen)
+                count = 0
+                for key, value in store.items():
+                    count += 1
+                    # What an iterator gives is as old as its page: compared with what was seen before it began.
+                    assert version_of(key, value) >= max(before.get(key, 0), floor[key])
+                assert count == len(keys) == len(store)
+
+    for share in range(3):
+        crowd.add(write, share)
+        crowd.add(read, share)
+    crowd.add(churn, store, crowd)
+    with crowd.running(SECONDS):
+        pass
+    assert min(acknowledged.values()) > 0
+    assert {key: version_of(key, value) for key, value in store.items()} == acknowledged
+    store.save()
+    evict(store)
+    assert {key: version_of(key, store[key]) for key in keys} == acknowledged
+
+
+@HELPER
+def test_increments_of_eight_threads_add_up_exactly(opener: Any, helper: bool) -> None:
+    store, crowd, churning = opener(helper=helper), Crowd(), Crowd()
+
+    def add(seed: int) -> None:
+        uniform = random.Random(seed)
+        for _ in range(400):
+            store.incr(("counter", uniform.randrange(3)))
+            store.incr("all", 2)
+
+    for seed in range(8):
+        crowd.add(add, seed)
+    churning.add(churn, store, churning)
+    with churning.running(0), crowd.running(None):
+        pass
+    assert store["all"] == 8 * 400 * 2
+    assert sum(store.values(prefix=("counter",))) == 8 * 400
+    store.save()
+    evict(store)
+    assert sum(store.values(prefix=("counter",))) == 8 * 400
+
+
+@HELPER
+def test_of_many_threads_that_pop_one_key_or_set_its_default_one_wins(opener: Any, helper: bool) -> None:
+    store, crowd, churning = opener(helper=helper), Crowd(), Crowd()
+    popped: list[int] = []
+    defaults: dict[int, set[int]] = defaultdict(set)
+    for number in range(1500):
+        store[number] = number
+
+    def pop() -> None:
+        for number in range(1400):  # The others are the last in key order: `popitem` takes those.
+            value = store.pop(number, None)
+            if value is not None:
+                popped.append(value)
+
+    def default(mine: int) -> None:
+        for number in range(200):
+            defaults[number].add(store.setdefault(("default", number), mine))
+
+    def popitem() -> None:
+        for _ in range(100):
+            key, value = store.popitem()
+            popped.append(value)
+
+    for mine in range(4):
+        crowd.add(pop)
+        crowd.add(default, mine)
+    crowd.add(popitem)
+    churning.add(churn, store, churning)
+    with churning.running(0), crowd.running(None):
+        pass
+    assert sorted(popped) == list(range(1500))
+    assert all(values == {store["default", number]} for number, values in defaults.items())
+    assert len(store) == 200
+
+
+@HELPER
+def test_keys_deleted_and_written_again_are_never_seen_with_an_older_version(opener: Any, helper: bool) -> None:
+    store, crowd = opener(helper=helper), Crowd()
+    keys = list(range(20))
+    acknowledged = dict.fromkeys(keys, 0)
+
+    def write(share: int) -> None:
+        uniform, version = random.Random(share), 0
+        while not crowd.stop.is_set():
+            version += 1
+            key = uniform.choice(keys[share::2])
+            store[key] = made(key, version, 2000)
+            acknowledged[key] = version
+            if uniform.random() < 0.5:
+                assert store.delete_many([key]) == 1
+                assert key not in store
+                assert store.get(key) is None
+
+    def read() -> None:
+        uniform = random.Random()
+        while not crowd.stop.is_set():
+            key = uniform.choice(keys)
+            least = acknowledged[key]
+            value = store.get(key)
+            assert value is None or version_of(key, value) >= least
+
+    crowd.add(write, 0)
+    crowd.add(write, 1)
+    crowd.add(read)
+    crowd.add(read)
+    crowd.add(churn, store, crowd)
+    with crowd.running(SECONDS):
+        pass
+
+
+USES: list[Callable[[Any, int], Any]] = [
+    lambda store, step: store.get(step % 500),
+    lambda store, step: store[step % 100],
+    lambda store, step: store.get_many(range(step % 300, step % 300 + 50)),
+    lambda store, step: list(store.items(start=step % 400)),
+    lambda store, step: len(store),
+    lambda store, step: store.explain(step % 100),
+    lambda store, step: store.ttl(step % 100),
+    lambda store, step: step % 500 in store,
+    lambda store, step: store.set(step % 500, b"x" * 2000),
+    lambda store, step: store.set_many({number: b"y" * 500 for number in range(step % 400, step % 400 + 60)}),
+    lambda store, step: store.incr("counter"),
+    lambda store, step: (store.set(1000 + step % 9, 1), store.pop(1000 + step % 9, None)),
+    lambda store, step: store.save(),
+    lambda store, step: store.sync(),
+    lambda store, step: store.compact(),
+    lambda store, step: store.tick(),
+    lambda store, step: store.stats(),
+    lambda store, step: store.check(),
+    lambda store, step: store.config_set("save", "900 1"),
+]
+
+
+@HELPER
+@pytest.mark.parametrize("durability", ["everysec", "always"])
+def test_closing_while_others_use_the_store_gives_them_closed_error_and_nothing_else(
+    opener: Any, helper: bool, durability: str
+) -> None:
+    for turn in range(4):
+        store, crowd = opener(f"{turn}", helper=helper, durability=durability), Crowd()
+        store.update({number: random.Random(number).randbytes(1500) for number in range(500)})
+        store.save()
+        steps = [0] * len(USES)
+
+        def use(number: int, store: Any = store, steps: list[int] = steps) -> None:
+            try:
+                while True:
+                    USES[number](store, steps[number])
+                    if number == 7:
+                        evict(store)
+                    steps[number] += 1
+            except tiered.ClosedError:
+                pass
+
+        for number in range(len(USES)):
+            crowd.add(use, number)
+        with crowd.running(None):
+            time.sleep(0.15)
+            store.close()
+        assert sum(steps) > 0
+        again = opener(f"{turn}", helper=helper)
+        assert all(number in again for number in range(500))
+        assert again.get("counter", 0) in (steps[10], steps[10] + 1)
+        again.close()
+
+
+def test_two_threads_closing_at_once_both_return_when_it_is_closed(opener: Any) -> None:
+    store, crowd = opener(helper=True), Crowd()
+    store.update({number: b"x" * 2000 for number in range(400)})
+
+    def close() -> None:
+        store.close()
+        assert store._engine.closed
+
+    for _ in range(4):
+        crowd.add(close)
+    with crowd.running(None):
+        pass
+    assert len(opener()) == 400
+
+
+# Step by step: the other thread's work done between two steps of a read
+
+
+WRITES: dict[str, tuple[Callable[[Any], Any], Any]] = {
+    "a write": (lambda store: store.set("k", "new"), "new"),
+    "a deletion": (lambda store: store.__delitem__("k"), None),
+    "a clear": (lambda store: store.clear(), None),
+    "a batch": (lambda store: store.set_many({"k": "new"}), "new"),
+    "a touch": (lambda store: (store.set("k", "new"), store.touch("k", 50)), "new"),
+}
+AFTERWARDS: dict[str, Callable[[Any], Any]] = {
+    "nothing": lambda store: None,
+    "an eviction": evict,
+    "the segment set aside": lambda store: (set_aside(store), evict(store)),
+    "a checkpoint": lambda store: (store.save(), evict(store)),
+    "two checkpoints": lambda store: (store.save(), store.set("other", 1), store.save(), evict(store)),
+    "a compaction": lambda store: (store.compact(), evict(store)),
+}
+READS: dict[str, Callable[[Any], Any]] = {
+    "get": lambda store: store.get("k"),
+    "get_many": lambda store: store.get_many(["k"]).get("k"),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("afterwards", AFTERWARDS)
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("place", ["cold", "aside", "dirty"])
+def test_a_value_read_before_a_write_is_not_promoted_after_it(
+    opener: Any, monkeypatch: pytest.MonkeyPatch, place: str, write: str, afterwards: str, read: str
+) -> None:
+    store = opener(stepwise=True)
+    store["k"] = "old"
+    {"cold": store.save, "aside": lambda: set_aside(store), "dirty": lambda: None}[place]()
+    evict(store)
+    engine = store._engine
+    entry_of, (change, expected) = engine.entry_of, WRITES[write]
+
+    def interrupted(*arguments: Any) -> Any:
+        # The record has been read, and is not hot yet: now somebody else writes.
+        monkeypatch.undo()
+        entry = entry_of(*arguments)
+        change(store)
+        AFTERWARDS[afterwards](store)
+        return entry
+
+    monkeypatch.setattr(engine, "entry_of", interrupted)
+    assert READS[read](store) == "old"
+    assert store.get("k") == expected
+    assert store.check() == []
+
+
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("checkpoint", [lambda store: store.save(), lambda store: store.compact()])
+def test_a_key_that_moves_to_the_cold_tier_between_looking_in_buffers_and_there_is_found(
+    opener: Any, monkeypatch: pytest.MonkeyPatch, read: str, checkpoint: Callable[[Any], Any]
+) -> None:
+    store = opener(stepwise=True)
+    store["k"] = "value"
+    store.save()
+    store["k"] = "newer"
+    set_aside(store)
+    evict(store)
+    engine = store._engine
+    dirty = engine.dirty
+    place: list[Any] = []
+
+    def interrupted(stored_key: bytes) -> Any:
+        monkeypatch.undo()
+        place.append(dirty(stored_key))
+        checkpoint(store)
+        return place[0]
+
+    monkeypatch.setattr(engine, "dirty", interrupted)
+    assert READS[read](store) == "newer"
+    assert place[0] is not None
+    assert store["k"] == "newer"
+    assert store.check() == []
+
+
+def test_once_a_new_value_can_be_seen_anywhere_the_old_one_cannot(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(stepwise=True)
+    store["k"] = "old"
+    engine = store._engine
+    put, seen = engine.hot.put, list[tuple[Any, Any]]()
+
+    def interrupted(*arguments: Any) -> None:
+        # The write is in the buffer, and about to be made hot.
+        by_iteration = next(iter(store.values()))
+        by_key = store["k"]
+        seen.append((by_iteration, by_key))
+        put(*arguments)
+
+    monkeypatch.setattr(engine.hot, "put", interrupted)
+    for write in (lambda: store.set("k", "new"), lambda: store.set_many({"k": "newer"}), lambda: store.incr("n")):
+        write()
+    monkeypatch.undo()
+    assert all(not (first != "old" and then == "old") for first, then in seen)
+    assert seen[1][1] != "new" or seen[1][0] == "new"
+
+
+def test_hits_go_on_while_another_thread_holds_the_lock(opener: Any) -> None:
+    store = opener(stepwise=True)
+    store["hot"] = [1]
+    store["cold"] = 2
+    store.save()
+    store._engine.hot.discard("cold")
+    found: list[Any] = []
+    with store._engine.lock:
+        thread = threading.Thread(target=lambda: found.extend([store["hot"], store.get("hot"), "cold" in store]))
+        thread.start()
+        thread.join(5)
+        assert not thread.is_alive()
+    assert found == [[1], [1], True]
+
+
+def test_reads_go_on_while_a_checkpoint_is_being_applied(opener: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opener(stepwise=True)
+    store["cold"] = "cold"
+    store.save()
+    store["k"] = "dirty"
+    evict(store)
+    from tiered.cold import Update
+
+    write, found = Update.write, list[Any]()
+
+    def interrupted(update: Any, changes: Any) -> None:
+        reader = threading.Thread(target=lambda: found.extend([store["cold"], store["k"], list(store), len(store)]))
+        reader.start()
+        reader.join(5)
+        assert not reader.is_alive()
+        write(update, changes)
+
+    monkeypatch.setattr(Update, "write", interrupted)
+    store.save()
+    assert found == ["cold", "dirty", ["cold", "k"], 2]
