@@ -229,6 +229,17 @@ def test_an_expired_record_does_not_uncover_an_older_one_behind_it(cold):
     assert_holds(cold, {})
 
 
+def test_an_entry_of_the_index_that_is_not_that_of_the_record_removes_nothing(cold):
+    """Such entries are left where a damaged record was replaced."""
+    write(cold, {b"a": (b"stays", 0), b"b": (b"stays", 900)})
+    with cold.update() as update:
+        for key in (b"a", b"b", b"never there"):
+            update.txn.put(deadline_key(50, key), b"", db=cold.expiry)
+    with cold.update() as update:
+        assert update.expire(100, 10) == 3
+    assert_holds(cold, {b"a": (b"stays", 0), b"b": (b"stays", 900)})
+
+
 def test_expiry_is_bounded_by_its_limit_and_goes_by_deadline(cold):
     write(cold, {b"key %02d" % number: (b"x", 100 - number) for number in range(20)})
     with cold.update() as update:
@@ -243,7 +254,7 @@ def test_expiry_is_bounded_by_its_limit_and_goes_by_deadline(cold):
 def test_an_update_in_which_an_exception_is_raised_changes_nothing(cold, error):
     write(cold, {b"a": (b"x", 5)})
     before, content = cold.state(), contents(cold)
-    with pytest.raises(error), cold.update() as update:
+    with pytest.raises(error), cold.update() as update:  # noqa: PT012 - the block is what is tried
         update.write([made(b"a", b"changed"), made(b"b", b"new", 7)])
         update.put_settings({"save": "1 1"})
         update.put_dictionary(1, b"dictionary")

@@ -296,7 +296,7 @@ class Recorder:
 
 
 def test_checkpoints_and_a_compaction_take_turns_even_while_a_merge_is_under_way(opener: Any) -> None:
-    store = opener(memory="4MB", save="")
+    store = opener(memory="64MB", save="")
     engine = store._engine
     job = Job(1, Path(store.path), "none", engine.cold)
     engine.checkpointer = Recorder(job)

@@ -47,8 +47,10 @@ def test_a_size_is_bytes_or_text_with_a_unit_of_1024(given, size):
 
 @pytest.mark.parametrize(
     "given",
-    ["", "MB", "64XB", "-1", "1e6", "1,000", "64 MB MB", "0x10", "nan", "inf", -1, 1.5, True, None, [], b"64MB"]
-    + [10**30, "9" * 400, "9999999999TB", f"{1 << 63}"],
+    [
+        *("", "MB", "64XB", "-1", "1e6", "1,000", "64 MB MB", "0x10", "nan", "inf", -1, 1.5, True, None, [], b"64MB"),
+        *(10**30, "9" * 400, "9999999999TB", f"{1 << 63}"),
+    ],
     ids=lambda given: repr(given)[:20],
 )
 def test_what_is_no_size_is_refused(given):
@@ -76,8 +78,10 @@ def test_save_points_are_pairs_of_seconds_and_changes(given, points):
 
 @pytest.mark.parametrize(
     "given",
-    ["900", "900 1 60", "a b", "-1 1", "900 0", "1.5 1", None, 5, [900, 1], [(900,)], [(900, 1, 2)], [(-1, 1)]]
-    + [[(1, 0)], [(None, 1)], [(float("inf"), 1)], [(float("nan"), 1)], f"{1 << 64} 1", [(1, 1 << 64)]],
+    [
+        *("900", "900 1 60", "a b", "-1 1", "900 0", "1.5 1", None, 5, [900, 1], [(900,)], [(900, 1, 2)], [(-1, 1)]),
+        *([(1, 0)], [(None, 1)], [(float("inf"), 1)], [(float("nan"), 1)], f"{1 << 64} 1", [(1, 1 << 64)]),
+    ],
     ids=lambda given: repr(given)[:20],
 )
 def test_what_are_no_save_points_is_refused(given):

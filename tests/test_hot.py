@@ -25,8 +25,10 @@ def sizes(tier):
 
 @pytest.mark.parametrize(
     "value",
-    ["", "text", "é", b"", b"bytes", 0, -1, 1 << 80, 1.5, True, False, None]
-    + [[], [1, "a"], (), (1, (2,)), {}, {"a": [1]}, {1, 2}, 3 + 4j, ["\ud800"]],
+    [
+        *("", "text", "é", b"", b"bytes", 0, -1, 1 << 80, 1.5, True, False, None),
+        *([], [1, "a"], (), (1, (2,)), {}, {"a": [1]}, {1, 2}, 3 + 4j, ["\ud800"]),
+    ],
     ids=repr,
 )
 def test_an_entry_stands_for_the_value_that_was_encoded(value):
@@ -221,8 +223,9 @@ def made(number):  # Nothing is shared between entries, as when they were read f
     if shape == "small str":
         return f"key:{number}", f"value {number}", 0
     if shape == "documents":
-        document = {"id": number, "name": uniform.choice(names), "mail": f"user{number}@example.org", "tags": ["a", "b"],
-                    "text": "".join(uniform.choices("abcdefghij ", k=150)), "score": uniform.random()}
+        document = {"id": number, "name": uniform.choice(names), "mail": f"user{number}@example.org",
+                    "tags": ["a", "b"], "score": uniform.random(),
+                    "text": "".join(uniform.choices("abcdefghij ", k=150))}
         return f"user:{number:09d}", entry_of(*codec.encode(document)), 0
     if shape == "tuple keys":
         return ("".join(("us", "ers")), number, "".join(("na", "me"))), b"x" * uniform.randrange(20, 120), 0

@@ -482,8 +482,8 @@ def test_a_killed_store_holds_all_that_was_acknowledged(opener, tmp_path, caplog
     store.save()
     for number in range(0, 300, 3):
         del store[f"key {number}"], expected[f"key {number}"]
-    store.set_many({number: "many" for number in range(100)})
-    expected |= {number: "many" for number in range(100)}
+    store.set_many(dict.fromkeys(range(100), "many"))
+    expected |= dict.fromkeys(range(100), "many")
     store.incr("count", 5)
     expected["count"] = 5
     crashed(store, tmp_path / "copy")

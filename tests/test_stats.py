@@ -24,7 +24,7 @@ def test_every_figure_is_an_int_a_float_or_a_text(kind):
 
 
 def test_what_a_store_reports_is_of_the_types_announced(store):
-    store.update({number: "x" * 100 for number in range(100)})
+    store.update(dict.fromkeys(range(100), "x" * 100))
     store.save()
     for figures in (store.stats(), store.memory_stats()):
         for field in dataclasses.fields(figures):
@@ -64,7 +64,7 @@ def test_reads_are_counted_by_the_tier_that_answered(opener):
 
 def test_reading_many_counts_as_reading_each(opener):
     store = opener(stepwise=True)
-    store.update({number: "x" for number in range(10)})
+    store.update(dict.fromkeys(range(10), "x"))
     store.save()
     store._engine.hot.clear()
     assert len(store.get_many(range(20))) == 10
@@ -101,7 +101,7 @@ def test_memory_statistics_add_up(opener):
 
 def test_bytes_on_disk_packed_and_stored_are_told_apart(opener):
     store = opener(stepwise=True)
-    store.update({number: "the same again and again " * 20 for number in range(500)})
+    store.update(dict.fromkeys(range(500), "the same again and again " * 20))
     store.save()
     stats = store.stats()
     assert stats.packed_bytes == 500 * 500

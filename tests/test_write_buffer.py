@@ -10,7 +10,6 @@ from tiered.errors import CorruptionError
 from tiered.journal import HEADER_BYTES, PUT, Dirty, Journal
 from tiered.write_buffer import WriteBuffer
 
-
 mapped_or_not = pytest.mark.parametrize("mapped", [True, False], ids=["mapped", "pwrite"])
 
 

@@ -25,10 +25,11 @@ not closed, and goes when the last reader lets go of it.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -100,7 +101,8 @@ def translated(path: Path) -> Iterator[None]:
         raise CorruptionError(path, f"damaged: {error}; restore it from a backup") from error
     except lmdb.Error as error:
         code = getattr(error, "code", None) or 0
-        if files.is_full(OSError(code, "")):
+        # LMDB says EIO where the last write before a full disk was cut short.
+        if files.is_full(OSError(code, "")) or (code == errno.EIO and files.lacks_room(path.parent)):
             raise StoreFullError(path, "the disk is full; free some space") from None
         if "closed/deleted" in str(error):
             raise ClosedError(path, "the store was closed meanwhile") from None
@@ -140,17 +142,20 @@ class Cold:
             raise CorruptionError(self.path, "truncated to nothing; restore the store from a backup", 0)
         if not readonly:
             self._reserve_lock_file()
-        with translated(self.path):
-            self._env = self._open_env(readonly)
-            self._check_file()
-            self._databases = {name: self._env.open_db(name.encode(), create=create) for name in _DATABASES}
-        self.records = self._databases["records"]
-        self.recent = self._databases["recent"]
-        self.expiry = self._databases["expiry"]
-        if create:
-            with self.update():
-                pass  # Writes the first state.
-            files.sync_directory(directory)
+        with ExitStack() as undo:
+            with translated(self.path):
+                self._env = self._open_env(readonly)
+                undo.callback(self._env.close)
+                self._check_file()
+                self._databases = {name: self._env.open_db(name.encode(), create=create) for name in _DATABASES}
+            self.records = self._databases["records"]
+            self.recent = self._databases["recent"]
+            self.expiry = self._databases["expiry"]
+            if create:
+                with self.update():
+                    pass  # Writes the first state.
+                files.sync_directory(directory)
+            undo.pop_all()
 
     def _open_env(self, readonly: bool) -> lmdb.Environment:
         size = MAP_BYTES_MAX

@@ -316,6 +316,9 @@ class Engine:
         position = buffer.segment.position
         try:
             journal.append(PUT, 0, encoded, payload, number, deadline)
+            # The old value goes before the new one can be read from the buffer: who has seen the
+            # new one must not find the old one hot.
+            self.hot.discard(key)
             buffer.put(stored_key, position, deadline)
             self.hot.put(key, entry, deadline)
         except BaseException:
@@ -337,8 +340,8 @@ class Engine:
         assert journal is not None
         stored_key = keys.stored(encoded)
         position = journal.append(DELETE, 0, encoded, b"", 0, 0)
-        buffer.delete(stored_key, position)
         self.hot.discard(key)
+        buffer.delete(stored_key, position)
         self._changes += 1
         return journal.last
 
@@ -350,8 +353,9 @@ class Engine:
         positions = journal.append_batch(
             [(PUT, encoded, payload, number, deadline) for _, encoded, number, payload, _, deadline in batch]
         )
-        stored, keep = keys.stored, self.hot.put
+        stored, keep, discard = keys.stored, self.hot.put, self.hot.discard
         for position, (key, encoded, _, _, entry, deadline) in zip(positions, batch, strict=True):
+            discard(key)
             buffer.put(stored(encoded), position, deadline)
             keep(key, entry, deadline)
         self._changes += len(batch)
@@ -364,8 +368,8 @@ class Engine:
         assert journal is not None
         positions = journal.append_batch([(DELETE, encoded, b"", 0, 0) for _, encoded in batch])
         for position, (key, encoded) in zip(positions, batch, strict=True):
-            buffer.delete(keys.stored(encoded), position)
             self.hot.discard(key)
+            buffer.delete(keys.stored(encoded), position)
         self._changes += len(batch)
         return journal.last
 
@@ -497,8 +501,8 @@ class Engine:
         while not done():
             if not closing:
                 self.check_readable()
-            if self.full:
-                raise StoreFullError(self.directory, self.full)
+                if self.full:
+                    raise StoreFullError(self.directory, self.full)
             if self.poisoned and not self.closed:
                 self.check_writable()
             self._wait_a_little()

@@ -153,6 +153,22 @@ def is_full(error: OSError) -> bool:
     return error.errno in _FULL
 
 
+def lacks_room(directory: Path) -> bool:
+    """Whether the disk or the quota has less than a megabyte left."""
+    try:
+        fd = os.open(directory, os.O_RDWR | getattr(os, "O_TMPFILE", os.O_DIRECTORY) | os.O_CLOEXEC, 0o600)
+    except OSError:
+        status = os.statvfs(directory)
+        return status.f_bavail * status.f_frsize < 1 << 20
+    try:
+        os.posix_fallocate(fd, 0, 1 << 20)
+    except OSError as error:
+        return is_full(error)
+    finally:
+        os.close(fd)
+    return False
+
+
 def filesystem_type(path: Path) -> str:
     """Type of the file system `path` is on as the kernel names it, "" where that is not known."""
     try:

@@ -117,9 +117,13 @@ def _open_readonly(directory: Path, explicit: Mapping[str, object], clock: Clock
             # A compaction may have replaced the cold tier between the two steps.
             if attempt == 4 or _read_current(directory) == number:
                 raise
-    with cold.read() as reader:
-        settings = Settings.resolve(explicit, reader.settings())
-    return Engine(directory, settings, cold, None, None, clock, recovery.Plan())
+    with contextlib.ExitStack() as undo:
+        undo.callback(cold.close)
+        with cold.read() as reader:
+            settings = Settings.resolve(explicit, reader.settings())
+        engine = Engine(directory, settings, cold, None, None, clock, recovery.Plan())
+        undo.pop_all()
+    return engine
 
 
 def _open_writable(

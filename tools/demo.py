@@ -185,12 +185,15 @@ def cities_demo(path: Path) -> Check:
         for key, value in monitor.watch("reopen, check every value", items, count):
             check.exact(key, store[key], value)
         check.length(store, count)
+        store.compact()
+    compacted_bytes = directory_bytes(path)
 
     print_table(
         ("records", f"{count:,}", "cities of the world (GeoNames, CC BY 4.0)"),
         ("packed", size(packed_bytes), "keys and values as msgpack"),
         ("memory budget", size(memory_bytes), f"packed / {packed_bytes / memory_bytes:.1f}"),
         *storage_rows(stats, packed_bytes, disk_bytes),
+        ("on disk, compacted", size(compacted_bytes), f"packed / {packed_bytes / compacted_bytes:.2f}"),
         ("hit ratio, skewed", f"{reads_skewed.hit_ratio:.1%}", "Zipf, s = 1"),
         ("hit ratio, uniform", f"{reads_uniform.hit_ratio:.1%}", ""),
         ("loads per second", f"{loads_per_second:,.0f}", "one by one, until all are checkpointed"),
