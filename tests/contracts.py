@@ -151,7 +151,7 @@ class MappingContract:
         mapping.update({"a": 1, 2: [3]})
         settle()
         assert mapping == {"a": 1, 2: [3]}
-        assert {"a": 1, 2: [3]} == mapping
+        assert mapping == {"a": 1, 2: [3]}
         assert mapping != {"a": 1}
         assert mapping != {"a": 1, 2: [4]}
         assert mapping != {"a": 1, 3: [3]}

@@ -110,7 +110,7 @@ def test_a_ttl_that_is_no_number_of_seconds_above_zero_is_refused_and_changes_no
         lambda: store.touch("k", ttl),
         lambda: store.set_many({"k": "new"}, ttl=ttl),
     ):
-        with pytest.raises(tiered.ConfigError, match="ttl"):
+        with pytest.raises(TypeError if isinstance(ttl, (str, bool)) else tiered.ConfigError, match="ttl"):
             write()
     assert store["k"] == "old"
     assert store.ttl("k") is None
@@ -322,7 +322,7 @@ def test_the_hot_index_keeps_only_the_deadlines_of_what_is_hot(store: Any) -> No
     for step in range(500):
         store.set("k", step, ttl=1 + step)
     assert len(hot.deadlines) == 1
-    store.set_many({number: "x" * 3000 for number in range(1000)}, ttl=500)
+    store.set_many(dict.fromkeys(range(1000), "x" * 3000), ttl=500)
     assert len(hot.deadlines) == len(hot.table) < 500
     store.delete_many(range(1000))
     del store["k"]

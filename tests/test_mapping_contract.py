@@ -73,7 +73,10 @@ if mapping_tests is not None:
             self.directory = Path(directory.name)
             self.stores: list[tiered.Store[Any, Any]] = []
             self.addCleanup(lambda: [store.close() for store in self.stores])
-            self.addCleanup(lambda: self.assertEqual([store.check() for store in self.stores if store.check()], []))
+            self.addCleanup(self._check)
+
+        def _check(self) -> None:
+            assert [store.check() for store in self.stores if store.check()] == []
 
         def type2test(self) -> tiered.Store[Any, Any]:
             store = tiered.open(self.directory / str(len(self.stores)), memory="1MB", helper=False)
@@ -81,34 +84,34 @@ if mapping_tests is not None:
             return store
 
         def _views_take_arguments(self, view: Any) -> None:
-            self.assertEqual(list(view(None)), list(view()))
+            assert list(view(None)) == list(view())
 
         def test_keys(self) -> None:
             store = self._full_mapping({"a": 1, "b": 2})
             self._views_take_arguments(store.keys)
-            self.assertIn("a", store.keys())
-            self.assertNotIn("c", store.keys())
-            self.assertEqual(list(self._empty_mapping().keys()), [])
+            assert "a" in store.keys()  # noqa: SIM118
+            assert "c" not in store.keys()  # noqa: SIM118
+            assert list(self._empty_mapping().keys()) == []
 
         def test_values(self) -> None:
             store = self._full_mapping({1: 2})
             self._views_take_arguments(store.values)
-            self.assertEqual(list(store.values()), [2])
+            assert list(store.values()) == [2]
 
         def test_items(self) -> None:
             store = self._full_mapping({1: 2})
             self._views_take_arguments(store.items)
-            self.assertEqual(list(store.items()), [(1, 2)])
+            assert list(store.items()) == [(1, 2)]
 
         def test_setdefault(self) -> None:
             mapping_tests.BasicTestMappingProtocol.test_setdefault(self)
             store = self._empty_mapping()
-            self.assertIsNone(store.setdefault("key0"))
+            assert store.setdefault("key0") is None
             store.setdefault("key0", [])
-            self.assertIsNone(store.setdefault("key0"))
+            assert store.setdefault("key0") is None
             # Unlike in a dict, what is returned is a copy: changing it changes nothing in the store.
             store.setdefault("key", []).append(3)
-            self.assertEqual(store["key"], [])
+            assert store["key"] == []
 
         def test_popitem(self) -> None:
             mapping_tests.BasicTestMappingProtocol.test_popitem(self)
@@ -117,8 +120,8 @@ if mapping_tests is not None:
                 store[repr(number)] = number
             for _ in range(500):
                 key, value = store.popitem()
-                self.assertEqual(value, int(key))
-            self.assertFalse(store)
+                assert value == int(key)
+            assert not store
 
     def test_the_adapted_class_passes_for_a_plain_python_mapping_where_it_was_not_adapted() -> None:
         """That the subclass above runs the tests of CPython at all."""

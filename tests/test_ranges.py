@@ -200,7 +200,7 @@ def test_iteration_goes_on_over_a_clear_and_a_compaction(opener: Any) -> None:
 
 def test_expired_keys_are_passed_over_even_when_pages_full_of_them_come_first(opener: Any, clock: Any) -> None:
     store = opener(stepwise=True, clock=clock)
-    store.set_many({number: 1 for number in range(3 * 4096)}, ttl=5)
+    store.set_many(dict.fromkeys(range(3 * 4096), 1), ttl=5)
     store[10**6] = "last"
     store.save()
     clock.sleep(6)

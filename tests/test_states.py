@@ -294,7 +294,13 @@ def seen(store: Any, key: Any) -> Any:
     listed = outcome(lambda: list(store.keys()), key)
     there = listed is tiered.CorruptionError or "KEY" in listed
     if outcome(lambda: store.ttl(key), key) is tiered.CorruptionError:
-        for read in (store.get, store.__getitem__, store.__contains__, store.explain, lambda key: store.get_many([key])):
+        for read in (
+            store.get,
+            store.__getitem__,
+            store.__contains__,
+            store.explain,
+            lambda key: store.get_many([key]),
+        ):
             with pytest.raises(tiered.CorruptionError, match="damaged"):
                 read(key)
         assert there

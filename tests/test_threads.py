@@ -208,7 +208,7 @@ def test_of_many_threads_that_pop_one_key_or_set_its_default_one_wins(opener: An
 
     def popitem() -> None:
         for _ in range(100):
-            key, value = store.popitem()
+            _, value = store.popitem()
             popped.append(value)
 
     for mine in range(4):
@@ -268,7 +268,7 @@ USES: list[Callable[[Any, int], Any]] = [
     lambda store, step: store.ttl(step % 100),
     lambda store, step: step % 500 in store,
     lambda store, step: store.set(step % 500, b"x" * 2000),
-    lambda store, step: store.set_many({number: b"y" * 500 for number in range(step % 400, step % 400 + 60)}),
+    lambda store, step: store.set_many(dict.fromkeys(range(step % 400, step % 400 + 60), b"y" * 500)),
     lambda store, step: store.incr("counter"),
     lambda store, step: (store.set(1000 + step % 9, 1), store.pop(1000 + step % 9, None)),
     lambda store, step: store.save(),
@@ -286,7 +286,7 @@ USES: list[Callable[[Any, int], Any]] = [
 def test_closing_while_others_use_the_store_gives_them_closed_error_and_nothing_else(
     opener: Any, helper: bool, durability: str
 ) -> None:
-    for turn in range(4):
+    for turn in range(2):
         store, crowd = opener(f"{turn}", helper=helper, durability=durability), Crowd()
         store.update({number: random.Random(number).randbytes(1500) for number in range(500)})
         store.save()
@@ -305,7 +305,7 @@ def test_closing_while_others_use_the_store_gives_them_closed_error_and_nothing_
         for number in range(len(USES)):
             crowd.add(use, number)
         with crowd.running(None):
-            time.sleep(0.15)
+            time.sleep(0.1)
             store.close()
         assert sum(steps) > 0
         again = opener(f"{turn}", helper=helper)
@@ -316,7 +316,7 @@ def test_closing_while_others_use_the_store_gives_them_closed_error_and_nothing_
 
 def test_two_threads_closing_at_once_both_return_when_it_is_closed(opener: Any) -> None:
     store, crowd = opener(helper=True), Crowd()
-    store.update({number: b"x" * 2000 for number in range(400)})
+    store.update(dict.fromkeys(range(400), b"x" * 2000))
 
     def close() -> None:
         store.close()

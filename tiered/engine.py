@@ -1,17 +1,11 @@
-"""The engine of one open store: its tiers, the lock over them, and what moves records between them.
+"""The engine of one open store: writing, what is due with time, and the end.
 
     write:  journal → write buffer → hot tier, under the lock
-    read:   hot tier without the lock (`store`), else `find`: buffers, then the cold tier
-    rotate: close the segment, set its buffer aside, hand it to the checkpointer: O(1) under the lock
-    applied: the checkpointer's word that the cold tier has a segment; its buffer is forgotten
 
-Locking.  `lock` covers hot tier, journal, write buffers and counters.  `find` takes no
-lock: `buffers` is replaced as a whole, so a reader that takes it *before* it begins
-its LMDB transaction finds every record in one or the other.  A value read without
-the lock is put into the hot tier only if, under the lock, the key's place is still the one it was
-read from and no checkpoint has finished since (`generation`): otherwise an old
-value could cover a newer one.  A method that may wait (`reserve`) lets go of the lock
-meanwhile and says so, and its caller looks again at what it had read.
+It builds on `checkpoints`, which hands closed segments over, and on `tiers`, which
+holds the tiers and reads them; the locking is described there.  A method that may wait
+(`reserve`) lets go of the lock meanwhile and says so, and its caller looks again at
+what it had read.
 
 Errors met in the background poison the engine or are kept and raised by the next
 call; a full disk does neither: it is retried, and writers are refused until then.
@@ -21,55 +15,40 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
-from tiered import files, keys, process, record
-from tiered.checkpointer import Checkpointer, HelperCheckpointer, InlineCheckpointer
+from tiered import files, keys, process
+from tiered.checkpointer import InlineCheckpointer
+from tiered.checkpoints import Checkpoints
 from tiered.clock import Clock
-from tiered.cold import Cold, State
-from tiered.compression import Decompressor
+from tiered.cold import Cold
 from tiered.config import Settings
 from tiered.errors import (
-    ClosedError,
-    CorruptionError,
-    ForkedError,
     PoisonedError,
-    ReadOnlyError,
     StoreError,
     StoreFullError,
 )
 from tiered.expiry import next_cycle
-from tiered.helper import Event
-from tiered.hot import HotTier, entry_of
-from tiered.journal import CLEAR, CLOSE_BYTES, DELETE, PUT, SETTING, Dirty, Journal, record_bytes
+from tiered.journal import CLEAR, CLOSE_BYTES, DELETE, PUT, SETTING, Journal, record_bytes
 from tiered.maintenance import MAINTENANCE, TICK_SECONDS_MAX
 from tiered.recovery import Plan
 from tiered.schedule import is_due
-from tiered.stats import Counters
 from tiered.write_buffer import WriteBuffer
 
 LOG = logging.getLogger("tiered")
-BUFFER_SHARE = 2
-"""The write buffer takes at most the budget divided by this."""
-SEGMENT_BYTES_MAX = 64 << 20
 SEGMENT_RECORDS_MAX = 65_536
 """Bounds the pages that one checkpoint changes, and so the memory of whoever applies it."""
-HELPER_DEATHS_MAX = 3
-FULL_RETRY_SECONDS = 1.0
 FOLLOW_SECONDS = 0.1
 HOT_EXPIRE_KEYS = 500
 CLOSE_SECONDS_MAX = 600.0
 
-Where = tuple[WriteBuffer, int] | None
 
-
-class Engine:
+class Engine(Checkpoints):
     """One open store, shared by its handles."""
 
     def __init__(
@@ -82,139 +61,14 @@ class Engine:
         clock: Clock,
         recovery: Plan,
     ) -> None:
-        self.directory = directory
-        self.settings = settings
-        self.cold = cold
-        self.journal = journal
-        self.clock = clock
-        self.recovery = recovery
-        self.counters = Counters()
-        self.hot = HotTier(settings.eviction, settings.memory)
-        self.lock = threading.RLock()
-        self.changed = threading.Condition(self.lock)
-        self.buffers: tuple[WriteBuffer, ...] = ()
-        self.generation = 0
-        self.state: State = cold.state()
-        self.time_sent_ms = 0  # Told to nobody yet: whoever knew it may have left with more to expire.
-        self.cold_used_bytes = cold.used_bytes()
-        self.transaction_id = cold.transaction_id()
-        self.closed = False
-        self.forked = False
-        self.poisoned = ""
-        self.full = ""
-        self.capped = False
-        self.always = self.attended = settings.durability == "always"
-        self.checkpointer: Checkpointer | None = None
-        self.decompressor = Decompressor(self._load_dictionary)
-        self._lock_file = lock_file
-        self._number = 0
-        self._active: WriteBuffer | None = None
-        self._aside: list[WriteBuffer] = []
-        self._room_until = -1
-        self._journal_ahead = False
-        self._buffer_bytes = 0
-        self._changes = 0
-        self._saved_at = self._synced_at = clock.monotonic()
-        self._random = random.Random()
-        self._expire_at = clock.monotonic() + next_cycle(self._random)
-        self._full_since = 0.0
-        self._helper_deaths = 0
-        self._finished = False
-        self._compactions = 0
-        self._compacting = False
-        self._compaction_failure: StoreError | None = None
-        self._background: BaseException | None = None
-        self._trimmed_evictions = 0
-        clock.advance(self.state.time_ms)
+        super().__init__(directory, settings, cold, journal, lock_file, clock, recovery)
         MAINTENANCE.add(self)
         if journal is None:
             self._number = MAINTENANCE.serve(self)
         else:
             journal.on_failure = self.poison
 
-    # Reading
-
-    def check_readable(self) -> None:
-        """Raise `ClosedError` or `ForkedError`, or an error kept from the background."""
-        if self.forked:
-            raise ForkedError(self.directory, "opened before fork; call tiered.open() again in the child")
-        if self.closed:
-            raise ClosedError(self.directory, "the store is closed")
-        if self._background is not None:
-            error, self._background = self._background, None
-            raise error
-
-    def dirty(self, stored_key: bytes) -> Where:
-        """Buffer and position of a key's latest record, negative if deleted; None if only the cold tier can know."""
-        for buffer in self.buffers:
-            position = buffer.positions.get(stored_key)
-            if position is not None:
-                return buffer, position
-            if buffer.cleared:
-                return buffer, -1
-        return None
-
-    def find(self, stored_key: bytes, encoded: bytes) -> tuple[Where, Dirty | None]:
-        """Where a key's record was found and the record, deadline not considered."""
-        where = self.dirty(stored_key)
-        if where is not None:
-            buffer, position = where
-            return where, buffer.segment.put_at(position) if position >= 0 else None
-        cold = self.cold
-        try:
-            data = cold.get(stored_key)
-        except StoreError:
-            self.check_readable()
-            raise
-        return None, None if data is None else self.opened(cold, stored_key, data, encoded)
-
-    def opened(self, cold: Cold, stored_key: bytes, data: bytes, encoded: bytes | None = None) -> Dirty | None:
-        """A record of the cold tier undone to its payload.  Raises `CorruptionError`."""
-        try:
-            found = record.unpack(stored_key, data)
-            if found is None or (encoded is not None and found.full_key and found.full_key != encoded):
-                return None
-            payload = self.decompressor.decompress(found.compression, found.dictionary, found.body)
-        except (ValueError, KeyError) as error:
-            raise self._damaged(cold, stored_key, error) from None
-        return Dirty(found.codec, found.deadline, found.full_key, payload)
-
-    def _damaged(self, cold: Cold, stored_key: bytes, error: Exception) -> CorruptionError:
-        return CorruptionError(
-            cold.path, f"damaged record under stored key {stored_key[:60]!r}: {error}; restore it from a backup"
-        )
-
-    def entry_of(self, stored_key: bytes, found: Dirty) -> Any:
-        """The hot entry of a record.  Raises `CorruptionError` where its codec cannot read it."""
-        try:
-            return entry_of(found.codec, found.payload)
-        except ValueError as error:
-            raise self._damaged(self.cold, stored_key, error) from None
-
-    def promote(self, key: Any, stored_key: bytes, where: Where, generation: int, entry: Any, deadline: int) -> None:
-        """Keep a value that was read without the lock, if it is still the newest."""
-        with self.lock:
-            if generation == self.generation and not self.closed and self.dirty(stored_key) == where:
-                self.hot.put(keys.canonical(key), entry, deadline)
-                self.counters.promotions += 1
-
-    def _load_dictionary(self, number: int) -> bytes:
-        with self.cold.read() as reader:
-            return reader.dictionary(number)
-
     # Writing; all under the lock
-
-    def check_writable(self) -> None:
-        """Raise what forbids writing."""
-        self.check_readable()
-        if self.journal is None:
-            raise ReadOnlyError(self.directory, "opened with flag='r'; open it with flag='w' to write")
-        if self.poisoned:
-            raise PoisonedError(
-                self.directory,
-                f"writes are refused since {self.poisoned}; reads go on. "
-                "Close the store, see to the cause, and open it again: what was acknowledged is recovered",
-            )
 
     def reserve(self, size: int, frees: bool = False) -> bool:
         """Make room for `size` bytes of records, in the active segment; True if the lock was let go of meanwhile.
@@ -290,23 +144,6 @@ class Engine:
         self._room_until = min(segment.capacity - CLOSE_BYTES, segment.position + max(size, 4096))
         self._rebudget()
 
-    @property
-    def share_bytes(self) -> int:
-        """What the active buffer may take, and as much again what is set aside."""
-        return min(self.settings.memory // BUFFER_SHARE // 2, SEGMENT_BYTES_MAX)
-
-    @property
-    def buffer_bytes(self) -> int:
-        """What the write buffers take now."""
-        return sum(buffer.used_bytes() for buffer in self.buffers)
-
-    def _rebudget(self) -> None:
-        """Give the hot tier what the write buffers leave."""
-        self._buffer_bytes = self.buffer_bytes
-        self.hot.budget_bytes = max(self.settings.memory // 2, self.settings.memory - self._buffer_bytes)
-        if self.hot.used_bytes > self.hot.budget_bytes:
-            self.hot.shrink()
-
     def put(self, key: Any, encoded: bytes, number: int, payload: bytes, entry: Any, deadline: int) -> int:
         """Write one record; room was reserved.  Returns its sequence number."""
         buffer, journal = self._active, self.journal
@@ -322,16 +159,19 @@ class Engine:
             buffer.put(stored_key, position, deadline)
             self.hot.put(key, entry, deadline)
         except BaseException:
-            self._roll_forward(buffer, position, stored_key, key, deadline)
+            self._roll_forward(buffer, position)
             raise
         self._changes += 1
         return journal.last
 
-    def _roll_forward(self, buffer: WriteBuffer, position: int, stored_key: bytes, key: Any, deadline: int) -> None:
-        """Interrupted in the middle of a write: what the journal has is written, in every tier."""
-        self.hot.discard(key)
-        if buffer.segment.position > position:
-            buffer.put(stored_key, position, deadline)
+    def _roll_forward(self, buffer: WriteBuffer, position: int) -> None:
+        """Interrupted in the middle of a write: what the journal has from `position` on is written, in every tier."""
+        self.hot.clear()
+        for at, kind, key, deadline in buffer.segment.heads(position):
+            if kind == PUT:
+                buffer.put(keys.stored(key), at, deadline)
+            else:
+                buffer.delete(keys.stored(key), at)
 
     def delete(self, key: Any, encoded: bytes) -> int:
         """Write one deletion; room was reserved.  Returns its sequence number."""
@@ -339,9 +179,14 @@ class Engine:
         assert buffer is not None
         assert journal is not None
         stored_key = keys.stored(encoded)
-        position = journal.append(DELETE, 0, encoded, b"", 0, 0)
-        self.hot.discard(key)
-        buffer.delete(stored_key, position)
+        position = buffer.segment.position
+        try:
+            journal.append(DELETE, 0, encoded, b"", 0, 0)
+            self.hot.discard(key)
+            buffer.delete(stored_key, position)
+        except BaseException:
+            self._roll_forward(buffer, position)
+            raise
         self._changes += 1
         return journal.last
 
@@ -350,14 +195,19 @@ class Engine:
         buffer, journal = self._active, self.journal
         assert buffer is not None
         assert journal is not None
-        positions = journal.append_batch(
-            [(PUT, encoded, payload, number, deadline) for _, encoded, number, payload, _, deadline in batch]
-        )
         stored, keep, discard = keys.stored, self.hot.put, self.hot.discard
-        for position, (key, encoded, _, _, entry, deadline) in zip(positions, batch, strict=True):
-            discard(key)
-            buffer.put(stored(encoded), position, deadline)
-            keep(key, entry, deadline)
+        start = buffer.segment.position
+        try:
+            positions = journal.append_batch(
+                [(PUT, encoded, payload, number, deadline) for _, encoded, number, payload, _, deadline in batch]
+            )
+            for position, (key, encoded, _, _, entry, deadline) in zip(positions, batch, strict=True):
+                discard(key)
+                buffer.put(stored(encoded), position, deadline)
+                keep(key, entry, deadline)
+        except BaseException:
+            self._roll_forward(buffer, start)
+            raise
         self._changes += len(batch)
         return journal.last
 
@@ -366,10 +216,15 @@ class Engine:
         buffer, journal = self._active, self.journal
         assert buffer is not None
         assert journal is not None
-        positions = journal.append_batch([(DELETE, encoded, b"", 0, 0) for _, encoded in batch])
-        for position, (key, encoded) in zip(positions, batch, strict=True):
-            self.hot.discard(key)
-            buffer.delete(keys.stored(encoded), position)
+        start = buffer.segment.position
+        try:
+            positions = journal.append_batch([(DELETE, encoded, b"", 0, 0) for _, encoded in batch])
+            for position, (key, encoded) in zip(positions, batch, strict=True):
+                self.hot.discard(key)
+                buffer.delete(keys.stored(encoded), position)
+        except BaseException:
+            self._roll_forward(buffer, start)
+            raise
         self._changes += len(batch)
         return journal.last
 
@@ -400,10 +255,6 @@ class Engine:
         if self.checkpointer is not None:
             self.checkpointer.run()
 
-    def _attend(self) -> None:
-        """Note whether a write has something to do after it, without the lock."""
-        self.attended = self.always or (self.checkpointer is not None and self.checkpointer.name == "inline")
-
     def configure(self, name: str, parsed: Any) -> None:
         """Put a setting in force."""
         setattr(self.settings, name, parsed)
@@ -430,54 +281,6 @@ class Engine:
             self.poison(f"syncing the journal failed: {error}")
             self.check_writable()
 
-    # Checkpoints
-
-    def rotate(self) -> int:
-        """Close the active segment and hand it over; returns the sequence number up to which all is handed over."""
-        journal = self.journal
-        assert journal is not None
-        if self._active is not None:
-            now_ms = self.clock.now_ms()
-            segment = journal.close_segment(now_ms)
-            self._aside.append(self._active)
-            self._active = None
-            self._room_until = -1
-            self._changes = 0
-            self._saved_at = self.clock.monotonic()
-            self.time_sent_ms = max(self.time_sent_ms, now_ms)
-            self._hand_over(segment.number, segment.last)
-        return journal.last
-
-    def _hand_over(self, segment: int, until: int) -> None:
-        checkpointer = self.checkpointer or self._make_checkpointer()
-        checkpointer.submit(segment, until)
-
-    def _make_checkpointer(self) -> Checkpointer:
-        compression = self.settings.compression
-        made: Checkpointer | None = None
-        if self.settings.helper and not (self.closed and self.buffer_bytes < 1 << 20):
-            helper = MAINTENANCE.process()
-            if helper is not None:
-                MAINTENANCE.wake()
-                made = HelperCheckpointer(self._number, self.directory, compression, helper)
-        self.checkpointer = made or InlineCheckpointer(self.directory, self.cold, compression, self.on_event)
-        self._attend()
-        return self.checkpointer
-
-    def _resubmit(self) -> None:
-        """Hand everything set aside over again, after the checkpointer lost it."""
-        if self.checkpointer is not None:
-            for buffer in self._aside:
-                self.checkpointer.submit(buffer.segment.number, buffer.segment.last)
-
-    def save(self) -> None:
-        """Checkpoint now and wait for it."""
-        with self.lock:
-            self.check_writable()
-            until = self.rotate()
-            self._retry_full()
-            self.wait_for(lambda: not self._aside or self._aside[0].segment.first > until)
-
     def compact(self) -> None:
         """Rewrite the cold tier and wait for it; writes and reads go on."""
         with self.lock:
@@ -495,106 +298,6 @@ class Engine:
                 self.check_writable()
                 raise self._compaction_failure or StoreError(self.directory, "compaction was interrupted; try again")
         self._remove_old_colds()
-
-    def wait_for(self, done: Callable[[], bool], closing: bool = False) -> None:
-        """Wait, letting go of the lock; raises what keeps it from ever being done."""
-        while not done():
-            if not closing:
-                self.check_readable()
-                if self.full:
-                    raise StoreFullError(self.directory, self.full)
-            if self.poisoned and not self.closed:
-                self.check_writable()
-            self._wait_a_little()
-
-    def _wait_a_little(self) -> None:
-        """Let events happen, with the lock let go of; called at one level of it."""
-        checkpointer = self.checkpointer
-        if checkpointer is not None and checkpointer.name == "inline":
-            with self._unlocked():
-                checkpointer.run()
-        elif MAINTENANCE.in_thread:
-            with self._unlocked():
-                MAINTENANCE.pump(0.01)
-        else:
-            self.changed.wait(0.5)
-
-    @contextlib.contextmanager
-    def _unlocked(self) -> Iterator[None]:
-        """Let go of the lock: nobody may wait for the checkpointer, or be told by it, while holding it."""
-        self.lock.release()
-        try:
-            yield
-        finally:
-            self.lock.acquire()
-
-    def on_event(self, event: Event) -> None:
-        """The checkpointer's word."""
-        self.counters.helper_peak_rss_anon_bytes = event["memory"]
-        self.counters.helper_written_bytes = event["written"]
-        with self.lock:
-            handler = getattr(self, f"_on_{event['event']}")
-            handler(event)
-            self.changed.notify_all()
-
-    def _on_opened(self, event: Event) -> None:
-        pass
-
-    def _on_applied(self, event: Event) -> None:
-        assert self.journal is not None
-        until = event["until"]
-        self.state = State(**event["state"])
-        while self._aside and self._aside[0].segment.last <= until:
-            self.journal.forget(self._aside.pop(0).segment, until)
-        self._set_buffers()
-        self.generation += 1
-        self.cold_used_bytes = event["used"]
-        self.capped = self.settings.disk is not None and event["used"] > self.settings.disk
-        self.full = ""
-        self._helper_deaths = 0
-        self.counters.checkpoints += 1
-        self._rebudget()
-
-    def _set_buffers(self) -> None:
-        active = () if self._active is None else (self._active,)
-        self.buffers = (*active, *reversed(self._aside))
-
-    def _on_compacted(self, event: Event) -> None:
-        assert self.checkpointer is not None
-        self.cold = self.checkpointer.reopened()
-        self.generation += 1
-        self._compactions += 1
-        self._compacting = False
-        self.cold_used_bytes = self.cold.used_bytes()
-
-    def _on_closed(self, event: Event) -> None:
-        self._finished = True
-
-    def _on_failed(self, event: Event) -> None:
-        self._compacting = False
-        if event["error"] == StoreFullError.__name__:
-            self.full = event["message"]
-            self._full_since = self.clock.monotonic()
-            LOG.warning("%s: checkpoint put off: %s", self.directory, self.full)
-        else:
-            self.poison(f"a checkpoint failed: {event['error']}: {event['path']}: {event['message']}")
-
-    def _on_compaction_failed(self, event: Event) -> None:
-        self._compacting = False
-        kind = {
-            StoreFullError.__name__: StoreFullError,
-            CorruptionError.__name__: CorruptionError,
-        }.get(event["error"], StoreError)
-        self._compaction_failure = kind(event["path"], f"not compacted: {event['message']}")
-
-    def poison(self, reason: str) -> None:
-        """Refuse writes from now on."""
-        with self.lock:
-            if not self.poisoned:
-                self.poisoned = reason
-                self._room_until = -1
-                LOG.error("%s: writes are refused from now on: %s", self.directory, reason)
-            self.changed.notify_all()
 
     # Time
 
@@ -645,31 +348,6 @@ class Engine:
             again = 0.0
         return again
 
-    def _check_helper(self, now: float) -> None:
-        """Start a dead helper again, and hand over again what a full disk held up."""
-        checkpointer = self.checkpointer
-        with self.lock:
-            if isinstance(checkpointer, HelperCheckpointer) and checkpointer.process.dead and not self.poisoned:
-                self._helper_deaths += 1
-                if self._helper_deaths > HELPER_DEATHS_MAX:
-                    self.poison(f"the helper process died {self._helper_deaths} times")
-                    return
-                LOG.warning("%s: the helper process died; starting another", self.directory)
-                checkpointer = self._make_checkpointer()
-                self.time_sent_ms = 0
-                self._resubmit()
-                if self._compacting:
-                    checkpointer.compact()
-            elif self.full and now - self._full_since >= FULL_RETRY_SECONDS:
-                self._full_since = now
-                self._retry_full()
-
-    def _retry_full(self) -> None:
-        """Hand over again what a full disk held up."""
-        if self.full:
-            self.full = ""
-            self._resubmit()
-
     def _expire_cycle(self) -> bool:
         """Forget what expired in memory, and have the cold tier do the same; True if more is due now."""
         now_ms = self.clock.now_ms()
@@ -694,13 +372,6 @@ class Engine:
         if self.hot.evictions - self._trimmed_evictions > 2000:
             self._trimmed_evictions = self.hot.evictions
             process.trim_heap()
-
-    def _remove_old_colds(self) -> None:
-        """Remove cold tiers that are not the live one any more; whoever still reads one keeps its mapping."""
-        live = files.read_current(self.directory)
-        for number in files.cold_numbers(self.directory):
-            if live is not None and number < live:
-                files.remove_cold(self.directory, number)
 
     def disk_bytes(self) -> int:
         """Bytes that the store's files take on the disk."""
@@ -781,9 +452,6 @@ class Engine:
             reason = f"closed without a last checkpoint: {self.poisoned or self.full or 'the helper did not finish'}"
             kind = PoisonedError if self.poisoned else StoreFullError if self.full else StoreError
             raise kind(self.directory, f"{reason}; the journal keeps what was written")
-
-    def _helper_gone(self) -> bool:
-        return isinstance(self.checkpointer, HelperCheckpointer) and self.checkpointer.process.dead
 
     def _close_journal(self) -> None:
         assert self.journal is not None

@@ -139,10 +139,14 @@ class HotTier:
         size = cost(key, entry)
         if size * VALUE_SHARE_MAX > self.budget_bytes:
             return
-        self._insert(key, entry)
-        self.entry_bytes += size
-        if deadline:
-            self.deadlines.add(key, deadline)
+        try:
+            self._insert(key, entry)
+            self.entry_bytes += size
+            if deadline:
+                self.deadlines.add(key, deadline)
+        except BaseException:
+            self.clear()  # Ctrl-C: half an entry would be accounted for wrongly for ever.
+            raise
         self._review -= 1
         if not self._review:
             self._review = _TABLE_REVIEW
@@ -160,24 +164,31 @@ class HotTier:
         """Evict down to the budget; False if more is left than one call may evict."""
         victim, count = self._victim, cost
         room = self.budget_bytes - self._table_bytes
-        for _ in range(EVICTIONS_PER_CALL_MAX):
-            if self.entry_bytes <= room:
-                return True
-            try:
+        try:
+            for _ in range(EVICTIONS_PER_CALL_MAX):
+                if self.entry_bytes <= room:
+                    return True
                 key, entry = victim()
-            except KeyError:
-                return True
-            self.entry_bytes -= count(key, entry)
-            self.evictions += 1
-            if entry.__class__ is Expiring:
-                self.deadlines.discard(key, entry[1])
+                self.entry_bytes -= count(key, entry)
+                self.evictions += 1
+                if entry.__class__ is Expiring:
+                    self.deadlines.discard(key, entry[1])
+        except KeyError:
+            return True  # Nothing is left to evict.
+        except BaseException:
+            self.clear()
+            raise
         self._table_bytes = self.policy.table_bytes()
         return False
 
     def discard(self, key: Any) -> None:
         """Forget a key."""
         if key in self.table:
-            self._drop(key, self.policy.remove(key))
+            try:
+                self._drop(key, self.policy.remove(key))
+            except BaseException:
+                self.clear()
+                raise
 
     def expire(self, now_ms: int, limit: int) -> int:
         """Forget up to `limit` keys whose deadline has passed; returns how many were due."""

@@ -174,6 +174,15 @@ class Segment:
             raise CorruptionError(self.path, f"checksum mismatch at byte {position}", position)
         return Dirty(codec, deadline, body[:key_size], body[key_size:])
 
+    def heads(self, position: int) -> Iterator[tuple[int, int, bytes, int]]:
+        """Position, kind, key and deadline of each record from `position` on."""
+        while position < self.position:
+            head = RECORD.unpack(self._read(position, RECORD.size))
+            kind, key_size, payload_size, deadline = head[2], head[4], head[7], head[10]
+            start = position + RECORD.size
+            yield position, kind, self._read(start, key_size), deadline
+            position = start + key_size + payload_size
+
 
 class Journal:
     """The writing end.  Callers hold the store's lock for everything but `sync` and `prepare`."""

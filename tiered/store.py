@@ -35,6 +35,7 @@ from tiered.hot import Expiring, Packed, cost, entry_of, value_of
 from tiered.journal import Dirty, record_bytes
 from tiered.opening import open_engine
 from tiered.stats import Explanation, MemoryStats, Stats, memory_stats_of, state_name, stats_of
+from tiered.views import RangeItems, RangeKeys, RangeValues
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -601,65 +602,6 @@ class Store(MutableMapping[K, V]):
 
     def __reduce__(self) -> Any:
         raise TypeError(f"a Store cannot be pickled; open {self.path!r} again where it is needed, with flag='r'")
-
-
-class _RangeView:
-    """What the three views share."""
-
-    _mapping: Store[Any, Any]
-    _what: str
-
-    def __init__(self, store: Store[Any, Any], bounds: ranges.Range) -> None:
-        self._mapping = store
-        self._bounds = bounds
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._mapping._iterate(self._bounds, self._what)
-
-    def __reversed__(self) -> Iterator[Any]:
-        bounds = self._bounds
-        return self._mapping._iterate(ranges.Range(bounds.lower, bounds.upper, not bounds.reverse), self._what)
-
-    def __len__(self) -> int:
-        if not self._bounds.lower and self._bounds.upper is None:
-            return len(self._mapping)
-        return sum(1 for _ in self._mapping._iterate(self._bounds, "keys"))
-
-    def __repr__(self) -> str:
-        return f"<{self._what} of {self._mapping!r}>"
-
-    def _holds(self, key: object) -> bool:
-        return self._bounds.holds(keys.encode(key)) and key in self._mapping
-
-
-class RangeKeys(_RangeView, KeysView[Any]):
-    """Keys of a range."""
-
-    _what = "keys"
-
-    def __contains__(self, key: object) -> bool:
-        return self._holds(key)
-
-
-class RangeValues(_RangeView, ValuesView[Any]):
-    """Values of a range."""
-
-    _what = "values"
-
-    def __contains__(self, value: object) -> bool:
-        return any(found is value or found == value for found in self)
-
-
-class RangeItems(_RangeView, ItemsView[Any, Any]):
-    """Pairs of a range."""
-
-    _what = "items"
-
-    def __contains__(self, item: object) -> bool:
-        if not isinstance(item, tuple) or len(item) != 2:
-            return False
-        key, value = item
-        return self._holds(key) and self._mapping.get(key, _UNSET) == value
 
 
 def open(

@@ -22,7 +22,7 @@ from measure import MB, fresh_process, percentile, table
 from stalls import puts
 from workload import Workload, open_store, temporary_folder
 
-from tiered import engine as engines
+from tiered import checkpoints
 from tiered.checkpointer import InlineCheckpointer
 
 
@@ -63,7 +63,7 @@ class ThreadCheckpointer(InlineCheckpointer):
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """One load in this process."""
     if job["way"] == "thread":
-        engines.InlineCheckpointer = ThreadCheckpointer  # type: ignore[attr-defined,assignment]
+        checkpoints.InlineCheckpointer = ThreadCheckpointer  # type: ignore[attr-defined,assignment]
     workload = Workload.load(job["folder"])
     path = Path(job["folder"]) / f"{job['way']}.tiered"
     store = open_store(path, flag="n", memory=job["budget"], helper=job["way"] == "helper")

@@ -1,0 +1,216 @@
+"""Checkpoints of one open store: handing closed segments over, and what comes back.
+
+    rotate: close the segment, set its buffer aside, hand it to the checkpointer: O(1) under the lock
+    applied: the checkpointer's word that the cold tier has a segment; its buffer is forgotten
+
+A failure poisons the store: writes are refused, reads go on.  A full disk does not: it
+is tried again, and writers are refused until then.  A method that waits lets go of the
+lock, which its caller holds at one level.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+
+from tiered import files
+from tiered.checkpointer import Checkpointer, HelperCheckpointer, InlineCheckpointer
+from tiered.cold import State
+from tiered.errors import CorruptionError, StoreError, StoreFullError
+from tiered.helper import Event
+from tiered.maintenance import MAINTENANCE
+from tiered.tiers import Tiers
+
+LOG = logging.getLogger("tiered")
+HELPER_DEATHS_MAX = 3
+FULL_RETRY_SECONDS = 1.0
+
+
+class Checkpoints(Tiers):
+    """The tiers, and how what is dirty gets into the cold one."""
+
+    def rotate(self) -> int:
+        """Close the active segment and hand it over; returns the sequence number up to which all is handed over."""
+        journal = self.journal
+        assert journal is not None
+        if self._active is not None:
+            now_ms = self.clock.now_ms()
+            segment = journal.close_segment(now_ms)
+            self._aside.append(self._active)
+            self._active = None
+            self._room_until = -1
+            self._changes = 0
+            self._saved_at = self.clock.monotonic()
+            self.time_sent_ms = max(self.time_sent_ms, now_ms)
+            self._hand_over(segment.number, segment.last)
+        return journal.last
+
+    def _hand_over(self, segment: int, until: int) -> None:
+        checkpointer = self.checkpointer or self._make_checkpointer()
+        checkpointer.submit(segment, until)
+
+    def _make_checkpointer(self) -> Checkpointer:
+        compression = self.settings.compression
+        made: Checkpointer | None = None
+        if self.settings.helper and not (self.closed and self.buffer_bytes < 1 << 20):
+            helper = MAINTENANCE.process()
+            if helper is not None:
+                MAINTENANCE.wake()
+                made = HelperCheckpointer(self._number, self.directory, compression, helper)
+        self.checkpointer = made or InlineCheckpointer(self.directory, self.cold, compression, self.on_event)
+        self._attend()
+        return self.checkpointer
+
+    def _resubmit(self) -> None:
+        """Hand everything set aside over again, after the checkpointer lost it."""
+        if self.checkpointer is not None:
+            for buffer in self._aside:
+                self.checkpointer.submit(buffer.segment.number, buffer.segment.last)
+
+    def save(self) -> None:
+        """Checkpoint now and wait for it."""
+        with self.lock:
+            self.check_writable()
+            until = self.rotate()
+            self._retry_full()
+            self.wait_for(lambda: not self._aside or self._aside[0].segment.first > until)
+
+    def wait_for(self, done: Callable[[], bool], closing: bool = False) -> None:
+        """Wait, letting go of the lock; raises what keeps it from ever being done."""
+        while not done():
+            if not closing:
+                self.check_readable()
+                if self.full:
+                    raise StoreFullError(self.directory, self.full)
+            if self.poisoned and not self.closed:
+                self.check_writable()
+            self._wait_a_little()
+
+    def _wait_a_little(self) -> None:
+        """Let events happen, with the lock let go of; called at one level of it."""
+        checkpointer = self.checkpointer
+        if checkpointer is not None and checkpointer.name == "inline":
+            with self._unlocked():
+                checkpointer.run()
+        elif MAINTENANCE.in_thread:
+            with self._unlocked():
+                MAINTENANCE.pump(0.01)
+        else:
+            self.changed.wait(0.5)
+
+    @contextlib.contextmanager
+    def _unlocked(self) -> Iterator[None]:
+        """Let go of the lock: nobody may wait for the checkpointer, or be told by it, while holding it."""
+        self.lock.release()
+        try:
+            yield
+        finally:
+            self.lock.acquire()
+
+    def on_event(self, event: Event) -> None:
+        """The checkpointer's word."""
+        self.counters.helper_peak_rss_anon_bytes = event["memory"]
+        self.counters.helper_written_bytes = event["written"]
+        with self.lock:
+            handler = getattr(self, f"_on_{event['event']}")
+            handler(event)
+            self.changed.notify_all()
+
+    def _on_opened(self, event: Event) -> None:
+        pass
+
+    def _on_applied(self, event: Event) -> None:
+        assert self.journal is not None
+        until = event["until"]
+        self.state = State(**event["state"])
+        while self._aside and self._aside[0].segment.last <= until:
+            self.journal.forget(self._aside.pop(0).segment, until)
+        self._set_buffers()
+        self.generation += 1
+        self.cold_used_bytes = event["used"]
+        self.capped = self.settings.disk is not None and event["used"] > self.settings.disk
+        self.full = ""
+        self._helper_deaths = 0
+        self.counters.checkpoints += 1
+        self._rebudget()
+
+    def _set_buffers(self) -> None:
+        active = () if self._active is None else (self._active,)
+        self.buffers = (*active, *reversed(self._aside))
+
+    def _on_compacted(self, event: Event) -> None:
+        assert self.checkpointer is not None
+        self.cold = self.checkpointer.reopened()
+        self.generation += 1
+        self._compactions += 1
+        self._compacting = False
+        self.cold_used_bytes = self.cold.used_bytes()
+
+    def _on_closed(self, event: Event) -> None:
+        self._finished = True
+
+    def _on_failed(self, event: Event) -> None:
+        self._compacting = False
+        if event["error"] == StoreFullError.__name__:
+            self.full = event["message"]
+            self._full_since = self.clock.monotonic()
+            LOG.warning("%s: checkpoint put off: %s", self.directory, self.full)
+        else:
+            self.poison(f"a checkpoint failed: {event['error']}: {event['path']}: {event['message']}")
+
+    def _on_compaction_failed(self, event: Event) -> None:
+        self._compacting = False
+        kind = {
+            StoreFullError.__name__: StoreFullError,
+            CorruptionError.__name__: CorruptionError,
+        }.get(event["error"], StoreError)
+        self._compaction_failure = kind(event["path"], f"not compacted: {event['message']}")
+
+    def poison(self, reason: str) -> None:
+        """Refuse writes from now on."""
+        with self.lock:
+            if not self.poisoned:
+                self.poisoned = reason
+                self._room_until = -1
+                LOG.error("%s: writes are refused from now on: %s", self.directory, reason)
+            self.changed.notify_all()
+
+    def _attend(self) -> None:
+        """Note whether a write has something to do after it, without the lock."""
+        self.attended = self.always or (self.checkpointer is not None and self.checkpointer.name == "inline")
+
+    def _check_helper(self, now: float) -> None:
+        """Start a dead helper again, and hand over again what a full disk held up."""
+        checkpointer = self.checkpointer
+        with self.lock:
+            if isinstance(checkpointer, HelperCheckpointer) and checkpointer.process.dead and not self.poisoned:
+                self._helper_deaths += 1
+                if self._helper_deaths > HELPER_DEATHS_MAX:
+                    self.poison(f"the helper process died {self._helper_deaths} times")
+                    return
+                LOG.warning("%s: the helper process died; starting another", self.directory)
+                checkpointer = self._make_checkpointer()
+                self.time_sent_ms = 0
+                self._resubmit()
+                if self._compacting:
+                    checkpointer.compact()
+            elif self.full and now - self._full_since >= FULL_RETRY_SECONDS:
+                self._full_since = now
+                self._retry_full()
+
+    def _retry_full(self) -> None:
+        """Hand over again what a full disk held up."""
+        if self.full:
+            self.full = ""
+            self._resubmit()
+
+    def _helper_gone(self) -> bool:
+        return isinstance(self.checkpointer, HelperCheckpointer) and self.checkpointer.process.dead
+
+    def _remove_old_colds(self) -> None:
+        """Remove cold tiers that are not the live one any more; whoever still reads one keeps its mapping."""
+        live = files.read_current(self.directory)
+        for number in files.cold_numbers(self.directory):
+            if live is not None and number < live:
+                files.remove_cold(self.directory, number)
