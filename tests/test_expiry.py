@@ -9,6 +9,7 @@ import pytest
 from contracts import evict, merge, set_aside
 
 import tiered
+from tiered import keys
 from tiered.clock import ManualClock
 
 
@@ -290,19 +291,34 @@ def test_an_expired_dirty_record_hides_older_ones_and_removes_them_at_the_checkp
 
 def test_overwriting_with_new_ttls_leaves_one_index_entry_per_key(store: Any, clock: ManualClock) -> None:
     uniform = random.Random(2)
-    keys = ["a", "b", 3, ("long" * 200,)]
+    several = ["a", "b", 3, ("long" * 200,)]
     for _ in range(60):
-        store.set(uniform.choice(keys), "v", ttl=uniform.choice([None, 50, 500, 5000]))
+        store.set(uniform.choice(several), "v", ttl=uniform.choice([None, 50, 500, 5000]))
         uniform.choice([lambda: None, store.save, lambda: set_aside(store), lambda: merge(store)])()
-        store.touch(uniform.choice(keys), uniform.randrange(10, 10_000))
+        store.touch(uniform.choice(several), uniform.randrange(10, 10_000))
     store.save()
     assert len(index(store)) == sum(store.ttl(key) is not None for key in store)
     assert store.check() == []
-    for key in keys:
+    for key in several:
         store.persist(key)
     store.save()
     assert index(store) == []
     assert len(store._engine.hot.deadlines) == 0
+
+
+def test_an_index_entry_that_is_not_the_records_own_removes_nothing(store: Any, clock: ManualClock) -> None:
+    store["for ever"] = 1
+    store.set("later", 1, ttl=1000)
+    store.save()
+    with store._engine.cold.update() as update:
+        for key in ("for ever", "later", "absent"):
+            update.txn.put(clock.now_ms().to_bytes(8, "big") + keys.encode(key), b"", db=store._engine.cold.expiry)
+    assert len(store.check()) == 1
+    clock.sleep(5)
+    tick(store)
+    evict(store)
+    assert dict(store) == {"for ever": 1, "later": 1}
+    assert store.check() == []
 
 
 def test_deleting_and_clearing_empty_the_index(store: Any) -> None:

@@ -360,7 +360,7 @@ ROUNDS = settings(
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )
-StoreMachine.TestCase.settings = settings(ROUNDS, max_examples=150, stateful_step_count=40)
+StoreMachine.TestCase.settings = settings(ROUNDS, max_examples=250, stateful_step_count=40)
 HelperMachine.TestCase.settings = settings(ROUNDS, max_examples=8, stateful_step_count=30)
 
 

@@ -47,6 +47,7 @@ def test_changing_a_value_after_writing_or_reading_it_changes_nothing_in_the_sto
             read["list"].append(4)
     given: list[int] = []
     store.setdefault("default", given).append(1)
+    assert given == []
     given.append(2)
     assert store["default"] == []
 
@@ -211,6 +212,18 @@ def test_every_single_byte_of_a_cold_record_is_guarded(store: Any) -> None:
                     read(key)
             damage(store, key, at)
         assert store[key] == value
+
+
+def test_a_record_damaged_into_one_that_looks_expired_is_not_passed_over_in_silence(store: Any) -> None:
+    store["k"] = "\1" + "\0" * 8
+    store["other"] = 1
+    store.save()
+    evict(store)
+    damage(store, "k", 7)  # The flag for a deadline: what follows would be one, long passed.
+    for read in (lambda: list(store), lambda: list(store.keys(reverse=True)), lambda: store["k"]):
+        with pytest.raises(tiered.CorruptionError):
+            read()
+    store.close()
 
 
 def test_a_damaged_record_is_no_reason_to_lose_or_refuse_others(store: Any) -> None:

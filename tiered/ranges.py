@@ -88,7 +88,7 @@ def _page(
             if stored_key == previous:
                 continue
             previous = stored_key
-            found = _found(engine, stored_key, buffer, data, values)
+            found = _found(engine, stored_key, buffer, data, values, now_ms)
             if found is not None and not 0 < found.deadline <= now_ms:
                 page.append((stored_key, found))
                 size += len(found.payload)
@@ -99,14 +99,16 @@ def _page(
 
 
 def _found(
-    engine: Engine, stored_key: bytes, buffer: WriteBuffer | None, data: bytes | None, values: bool
+    engine: Engine, stored_key: bytes, buffer: WriteBuffer | None, data: bytes | None, values: bool, now_ms: int
 ) -> Dirty | None:
     if buffer is not None:
         return buffer.get(stored_key)
     assert data is not None
-    if values or keys.is_long(stored_key):
+    deadline = record.deadline_of(data)
+    # What seems to have expired is looked at closely: damage must not make a key vanish.
+    if values or keys.is_long(stored_key) or 0 < deadline <= now_ms:
         return engine.opened(engine.cold, stored_key, data)
-    return Dirty(0, record.deadline_of(data), b"", b"")
+    return Dirty(0, deadline, b"", b"")
 
 
 def _merged(
