@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -248,14 +249,47 @@ def test_a_segment_submitted_after_a_failed_one_waits_for_it(opener: Any, monkey
 
     monkeypatch.setattr(checkpoint.Applier, "apply", apply)
     store = opener()
-    for number in range(3):
-        store[number] = number
-        with pytest.raises(tiered.StoreFullError):
-            store.save()
+    store[0] = 0
+    with pytest.raises(tiered.StoreFullError):
+        store.save()
     full[0] = False
+    for number in (1, 2):
+        store[number] = number
+        with store._engine.lock:
+            store._engine.rotate()
+        store._engine.checkpointer.run()
+        assert store.stats().applied_sequence == 0
     store.save()
     assert (store.stats().state, dict(store)) == ("open", {0: 0, 1: 1, 2: 2})
     assert not list(Path(store.path).glob("journal-0*.log"))
+
+
+def test_threads_that_wait_for_the_helper_find_room_whoever_goes_on_first(helped: Any) -> None:
+    pid = helper_pid(helped)
+    errors: list[BaseException] = []
+    stop = threading.Event()
+
+    def write(thread: int) -> None:
+        try:
+            while not stop.is_set():
+                helped[thread, "small"] = "s"
+                helped[thread, "large"] = "l" * (90_000 + 10_000 * thread)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for _ in range(5):
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.05)
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.1)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert helped.stats().writer_waits > 0
 
 
 def test_a_job_goes_on_from_what_is_on_the_disk_after_a_failure(opener: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,8 @@ class InlineCheckpointer:
 
     def finish(self) -> None:
         """Apply what waits and give the APPLY lock up."""
-        self._job.finish()
+        with self._working:
+            self._job.finish()
         self.run()
 
     def run(self, slices: bool = False) -> bool:

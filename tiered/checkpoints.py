@@ -151,7 +151,8 @@ class Checkpoints(Tiers):
         self._finished = True
 
     def _on_failed(self, event: Event) -> None:
-        self._compacting = False
+        if self._compacting:  # The checkpointer began anew, without it.
+            self._on_compaction_failed(event)
         if event["error"] == StoreFullError.__name__:
             self.full = event["message"]
             self._full_since = self.clock.monotonic()

@@ -27,8 +27,8 @@ from pathlib import Path
 from tiered.errors import LockedError, StoreFullError
 
 CURRENT, LOCK, APPLY, PREPARED = "CURRENT", "LOCK", "APPLY", "journal-prepared.log"
-_SEGMENT = re.compile(r"journal-(\d{8,})\.log")
-_COLD = re.compile(r"cold-(\d{4,})")
+_SEGMENT = re.compile(r"journal-(\d{8}|[1-9]\d{8,})\.log")
+_COLD = re.compile(r"cold-(\d{4}|[1-9]\d{4,})")
 _LEFTOVERS = re.compile(r"CURRENT\.new")
 NETWORK_FILESYSTEMS = frozenset(
     ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "afs", "beegfs", "fuse.sshfs")

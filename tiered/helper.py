@@ -78,6 +78,7 @@ class Job:
         self._applied_last = False
         self._compaction: Generator[int, None, None] | None = None
         self._finished: Event | None = None
+        self._ended = False
         self._peak = 0
         if cold is not None:
             self._applier = Applier(directory, cold, compression)
@@ -95,7 +96,7 @@ class Job:
 
     def compact(self) -> None:
         """Start compaction, unless one is running."""
-        if self._compaction is None:
+        if self._compaction is None and not self._ended:
             self._compaction = self._open().compaction()
 
     def finish(self) -> None:
@@ -105,7 +106,8 @@ class Job:
     @property
     def urgent(self) -> bool:
         """Whether somebody waits for the next step."""
-        return bool((self._waiting and not self._held) or self._finished or self._compaction)
+        work = (self._waiting and not self._held) or self._finished or self._compaction
+        return bool(work) and not self._ended
 
     @property
     def cold(self) -> Cold:
@@ -125,6 +127,8 @@ class Job:
 
     def step(self) -> Event | bool:
         """Do the next piece of work: an event to tell, True for more to do, False for nothing to do."""
+        if self._ended:
+            return False  # The cold tier may be closed at any moment, or be somebody else's.
         try:
             waiting = self._waiting and not self._held
             applier = self._open() if waiting or self._compaction else self._applier
@@ -133,8 +137,9 @@ class Job:
                 return self._apply()
             self._applied_last = False
             if self._finished is not None and not waiting:
-                self.abandon()
                 finished, self._finished = self._finished, None
+                with contextlib.suppress(StoreError, OSError):  # What a dropped compaction leaves goes at the next open.
+                    self.abandon()
                 return finished
             if self._compaction is not None:
                 return self._compact_step()
@@ -184,10 +189,13 @@ class Job:
                 cold.close()
 
     def abandon(self) -> None:
-        """Give the APPLY lock up now."""
+        """Give the APPLY lock up now, and do nothing any more."""
+        self._ended = True
         self._waiting = []
-        self._reset()
-        self._lock.release()
+        try:
+            self._reset()
+        finally:
+            self._lock.release()
 
     def disown(self) -> None:
         """In a forked child: close what was inherited, touching nothing of the parent's."""
