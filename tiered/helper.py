@@ -138,7 +138,9 @@ class Job:
             self._applied_last = False
             if self._finished is not None and not waiting:
                 finished, self._finished = self._finished, None
-                with contextlib.suppress(StoreError, OSError):  # What a dropped compaction leaves goes at the next open.
+                with contextlib.suppress(
+                    StoreError, OSError
+                ):  # What a dropped compaction leaves goes at the next open.
                     self.abandon()
                 return finished
             if self._compaction is not None:
@@ -159,9 +161,13 @@ class Job:
     def _apply(self) -> Event:
         applier = self._open()
         waiting = list(self._waiting)
-        segments = [SegmentFile(files.segment_path(self.directory, number)) for number, _ in waiting]
-        until = waiting[-1][1]
-        records = applier.apply(segments, until)
+        applied = applier.cold.state().applied
+        until = max(waiting[-1][1], applied)
+        # One handed over twice may be applied, and its file gone, by now.
+        segments = [
+            SegmentFile(files.segment_path(self.directory, number)) for number, last in waiting if last > applied
+        ]
+        records = applier.apply(segments, until) if segments else 0
         del self._waiting[: len(waiting)]
         state = asdict(applier.cold.state())
         used = applier.cold.used_bytes()
