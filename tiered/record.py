@@ -104,7 +104,8 @@ def unpack(stored_key: bytes, data: bytes) -> Record | None:
     if version != VERSION:
         raise ValueError(f"record version {version}, newer than this program")
     if not flags:
-        return Record(codec, compression, dictionary, 0, b"", data[10:])
+        # As calling the class, without its Python frame: this is on the way of every cold read.
+        return tuple.__new__(Record, (codec, compression, dictionary, 0, b"", data[10:]))
     if flags & IS_MARKER:
         return None
     at, deadline, full_key = HEADER.size, 0, b""

@@ -118,17 +118,18 @@ class Store(MutableMapping[K, V]):
         """The value of a key that is not hot, which it then becomes."""
         engine = self._engine
         encoded = keys.encode(key)
+        stored_key = encoded if len(encoded) <= keys.STORED_BYTES_EXACT else keys.stored(encoded)
         generation = engine.generation
-        where, found = self._live(encoded)
+        engine.check_readable()
+        where, found = engine.find(stored_key, encoded)
         counters = engine.counters
-        if found is None:
+        if found is None or 0 < found.deadline <= engine.clock.now_ms():
             counters.misses += 1
             raise KeyError(key)
         if where is None:
             counters.cold_hits += 1
         else:
             counters.buffer_hits += 1
-        stored_key = keys.stored(encoded)
         entry = engine.entry_of(stored_key, found)
         engine.promote(key, stored_key, where, generation, entry, found.deadline)
         return value_of(entry)

@@ -129,7 +129,7 @@ class Tiers:
 
     def find(self, stored_key: bytes, encoded: bytes) -> tuple[Where, Dirty | None]:
         """Where a key's record was found and the record, deadline not considered."""
-        where = self.dirty(stored_key)
+        where = self.dirty(stored_key) if self.buffers else None
         if where is not None:
             buffer, position = where
             return where, buffer.segment.put_at(position) if position >= 0 else None
@@ -145,12 +145,15 @@ class Tiers:
         """A record of the cold tier undone to its payload.  Raises `CorruptionError`."""
         try:
             found = record.unpack(stored_key, data)
-            if found is None or (encoded is not None and found.full_key and found.full_key != encoded):
+            if found is None:
                 return None
-            payload = self.decompressor.decompress(found.compression, found.dictionary, found.body)
+            number, compression, dictionary, deadline, full_key, body = found
+            if full_key and encoded is not None and full_key != encoded:
+                return None
+            payload = self.decompressor.decompress(compression, dictionary, body) if compression else body
         except (ValueError, KeyError) as error:
             raise self._damaged(cold, stored_key, error) from None
-        return Dirty(found.codec, found.deadline, found.full_key, payload)
+        return tuple.__new__(Dirty, (number, deadline, full_key, payload))
 
     def _damaged(self, cold: Cold, stored_key: bytes, error: Exception) -> CorruptionError:
         return CorruptionError(
@@ -168,7 +171,7 @@ class Tiers:
         """Keep a value that was read without the lock, if it is still the newest."""
         with self.lock:
             if generation == self.generation and not self.closed and self.dirty(stored_key) == where:
-                self.hot.put(keys.canonical(key), entry, deadline)
+                self.hot.put(key if key.__class__ is str else keys.canonical(key), entry, deadline)
                 self.counters.promotions += 1
 
     def _load_dictionary(self, number: int) -> bytes:
