@@ -71,7 +71,7 @@ class Written:
     def batch(self, pairs: list[tuple[bytes, bytes]]) -> None:
         self._room(sum(RECORD.size + len(key) + len(payload) for key, payload in pairs))
         first = self.journal.last + 1
-        positions = self.journal.append_batch([(PUT, key, payload, 1, 0) for key, payload in pairs])
+        positions = self.journal.append_batch([(PUT, key, payload, 1, 0) for key, payload in pairs], len(pairs))
         for at, ((key, payload), position) in enumerate(zip(pairs, positions, strict=True)):
             self._note(PUT, key, payload, position, first + at, at == len(pairs) - 1)
 

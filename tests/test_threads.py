@@ -477,3 +477,19 @@ def test_reads_go_on_while_a_checkpoint_is_being_applied(opener: Any, monkeypatc
     monkeypatch.setattr(Update, "write", interrupted)
     store.save()
     assert found == ["cold", "dirty", ["cold", "k"], 2]
+
+
+def test_a_thread_late_with_background_work_does_nothing_to_a_store_that_was_closed_meanwhile(opener: Any) -> None:
+    store = opener(stepwise=True)
+    store["k"] = 1
+    store.save()
+    engine = store._engine
+    checkpointer = engine.checkpointer  # What a thread in the middle of a tick holds.
+    store.close()
+    before = sorted(engine.directory.iterdir())
+    checkpointer.compact()
+    assert not checkpointer.run(slices=True)
+    assert not checkpointer.run()
+    assert sorted(engine.directory.iterdir()) == before
+    assert not engine.poisoned
+    assert opener(stepwise=True)["k"] == 1

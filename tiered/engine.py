@@ -17,6 +17,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,18 @@ SEGMENT_RECORDS_MAX = 65_536
 FOLLOW_SECONDS = 0.1
 HOT_EXPIRE_KEYS = 500
 CLOSE_SECONDS_MAX = 600.0
+
+
+class Batch:
+    """Records to be written together, as columns: a tuple for each would keep the garbage collector busy."""
+
+    def __init__(self) -> None:
+        self.keys: list[Any] = []
+        self.encoded: list[bytes] = []
+        self.codecs: list[int] = []
+        self.payloads: list[bytes] = []
+        self.entries: list[Any] = []
+        self.bytes = 0
 
 
 class Engine(Checkpoints):
@@ -190,25 +203,23 @@ class Engine(Checkpoints):
         self._changes += 1
         return journal.last
 
-    def put_many(self, batch: Sequence[tuple[Any, bytes, int, bytes, Any, int]]) -> int:
-        """Write `(key, encoded, codec, payload, entry, deadline)` as one batch; room was reserved."""
+    def put_many(self, batch: Batch, deadline: int) -> int:
+        """Write a batch; room was reserved."""
         buffer, journal = self._active, self.journal
         assert buffer is not None
         assert journal is not None
-        stored, keep, discard = keys.stored, self.hot.put, self.hot.discard
-        start = buffer.segment.position
+        start, count = buffer.segment.position, len(batch.keys)
+        records = zip(repeat(PUT), batch.encoded, batch.payloads, batch.codecs, repeat(deadline), strict=False)
         try:
-            positions = journal.append_batch(
-                [(PUT, encoded, payload, number, deadline) for _, encoded, number, payload, _, deadline in batch]
-            )
-            for position, (key, encoded, _, _, entry, deadline) in zip(positions, batch, strict=True):
-                discard(key)
-                buffer.put(stored(encoded), position, deadline)
-                keep(key, entry, deadline)
+            positions = journal.append_batch(records, count)
+            for key in batch.keys:
+                self.hot.discard(key)
+            buffer.put_many(list(map(keys.stored, batch.encoded)), positions, deadline)
+            self.hot.put_many(batch.keys, batch.entries, deadline)
         except BaseException:
             self._roll_forward(buffer, start)
             raise
-        self._changes += len(batch)
+        self._changes += count
         return journal.last
 
     def delete_many(self, batch: Sequence[tuple[Any, bytes]]) -> int:
@@ -218,7 +229,7 @@ class Engine(Checkpoints):
         assert journal is not None
         start = buffer.segment.position
         try:
-            positions = journal.append_batch([(DELETE, encoded, b"", 0, 0) for _, encoded in batch])
+            positions = journal.append_batch(((DELETE, encoded, b"", 0, 0) for _, encoded in batch), len(batch))
             for position, (key, encoded) in zip(positions, batch, strict=True):
                 self.hot.discard(key)
                 buffer.delete(keys.stored(encoded), position)

@@ -20,7 +20,7 @@ store's lock, except reads of `table` and `hit`, which are atomic.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from sys import getsizeof
 from typing import Any
 
@@ -153,6 +153,24 @@ class HotTier:
             self._table_bytes = self.policy.table_bytes()
         if self.entry_bytes + self._table_bytes > self.budget_bytes:
             self.shrink()
+
+    def put_many(self, keys: Sequence[Any], entries: Sequence[Any], deadline: int) -> None:
+        """`put` for each of many keys; evicts once, at the end."""
+        if deadline:
+            for key, entry in zip(keys, entries, strict=True):
+                self.put(key, entry, deadline)
+            return
+        table, insert, largest = self.table, self._insert, self.budget_bytes // VALUE_SHARE_MAX
+        for key, entry in zip(keys, entries, strict=True):
+            if key in table:
+                self.discard(key)
+            size = cost(key, entry)
+            if size <= largest:
+                insert(key, entry)
+                self.entry_bytes += size
+        self._table_bytes = self.policy.table_bytes()
+        while self.used_bytes > self.budget_bytes and not self.shrink():
+            pass
 
     def _drop(self, key: Any, entry: Any) -> None:
         """Account for an entry that leaves."""

@@ -56,7 +56,7 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -258,15 +258,15 @@ class Journal:
         segment.last = self.last = sequence
         return position
 
-    def append_batch(self, records: Sequence[tuple[int, bytes, bytes, int, int]]) -> list[int]:
-        """Write `(kind, key, payload, codec, deadline)` records as one batch; returns their positions."""
+    def append_batch(self, records: Iterable[tuple[int, bytes, bytes, int, int]], count: int) -> list[int]:
+        """Write `count` records `(kind, key, payload, codec, deadline)` as one batch; returns their positions."""
         segment = self.active
         assert segment is not None
         pack, seed, synced, sequence = _REST.pack, segment.seed, self.synced, self.last
         position = start = segment.position
         positions: list[int] = []
         parts: list[bytes] = []
-        final = len(records) - 1
+        final = count - 1
         for index, (kind, key, payload, codec, deadline) in enumerate(records):
             sequence += 1
             flags = MORE if index < final else 0

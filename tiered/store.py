@@ -29,7 +29,7 @@ from tiered import codec, keys, ranges, record
 from tiered.check import Finding, check_engine
 from tiered.clock import Clock
 from tiered.config import SETTINGS, parse_ttl, setting_named
-from tiered.engine import Engine
+from tiered.engine import Batch, Engine
 from tiered.errors import ConfigError
 from tiered.hot import Expiring, Packed, cost, entry_of, value_of
 from tiered.journal import Dirty, record_bytes
@@ -141,17 +141,19 @@ class Store(MutableMapping[K, V]):
         table, hit, now_ms = self._table, self._hit, engine.clock.now_ms()
         found: dict[K, Any] = {}
         missing: list[K] = []
-        hits = 0
+        packed: list[K] = []
         for key in wanted:
             try:
-                entry = table[key]
+                found[key] = entry = table[key]
                 hit(key)
             except KeyError:
                 found[key] = _UNSET
                 missing.append(key)
                 continue
-            if entry.__class__ in _PLAIN:
-                found[key] = entry
+            if entry.__class__ is Packed:
+                packed.append(key)
+            elif entry.__class__ in _PLAIN:
+                continue
             elif entry.__class__ is not Expiring:
                 found[key] = value_of(entry)
             elif entry[1] > now_ms:
@@ -159,21 +161,26 @@ class Store(MutableMapping[K, V]):
             else:
                 found[key] = _UNSET
                 missing.append(key)
-                continue
-            hits += 1
-        self._hits += hits
+        self._hits += len(found) - len(missing)
         if missing:
-            self._load_many(missing, found, now_ms)
+            packed += self._load_many(missing, found, now_ms)
+        if packed:
+            # A key may have been asked for twice, and have gone in between.
+            packed = [key for key in dict.fromkeys(packed) if found[key].__class__ is Packed]
+            values = codec.decode_documents([found[key] for key in packed])
+            found.update(zip(packed, values, strict=True))
+        if missing:
             return {key: value for key, value in found.items() if value is not _UNSET}
         return found
 
-    def _load_many(self, missing: list[K], found: dict[K, Any], now_ms: int) -> None:
+    def _load_many(self, missing: list[K], found: dict[K, Any], now_ms: int) -> list[K]:
+        """Put the values of keys that are not hot into `found`; returns those whose value is still packed."""
         engine = self._engine
         counters = engine.counters
         generation = engine.generation
         located: list[tuple[K, bytes, Any, Any, int]] = []
         pending: list[tuple[bytes, bytes, K]] = []
-        for key in missing:
+        for key in dict.fromkeys(missing):
             encoded = keys.encode(key)
             stored_key = keys.stored(encoded)
             where = engine.dirty(stored_key)
@@ -195,10 +202,17 @@ class Store(MutableMapping[K, V]):
                     located.append((key, stored_key, None, engine.entry_of(stored_key, undone), undone.deadline))
                     counters.cold_hits += 1
         counters.misses += len(missing) - len(located)
+        packed: list[K] = []
+        for key, _, _, entry, _ in located:
+            if entry.__class__ is Packed:
+                packed.append(key)
+                found[key] = entry
+            else:
+                found[key] = value_of(entry)
         with engine.lock:
             for key, stored_key, where, entry, deadline in located:
-                found[key] = value_of(entry)
                 engine.promote(key, stored_key, where, generation, entry, deadline)
+        return packed
 
     # Writing
 
@@ -360,33 +374,31 @@ class Store(MutableMapping[K, V]):
 
     def set_many(self, pairs: Mapping[K, V] | Iterable[tuple[K, V]], ttl: float | None = _UNSET) -> None:
         """Write many values, in chunks of up to 1,000, each of them whole or not at all.  Takes endless iterators."""
-        engine = self._engine
-        deadline_given = ttl
-        source = iter(pairs.items() if isinstance(pairs, Mapping) else pairs)
-        limit = max(engine.share_bytes // 4, 1)
-        batch: list[tuple[Any, bytes, int, bytes, Any, int]] = []
-        size = 0
-        deadline = self._deadline(deadline_given)
-        for key, value in source:
-            encoded = keys.encode(key)
-            number, payload = codec.encode(value)
-            entry = value if value.__class__ in _PLAIN else entry_of(number, payload)
-            plain = key if key.__class__ is str else keys.canonical(cast(keys.Key, key))
-            needed = _RECORD_BYTES + len(encoded) + len(payload)
-            if batch and (len(batch) >= CHUNK_RECORDS or size + needed > limit):
-                self._put_batch(batch, size)
-                batch, size = [], 0
-                deadline = self._deadline(deadline_given)
-            batch.append((plain, encoded, number, payload, entry, deadline))
-            size += needed
-        if batch:
-            self._put_batch(batch, size)
+        limit = max(self._engine.share_bytes // 4, 1)
+        encode_key, encode_value, canonical = keys.encode, codec.encode, keys.canonical
+        batch = Batch()
+        for key, value in iter(pairs.items() if isinstance(pairs, Mapping) else pairs):
+            encoded = encode_key(key)
+            number, payload = encode_value(value)
+            size = _RECORD_BYTES + len(encoded) + len(payload)
+            if batch.keys and (len(batch.keys) >= CHUNK_RECORDS or batch.bytes + size > limit):
+                self._put_batch(batch, ttl)
+                batch = Batch()
+            batch.keys.append(key if key.__class__ is str else canonical(cast(keys.Key, key)))
+            batch.encoded.append(encoded)
+            batch.codecs.append(number)
+            batch.payloads.append(payload)
+            batch.entries.append(value if value.__class__ in _PLAIN else entry_of(number, payload))
+            batch.bytes += size
+        if batch.keys:
+            self._put_batch(batch, ttl)
 
-    def _put_batch(self, batch: list[tuple[Any, bytes, int, bytes, Any, int]], size: int) -> None:
+    def _put_batch(self, batch: Batch, ttl: float | None) -> None:
         engine = self._engine
+        deadline = self._deadline(ttl)
         with self._lock:
-            engine.reserve(size)
-            sequence = engine.put_many(batch)
+            engine.reserve(batch.bytes)
+            sequence = engine.put_many(batch, deadline)
         if engine.attended:
             engine.acknowledged(sequence)
 

@@ -13,6 +13,7 @@ anything refers to it.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from itertools import islice
 
 from tiered.journal import HEADER_BYTES, Dirty, Segment
@@ -45,6 +46,17 @@ class WriteBuffer:
             self.deadlines[stored_key] = deadline
         elif self.deadlines:
             self.deadlines.pop(stored_key, None)
+
+    def put_many(self, stored_keys: Sequence[bytes], positions: Sequence[int], deadline: int) -> None:
+        """`put` for each of many keys."""
+        if deadline or self.deadlines or not self.positions.keys().isdisjoint(stored_keys):
+            for stored_key, position in zip(stored_keys, positions, strict=True):
+                self.put(stored_key, position, deadline)
+            return
+        before = len(self.positions)
+        self.positions.update(zip(stored_keys, positions, strict=True))
+        unique = stored_keys if len(self.positions) - before == len(stored_keys) else set(stored_keys)
+        self.key_bytes += sum(map(len, unique))
 
     def delete(self, stored_key: bytes, position: int) -> None:
         """The key was deleted by the record at `position`."""
