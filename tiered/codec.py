@@ -55,6 +55,7 @@ may run a finalizer that encodes something itself.
 
 from __future__ import annotations
 
+import gc
 import struct
 from collections.abc import Callable, Sequence
 from datetime import date, datetime, time, timedelta
@@ -499,10 +500,16 @@ def _decode_msgpack(payload: bytes) -> object:
 def decode_documents(payloads: Sequence[bytes | bytearray]) -> list[Any]:
     """The values of many MSGPACK payloads, in one call of the unpacker: a third cheaper than one by one."""
     joined = b"\xdd" + len(payloads).to_bytes(4, "big") + b"".join(payloads)
+    # Thousands of new containers, none of them garbage yet: collections meanwhile would only walk them.
+    enabled = gc.isenabled()
+    gc.disable()
     try:
         return cast("list[Any]", unpackb(joined, strict_map_key=False, ext_hook=_HOOK))
     except _DAMAGE as error:
         raise _damaged(error) from error
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _decode_msgpack_surrogate(payload: bytes) -> object:

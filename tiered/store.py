@@ -12,6 +12,7 @@ import fnmatch
 import os
 import sys
 import warnings
+from collections import deque
 from collections.abc import (
     ItemsView,
     Iterable,
@@ -138,11 +139,29 @@ class Store(MutableMapping[K, V]):
         """The values of those keys that exist, in the order asked for.  Cold ones are read in one transaction."""
         engine = self._engine
         engine.check_readable()
+        names = list(wanted)
+        try:
+            entries = list(map(self._table.__getitem__, names))
+            deque(map(self._hit, names), maxlen=0)
+        except KeyError:
+            return self._get_mixed(names)
+        kinds = set(map(type, entries))
+        if kinds <= _PLAIN:
+            self._hits += len(names)
+            return dict(zip(names, entries, strict=True))
+        if kinds == {Packed}:
+            self._hits += len(names)
+            return dict(zip(names, codec.decode_documents(entries), strict=True))
+        return self._get_mixed(names)
+
+    def _get_mixed(self, names: list[K]) -> dict[K, V]:
+        """`get_many` where not all is hot, or not all of one kind."""
+        engine = self._engine
         table, hit, now_ms = self._table, self._hit, engine.clock.now_ms()
         found: dict[K, Any] = {}
         missing: list[K] = []
         packed: list[K] = []
-        for key in wanted:
+        for key in names:
             try:
                 found[key] = entry = table[key]
                 hit(key)
@@ -209,9 +228,7 @@ class Store(MutableMapping[K, V]):
                 found[key] = entry
             else:
                 found[key] = value_of(entry)
-        with engine.lock:
-            for key, stored_key, where, entry, deadline in located:
-                engine.promote(key, stored_key, where, generation, entry, deadline)
+        engine.promote_many(located, generation)
         return packed
 
     # Writing

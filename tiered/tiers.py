@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,20 @@ class Tiers:
             if generation == self.generation and not self.closed and self.dirty(stored_key) == where:
                 self.hot.put(key if key.__class__ is str else keys.canonical(key), entry, deadline)
                 self.counters.promotions += 1
+
+    def promote_many(self, located: Sequence[tuple[Any, bytes, Where, Any, int]], generation: int) -> None:
+        """`promote` for each `(key, stored key, where, entry, deadline)`, under the lock once."""
+        with self.lock:
+            if generation != self.generation or self.closed:
+                return
+            kept = [found for found in located if not self.buffers or self.dirty(found[1]) == found[2]]
+            lasting = [found for found in kept if not found[4]]
+            names = [found[0] if found[0].__class__ is str else keys.canonical(found[0]) for found in lasting]
+            self.hot.put_many(names, [found[3] for found in lasting], 0)
+            for key, _, _, entry, deadline in kept:
+                if deadline:
+                    self.hot.put(keys.canonical(key), entry, deadline)
+            self.counters.promotions += len(kept)
 
     def _load_dictionary(self, number: int) -> bytes:
         with self.cold.read() as reader:
