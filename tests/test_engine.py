@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
+
+from tiered import files
 
 
 class Interrupt(BaseException):
@@ -66,3 +69,42 @@ def test_an_interrupted_write_is_old_or_new_in_every_tier(
     store.save()
     engine.hot.clear()
     assert {key: store.get(key) for key in "abc"} == seen
+
+
+def test_a_rotation_interrupted_before_the_hand_over_is_made_good_by_the_next(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(memory="1MB")
+    store["a"] = 1
+    store.save()
+    for place, name, after in (("checkpointer", "submit", False), ("journal", "close_segment", True)):
+        store["b"] = place
+        with monkeypatch.context() as patch:
+            interrupting(patch, getattr(store._engine, place), name, after)
+            with pytest.raises(Interrupt):
+                store.save()
+        store["c"] = place
+        store.save()
+        store._engine.hot.clear()
+        assert (store["b"], store["c"], store.check()) == (place, place, [])
+
+
+def test_a_segment_whose_making_was_interrupted_does_not_block_later_writes(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(memory="1MB")
+    store["a"] = 1
+    store.save()
+    original = files.preallocate
+
+    def interrupted(path: Any, size: int) -> int:
+        os.close(original(path, size))
+        raise Interrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "preallocate", interrupted)
+        with pytest.raises(Interrupt):
+            store["b"] = 2
+    store["b"] = 3
+    store.save()
+    assert store["b"] == 3

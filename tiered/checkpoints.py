@@ -34,21 +34,28 @@ class Checkpoints(Tiers):
         """Close the active segment and hand it over; returns the sequence number up to which all is handed over."""
         journal = self.journal
         assert journal is not None
+        # Each step may be the last one before an interrupt, and the next call goes on from there.
         if self._active is not None:
-            now_ms = self.clock.now_ms()
-            segment = journal.close_segment(now_ms)
-            self._aside.append(self._active)
-            self._active = None
             self._room_until = -1
+            now_ms = self.clock.now_ms()
+            if journal.active is self._active.segment:
+                journal.close_segment(now_ms)
+            if self._active not in self._aside:
+                self._aside.append(self._active)
+            self._active = None
             self._changes = 0
             self._saved_at = self.clock.monotonic()
             self.time_sent_ms = max(self.time_sent_ms, now_ms)
-            self._hand_over(segment.number, segment.last)
+        self._hand_over()
         return journal.last
 
-    def _hand_over(self, segment: int, until: int) -> None:
-        checkpointer = self.checkpointer or self._make_checkpointer()
-        checkpointer.submit(segment, until)
+    def _hand_over(self) -> None:
+        """Give the checkpointer what it does not have yet, in order."""
+        for buffer in self._aside:
+            if not buffer.handed_over:
+                checkpointer = self.checkpointer or self._make_checkpointer()
+                checkpointer.submit(buffer.segment.number, buffer.segment.last)
+                buffer.handed_over = True
 
     def _make_checkpointer(self) -> Checkpointer:
         compression = self.settings.compression
@@ -66,7 +73,8 @@ class Checkpoints(Tiers):
         """Hand everything set aside over again, after the checkpointer lost it."""
         if self.checkpointer is not None:
             for buffer in self._aside:
-                self.checkpointer.submit(buffer.segment.number, buffer.segment.last)
+                buffer.handed_over = False
+            self._hand_over()
 
     def save(self) -> None:
         """Checkpoint now and wait for it."""

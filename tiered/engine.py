@@ -111,6 +111,10 @@ class Engine(Checkpoints):
         if self._active is not None:
             used = self._active.used_bytes()
             segment = self._active.segment
+            assert self.journal is not None
+            if self.journal.active is not segment:  # A call that closes it was interrupted.
+                self.rotate()
+                return False
             room = segment.capacity - CLOSE_BYTES - segment.position
             if size <= room and used < self.share_bytes and len(self._active.positions) < SEGMENT_RECORDS_MAX:
                 # Looked at again after this many bytes: dirty records take from the hot tier's budget.

@@ -241,6 +241,11 @@ class FileLock:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         self.abandon()
 
+    def __del__(self) -> None:
+        # One whose owner was interrupted before it could keep it must not stay locked.
+        if self._fd >= 0 and not sys.is_finalizing():
+            self.abandon()
+
     def abandon(self) -> None:
         """Close the file only: what a forked child does with the lock of its parent."""
         if self._fd >= 0:

@@ -81,8 +81,8 @@ PUT, DELETE, SETTING, CLOSE, CLEAR = 1, 2, 3, 4, 5
 MORE = 1
 
 SEGMENT_BYTES_MIN = 64 * 1024
-CLOSE_BYTES = RECORD.size
-"""Kept free at the end of every segment, for the record that closes it."""
+CLOSE_BYTES = 2 * RECORD.size
+"""Kept free at the end of every segment, for the record that closes it; twice, since closing may be interrupted."""
 
 
 class Entry(NamedTuple):
@@ -124,6 +124,7 @@ class Segment:
         self.number = 0
         self.capacity = capacity
         self.path = directory / files.PREPARED
+        self.path.unlink(missing_ok=True)  # Left by one whose making was interrupted.
         self.fd = files.preallocate(self.path, capacity)
         try:
             self.map = mmap.mmap(self.fd, capacity) if mapped else None

@@ -31,6 +31,7 @@ class WriteBuffer:
     def __init__(self, segment: Segment, cleared: bool = False) -> None:
         self.segment = segment
         self.cleared = cleared
+        self.handed_over = False
         self.positions: dict[bytes, int] = {}
         self.deadlines: dict[bytes, int] = {}
         self.key_bytes = 0
