@@ -427,14 +427,14 @@ def test_once_a_new_value_can_be_seen_in_the_buffer_the_old_one_is_not_hot_any_m
     store.save()
     store["other"] = 1
     engine, seen = store._engine, list[Any]()
-    put = WriteBuffer.put
+    for name in ("put", "put_many"):
 
-    def interrupted(*arguments: Any) -> None:
-        put(*arguments)
-        # A reader that comes here, without the lock: by iteration or `ttl` it finds the new state.
-        seen.append(store.get("k"))
+        def interrupted(*arguments: Any, original: Callable[..., None] = getattr(WriteBuffer, name)) -> None:
+            original(*arguments)
+            # A reader that comes here, without the lock: by iteration or `ttl` it finds the new state.
+            seen.append(store.get("k"))
 
-    monkeypatch.setattr(WriteBuffer, "put", interrupted)
+        monkeypatch.setattr(WriteBuffer, name, interrupted)
     write(store)
     monkeypatch.undo()
     assert seen == [new]
