@@ -51,7 +51,7 @@ _SAMPLES_PER_APPLY = 800
 class _Pending(NamedTuple):
     """The last version of every key in some segments."""
 
-    latest: dict[bytes, tuple[SegmentFile, Entry] | None]
+    latest: dict[bytes, Entry | None]
     cleared: bool
     settings: dict[str, object]
     time_ms: int
@@ -118,17 +118,17 @@ class Applier:
         return len(ordered)
 
     def _changes(self, chunk: Sequence[bytes], pending: _Pending, time_ms: int) -> list[Change]:
-        latest, pack, exact = pending.latest, record.pack, keys.STORED_BYTES_EXACT
-        found = [latest[stored_key] for stored_key in chunk]
-        live = [put if put is not None and not 0 < put[1][4] <= time_ms else None for put in found]
-        payloads = [put[0].slice(put[1][7], put[1][8]) for put in live if put is not None]
+        pack, exact = record.pack, keys.STORED_BYTES_EXACT
+        found = [pending.latest[stored_key] for stored_key in chunk]
+        live = [put if put is not None and not 0 < put[4] <= time_ms else None for put in found]
+        payloads = [put[9].slice(put[7], put[8]) for put in live if put is not None]
         compressed = iter(self._compressor.compress_all(payloads))
         changes: list[Change] = []
         for stored_key, put in zip(chunk, live, strict=True):
             if put is None:
                 changes.append((stored_key, None, 0, 0))
                 continue
-            _, _, _, _, deadline, codec, key, start, end = put[1]
+            _, _, _, _, deadline, codec, key, start, end, _ = put
             compression, dictionary, body = next(compressed)
             full_key = key if len(stored_key) > exact else b""
             data = pack(stored_key, codec, compression, dictionary, deadline, full_key, body)
@@ -138,7 +138,7 @@ class Applier:
     def _observe(self, ordered: Sequence[bytes], pending: _Pending) -> None:
         """Show the trainer a sample, evenly spread over the keys."""
         step = max(1, len(ordered) // _SAMPLES_PER_APPLY)
-        samples = [found[0].payload(found[1]) for key in ordered[::step] if (found := pending.latest[key])]
+        samples = [put.segment.slice(put.start, put.end) for key in ordered[::step] if (put := pending.latest[key])]
         packed = sum(map(len, samples))
         measured = samples[:: max(1, len(samples) // 100)]
         stored = sum(len(self._compressor.compress(sample)[2]) for sample in measured)
@@ -288,12 +288,12 @@ def _carry_over(reader: Reader, update: Update) -> None:
 
 def _read_pending(segments: Sequence[SegmentFile], applied: int, until: int) -> _Pending:
     """The last version of every key between `applied` and `until`."""
-    latest: dict[bytes, tuple[SegmentFile, Entry] | None] = {}
+    latest: dict[bytes, Entry | None] = {}
     settings: dict[str, object] = {}
     cleared, time_ms, sequence = False, 0, applied
     for segment in segments:
         for entry in segment.entries():
-            kind, _, number, _, deadline, _, key, _, _ = entry
+            kind, _, number, _, deadline, _, key, start, end, _ = entry
             if number <= applied:
                 continue
             if number != sequence + 1 or sequence == until:
@@ -301,13 +301,13 @@ def _read_pending(segments: Sequence[SegmentFile], applied: int, until: int) -> 
             sequence = number
             stored_key = key if len(key) <= keys.STORED_BYTES_EXACT else keys.stored(key)
             if kind == PUT:
-                latest[stored_key] = (segment, entry)
+                latest[stored_key] = entry
             elif kind == DELETE:
                 latest[stored_key] = None
             elif kind == CLOSE:
                 time_ms = deadline
             elif kind == SETTING:
-                settings[key.decode()] = msgpack.unpackb(segment.payload(entry))
+                settings[key.decode()] = msgpack.unpackb(segment.slice(start, end))
             elif kind == CLEAR:
                 latest.clear()
                 cleared = True

@@ -127,22 +127,19 @@ def encode(value: object) -> tuple[int, bytes]:
     `TypeError` for what cannot be kept exactly, `ValueTooLargeError` above 1 GiB.
     """
     kind = type(value)
-    raw: Any = value
-    payload: bytes | None
-    if kind is str:
+    payload: bytes | None = None
+    if kind in _PACKED_FAST:
+        codec, payload = MSGPACK, _pack_fast(value)
+        if payload is not None and (kind is dict or kind is list) and payload.translate(_SUSPECTS) is not payload:
+            payload = _without_bytes(payload)
+    elif kind is str:
         codec = STR
         try:
-            payload = raw.encode()
+            payload = cast(str, value).encode()
         except UnicodeEncodeError:
-            payload = raw.encode("utf-8", "surrogatepass")
+            payload = cast(str, value).encode("utf-8", "surrogatepass")
     elif kind is bytes:
-        codec, payload = BYTES, raw
-    elif kind in _PACKED_FAST:
-        codec, payload = MSGPACK, _pack_fast(value)
-        if (kind is dict or kind is list) and payload is not None and payload.translate(_SUSPECTS) is not payload:
-            payload = _without_bytes(payload)
-    else:
-        payload = None
+        codec, payload = BYTES, cast(bytes, value)
     if payload is None:
         codec, payload = _encode_slowly(value)
     if len(payload) > VALUE_BYTES_MAX:
@@ -189,11 +186,13 @@ def _pack_fast(value: object) -> bytes | None:
         payload: bytes = packer.pack(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         return None
-    complete = not unknown
-    unknown.clear()
+    if unknown:
+        unknown.clear()
+        _packers.append(pair)
+        return None
     if len(payload) <= _PACKED_BYTES_KEPT:
         _packers.append(pair)
-    return payload if complete else None
+    return payload
 
 
 # Even a strict packer takes a bytearray or memoryview for bytes, and would write a caller's
@@ -203,19 +202,14 @@ def _pack_fast(value: object) -> bytes | None:
 _SUSPECTS = bytes(byte ^ 1 if 0xC4 <= byte <= 0xC9 or 0xD4 <= byte <= 0xD8 else byte for byte in range(256))
 
 
-_EMPTY_BIN, _EMPTY_EXTENSION = b"\xc4\x00", b"\xc7\x00"
-
-
 def _without_bytes(payload: bytes) -> bytes | None:
     """The payload if it has neither bytes nor extensions in it, None if it must go the slow way.
 
     Most suspects are floats and large integers; reading the payload back tells, at a
-    fifth of the slow way's cost.  Limits of 0 refuse all but empty ones, looked for first.
+    fifth of the slow way's cost.  A limit of 0 would let empty ones through, and -1 is no limit.
     """
-    if _EMPTY_BIN in payload or _EMPTY_EXTENSION in payload:
-        return None
     try:
-        unpackb(payload, strict_map_key=False, max_bin_len=0, max_ext_len=0)
+        unpackb(payload, strict_map_key=False, raw=True, max_bin_len=-2, max_ext_len=-2)
     except (ValueError, TypeError):
         return None
     return payload

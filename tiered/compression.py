@@ -124,7 +124,8 @@ class Decompressor:
             except IndexError:
                 context = self._context(dictionary)
             try:
-                if zstandard.frame_content_size(body) > VALUE_BYTES_MAX:
+                # The two top bits of a frame's fifth byte say how wide its size is: below 0x80 up to two bytes.
+                if body[4:5] >= b"\x80" and zstandard.frame_content_size(body) > VALUE_BYTES_MAX:
                     raise ValueError("frame larger than any value")
                 return context.decompress(body, read_across_frames=False, allow_extra_data=False)
             except zstandard.ZstdError as error:

@@ -46,6 +46,8 @@ SEGMENT_RECORDS_MAX = 65_536
 """Bounds the pages that one checkpoint changes, and so the memory of whoever applies it."""
 FOLLOW_SECONDS = 0.1
 HOT_EXPIRE_KEYS = 500
+TRIM_SHARE = 4
+"""The heap is trimmed when as much as the budget divided by this was evicted."""
 CLOSE_SECONDS_MAX = 600.0
 
 
@@ -124,6 +126,8 @@ class Engine(Checkpoints):
                 if not self._journal_ahead and 2 * segment.position > segment.capacity:
                     self._journal_ahead = True
                     MAINTENANCE.wake()  # To prepare the next segment before this one is full.
+                elif self._trim_due():
+                    MAINTENANCE.wake()
                 return True
             self.rotate()
         return False
@@ -172,9 +176,11 @@ class Engine(Checkpoints):
             journal.append(PUT, 0, encoded, payload, number, deadline)
             # The old value goes before the new one can be read from the buffer: who has seen the
             # new one must not find the old one hot.
-            self.hot.discard(key)
+            hot = self.hot
+            if key in hot.table:
+                hot.discard(key)
             buffer.put(stored_key, position, deadline)
-            self.hot.put(key, entry, deadline)
+            hot.put_new(key, entry, deadline)
         except BaseException:
             self._roll_forward(buffer, position)
             raise
@@ -354,6 +360,7 @@ class Engine(Checkpoints):
         if active is not None and not journal.prepared and active.segment.position * 2 > active.segment.capacity:
             with contextlib.suppress(StoreFullError):
                 journal.prepare()
+        self._trim()
         again = TICK_SECONDS_MAX / 2
         if now >= self._expire_at:
             more = self._expire_cycle()
@@ -379,14 +386,16 @@ class Engine(Checkpoints):
                         self._begin_segment(CLOSE_BYTES)
                     self.rotate()
         self._remove_old_colds()
-        self._trim()
         return expired == HOT_EXPIRE_KEYS
 
     def _trim(self) -> None:
-        """Give free memory back to the system when much was evicted since the last time."""
-        if self.hot.evictions - self._trimmed_evictions > 2000:
-            self._trimmed_evictions = self.hot.evictions
+        """Give free memory back to the system when much was evicted since the last time: what comes may fit nowhere."""
+        if self._trim_due():
+            self._trimmed_bytes = self.hot.evicted_bytes
             process.trim_heap()
+
+    def _trim_due(self) -> bool:
+        return self.hot.evicted_bytes - self._trimmed_bytes > self.settings.memory // TRIM_SHARE
 
     def disk_bytes(self) -> int:
         """Bytes that the store's files take on the disk."""

@@ -121,6 +121,7 @@ class HotTier:
         self.budget_bytes = budget_bytes
         self.entry_bytes = 0
         self.evictions = 0
+        self.evicted_bytes = 0
         self.deadlines = Deadlines()
         self._table_bytes = self.policy.table_bytes()
         self._review = _TABLE_REVIEW
@@ -134,6 +135,10 @@ class HotTier:
         """Keep an entry, evicting others over the budget; one too large for it is not kept."""
         if key in self.table:
             self.discard(key)
+        self.put_new(key, entry, deadline)
+
+    def put_new(self, key: Any, entry: Any, deadline: int) -> None:
+        """`put` for a key that is not there."""
         if deadline:
             entry = (entry, deadline)
         size = cost(key, entry)
@@ -187,7 +192,9 @@ class HotTier:
                 if self.entry_bytes <= room:
                     return True
                 key, entry = victim()
-                self.entry_bytes -= count(key, entry)
+                size = count(key, entry)
+                self.entry_bytes -= size
+                self.evicted_bytes += size
                 self.evictions += 1
                 if entry.__class__ is Expiring:
                     self.deadlines.discard(key, entry[1])

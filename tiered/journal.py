@@ -86,7 +86,7 @@ CLOSE_BYTES = 2 * RECORD.size
 
 
 class Entry(NamedTuple):
-    """One record of a segment; its payload lies from `start` to `end`."""
+    """One record of `segment`; its payload lies from `start` to `end`."""
 
     kind: int
     flags: int
@@ -97,6 +97,7 @@ class Entry(NamedTuple):
     key: bytes
     start: int
     end: int
+    segment: SegmentFile
 
 
 class Dirty(NamedTuple):
@@ -250,11 +251,11 @@ class Journal:
         )
         position = segment.position
         end = position + 4 + len(body)
-        data = _CRC.pack(crc32(body, segment.seed)) + body
-        if segment.map is not None:
-            segment.map[position:end] = data
+        mapping = segment.map
+        if mapping is not None:
+            mapping[position:end] = _CRC.pack(crc32(body, segment.seed)) + body
         else:
-            self._write(segment, position, data)
+            self._write(segment, position, _CRC.pack(crc32(body, segment.seed)) + body)
         segment.position = end
         segment.last = self.last = sequence
         return position
@@ -384,14 +385,10 @@ class SegmentFile:
         end = middle + payload_size
         if magic != _MAGIC or end > self.size or crc32(data[position + 4 : end], header.seed) != crc:
             return None
-        return Entry(kind, flags, sequence, synced, deadline, codec, bytes(data[start:middle]), middle, end)
-
-    def payload(self, entry: Entry) -> bytes:
-        """The payload of a record of this segment."""
-        return self.slice(entry.start, entry.end)
+        return Entry(kind, flags, sequence, synced, deadline, codec, bytes(data[start:middle]), middle, end, self)
 
     def slice(self, start: int, end: int) -> bytes:
-        """The bytes from `start` to `end`."""
+        """The bytes from `start` to `end`: an entry's payload."""
         return self._map[start:end]
 
     def blank_after(self, position: int) -> bool:
@@ -419,7 +416,7 @@ class SegmentFile:
             if crc32(data[start - _REST.size : end], seed) != crc:
                 return
             key = mapping[start:middle]
-            yield new(Entry, (kind, flags, sequence, synced, deadline, codec, key, middle, end))
+            yield new(Entry, (kind, flags, sequence, synced, deadline, codec, key, middle, end, self))
             start, expected = end + RECORD.size, expected + 1
 
     def written_bytes(self, position: int) -> int:

@@ -233,9 +233,6 @@ class Store(MutableMapping[K, V]):
 
     # Writing
 
-    def __setitem__(self, key: K, value: V) -> None:
-        self.set(key, value)
-
     def set(self, key: K, value: V, ttl: float | None = _UNSET) -> None:
         """Write a value.  Without `ttl` the store's `default_ttl` holds; `ttl=None` means for ever.
 
@@ -253,6 +250,8 @@ class Store(MutableMapping[K, V]):
             sequence = engine.put(plain, encoded, number, payload, entry, deadline)
         if engine.attended:
             engine.acknowledged(sequence)
+
+    __setitem__ = set
 
     def _deadline(self, ttl: float | None) -> int:
         """Deadline in milliseconds, 0 for none."""

@@ -103,7 +103,7 @@ class Tiers:
         self._compacting = False
         self._compaction_failure: StoreError | None = None
         self._background: BaseException | None = None
-        self._trimmed_evictions = 0
+        self._trimmed_bytes = 0
         clock.advance(self.state.time_ms)
 
     # Reading

@@ -25,14 +25,15 @@ KEYS = 1_000_000
 def value(rng: random.Random, low: int, high: int) -> Any:
     size = int(math.exp(rng.uniform(math.log(low), math.log(high))))
     at = rng.randrange(len(NOISE) - size)
-    data = NOISE[at : at + size]
+    data = at.to_bytes(4, "little") + NOISE[at : at + size - 4]
     return data if rng.random() < 0.5 else [size, data]
 
 
 def check(found: Any) -> None:
     data, size = (found[1], found[0]) if isinstance(found, list) else (found, len(found))
+    at = int.from_bytes(data[:4], "little")
     assert len(data) == size, "a value came back with another length"
-    assert data[:8] in NOISE, "a value came back with other bytes"
+    assert data[4:] == NOISE[at : at + size - 4], "a value came back with other bytes"
 
 
 def phase(store: Any, rng: random.Random, sizes: tuple[int, int], turnover_bytes: int, written: array[int]) -> int:
