@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from contracts import evict, merge, set_aside
 
-from tiered.ranges import PAGE_RECORDS
+from tiered.moment import PAGE_RECORDS
 
 ORDERED: list[Any] = [b"", b"\0", b"a", b"a\0", b"ab", b"\xff"]
 ORDERED += ["", "\0", "a", "a\0", "ab", "b", "z", "é", "\ud800", "\uffff", "\U0001f600"]

@@ -13,15 +13,7 @@ import os
 import sys
 import warnings
 from collections import deque
-from collections.abc import (
-    ItemsView,
-    Iterable,
-    Iterator,
-    KeysView,
-    Mapping,
-    MutableMapping,
-    ValuesView,
-)
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from itertools import islice
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -34,9 +26,10 @@ from tiered.engine import Batch, Engine
 from tiered.errors import ConfigError
 from tiered.hot import Expiring, Packed, cost, entry_of, value_of
 from tiered.journal import Dirty, record_bytes
+from tiered.moment import passing
 from tiered.opening import open_engine
 from tiered.stats import Explanation, MemoryStats, Stats, memory_stats_of, state_name, stats_of
-from tiered.views import RangeItems, RangeKeys, RangeValues
+from tiered.views import RangedMapping
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -49,7 +42,7 @@ CHUNK_RECORDS = 1000
 _COMPRESSIONS = {0: "none", 1: "zstd", 2: "zlib"}
 
 
-class Store(MutableMapping[K, V]):
+class Store(RangedMapping[K, V], MutableMapping[K, V]):
     """A mapping larger than memory that survives restarts; made by `tiered.open`.
 
     Keys are `str`, `bytes`, `int` and tuples of them.  Any number of threads may use one
@@ -92,13 +85,6 @@ class Store(MutableMapping[K, V]):
                 engine.hot.discard(key)
                 engine.counters.expired_hot += 1
         return self._load(key)
-
-    def get(self, key: K, default: Any = None) -> Any:
-        """The value under `key`, or `default`."""
-        try:
-            return self[key]
-        except KeyError:
-            return default
 
     def __contains__(self, key: object) -> bool:
         if key in self._table and not isinstance(self._table.get(key), Expiring):
@@ -460,48 +446,14 @@ class Store(MutableMapping[K, V]):
 
     # Iteration; in key order, over all tiers, leaving the hot tier as it is
 
-    def __iter__(self) -> Iterator[K]:
-        return self._iterate(ranges.Range(), "keys")
-
-    def __reversed__(self) -> Iterator[K]:
-        return self._iterate(ranges.Range(reverse=True), "keys")
-
     def __len__(self) -> int:
-        return ranges.count(self._engine)
-
-    def __bool__(self) -> bool:
-        return next(iter(self), _UNSET) is not _UNSET
+        with passing(self._engine) as moment:
+            return moment.count()
 
     def _iterate(self, bounds: ranges.Range, what: str) -> Iterator[Any]:
-        for key, found in ranges.items(self._engine, bounds, what != "keys"):
-            if what == "keys":
-                yield key
-                continue
-            value = value_of(self._engine.entry_of(keys.stored(keys.encode(key)), found))
-            yield value if what == "values" else (key, value)
-
-    def keys(self, prefix: Any = None, start: Any = None, stop: Any = None, reverse: bool = False) -> KeysView[K]:
-        """A view of the keys in key order; of those with a prefix, from `start` up to but without `stop`."""
-        return RangeKeys(self, ranges.Range.of(prefix, start, stop, reverse))
-
-    def values(self, prefix: Any = None, start: Any = None, stop: Any = None, reverse: bool = False) -> ValuesView[V]:
-        """A view of the values in key order; arguments as for `keys`."""
-        return RangeValues(self, ranges.Range.of(prefix, start, stop, reverse))
-
-    def items(self, prefix: Any = None, start: Any = None, stop: Any = None, reverse: bool = False) -> ItemsView[K, V]:
-        """A view of the pairs in key order; arguments as for `keys`."""
-        return RangeItems(self, ranges.Range.of(prefix, start, stop, reverse))
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        if len(self) != len(other):
-            return False
-        return all(key in other and other[key] == value for key, value in self.items())
-
-    __hash__ = None  # type: ignore[assignment]
+        engine = self._engine
+        for encoded, found in ranges.items(ranges.live(engine), bounds, what != "keys"):
+            yield ranges.shown(engine, encoded, found, what)
 
     # Durability
 

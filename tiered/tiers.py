@@ -34,7 +34,7 @@ from tiered.errors import (
     StoreError,
 )
 from tiered.expiry import next_cycle
-from tiered.hot import HotTier, entry_of
+from tiered.hot import HotTier, entry_of, value_of
 from tiered.journal import Dirty, Journal
 from tiered.recovery import Plan
 from tiered.stats import Counters
@@ -167,6 +167,10 @@ class Tiers:
             return entry_of(found.codec, found.payload)
         except ValueError as error:
             raise self._damaged(self.cold, stored_key, error) from None
+
+    def value_of(self, stored_key: bytes, found: Dirty) -> Any:
+        """The value of a record.  Raises `CorruptionError` as `entry_of`."""
+        return value_of(self.entry_of(stored_key, found))
 
     def promote(self, key: Any, stored_key: bytes, where: Where, generation: int, entry: Any, deadline: int) -> None:
         """Keep a value that was read without the lock, if it is still the newest."""

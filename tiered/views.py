@@ -1,37 +1,96 @@
-"""The views that `keys`, `values` and `items` of a store give: of all of it, or of a range.
+"""What every mapping in key order shares: ranges, and the views that `keys`, `values` and `items` give.
 
-They hold no data and are live, as those of a dict; each iteration is one of `ranges`.
+The views hold no data and are live, as those of a dict; each iteration is one of `ranges`.
 """
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
-from typing import TYPE_CHECKING, Any
+from abc import abstractmethod
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from itertools import islice
+from typing import Any, TypeVar
 
-from tiered import keys, ranges
+from tiered import keys
+from tiered.ranges import Range
 
-if TYPE_CHECKING:
-    from tiered.store import Store
-
+K = TypeVar("K")
+V = TypeVar("V")
 _MISSING: Any = object()
+_COMPLETIONS_MAX = 100
+
+
+class RangedMapping(Mapping[K, V]):
+    """A mapping that iterates in key order, over all of it or a range."""
+
+    @abstractmethod
+    def _iterate(self, bounds: Range, what: str) -> Iterator[Any]:
+        """The "keys", "values" or "items" of a range."""
+
+    def _range(self, prefix: Any, start: Any, stop: Any, reverse: bool) -> Range:
+        return Range.of(prefix, start, stop, reverse)
+
+    def __iter__(self) -> Iterator[K]:
+        return self._iterate(self._range(None, None, None, False), "keys")
+
+    def __reversed__(self) -> Iterator[K]:
+        return self._iterate(self._range(None, None, None, True), "keys")
+
+    def __bool__(self) -> bool:
+        return next(iter(self), _MISSING) is not _MISSING
+
+    def get(self, key: K, default: Any = None) -> Any:
+        """The value under `key`, or `default`."""
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    def keys(self, prefix: Any = None, start: Any = None, stop: Any = None, reverse: bool = False) -> KeysView[K]:
+        """A view of the keys in key order; of those with a prefix, from `start` up to but without `stop`."""
+        return RangeKeys(self, self._range(prefix, start, stop, reverse))
+
+    def values(self, prefix: Any = None, start: Any = None, stop: Any = None, reverse: bool = False) -> ValuesView[V]:
+        """A view of the values in key order; arguments as for `keys`."""
+        return RangeValues(self, self._range(prefix, start, stop, reverse))
+
+    def items(self, prefix: Any = None, start: Any = None, stop: Any = None, reverse: bool = False) -> ItemsView[K, V]:
+        """A view of the pairs in key order; arguments as for `keys`."""
+        return RangeItems(self, self._range(prefix, start, stop, reverse))
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        if len(self) != len(other):
+            return False
+        return all(key in other and other[key] == value for key, value in self.items())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _encode(self, key: object) -> bytes:
+        """A key as it is encoded in the store."""
+        return keys.encode(key)
+
+    def _ipython_key_completions_(self) -> list[K]:
+        return list(islice(self, _COMPLETIONS_MAX))
 
 
 class _RangeView:
     """What the three views share."""
 
-    _mapping: Store[Any, Any]
+    _mapping: RangedMapping[Any, Any]
     _what: str
 
-    def __init__(self, store: Store[Any, Any], bounds: ranges.Range) -> None:
-        self._mapping = store
+    def __init__(self, mapping: RangedMapping[Any, Any], bounds: Range) -> None:
+        self._mapping = mapping
         self._bounds = bounds
 
     def __iter__(self) -> Iterator[Any]:
         return self._mapping._iterate(self._bounds, self._what)
 
     def __reversed__(self) -> Iterator[Any]:
-        bounds = self._bounds
-        return self._mapping._iterate(ranges.Range(bounds.lower, bounds.upper, not bounds.reverse), self._what)
+        return self._mapping._iterate(self._bounds.reversed(), self._what)
 
     def __len__(self) -> int:
         if not self._bounds.lower and self._bounds.upper is None:
@@ -42,7 +101,7 @@ class _RangeView:
         return f"<{self._what} of {self._mapping!r}>"
 
     def _holds(self, key: object) -> bool:
-        return self._bounds.holds(keys.encode(key)) and key in self._mapping
+        return self._bounds.holds(self._mapping._encode(key)) and key in self._mapping
 
 
 class RangeKeys(_RangeView, KeysView[Any]):

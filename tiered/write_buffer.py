@@ -5,6 +5,9 @@ key's latest record there, `~position` for a deletion, so that it holds no value
 its own.  When the segment is closed the buffer is set aside, unchanged from then on,
 until the cold tier has acknowledged the segment.
 
+While a view has the active buffer pinned, what a write replaces is kept in `replaced`, so
+that the view finds the positions of its own moment.
+
 Writers hold the store's lock.  Readers take no lock: a lookup is one dict operation,
 the record it leads to is never moved, and the segment stays mapped as long as
 anything refers to it.
@@ -21,6 +24,8 @@ from tiered.journal import HEADER_BYTES, Dirty, Segment
 ENTRY_BYTES = 33 + 16 + 32
 """A stored key as a bytes object with its rounding, and an int: what an entry takes beside key and table."""
 
+LIST_BYTES = 88
+"""An empty list that has grown once."""
 DEADLINE_BYTES = 32
 """An int, for keys that have a deadline."""
 
@@ -35,6 +40,9 @@ class WriteBuffer:
         self.positions: dict[bytes, int] = {}
         self.deadlines: dict[bytes, int] = {}
         self.key_bytes = 0
+        self.pins = 0
+        self.replaced: dict[bytes, list[int]] = {}
+        self._replaced_count = 0
         self._sorted: list[bytes] = []
 
     def put(self, stored_key: bytes, position: int, deadline: int) -> None:
@@ -42,6 +50,10 @@ class WriteBuffer:
         positions = self.positions
         if stored_key not in positions:
             self.key_bytes += len(stored_key)
+        elif self.pins:
+            # First kept, then replaced: a view may be looking at this moment.
+            self.replaced.setdefault(stored_key, []).append(positions[stored_key])
+            self._replaced_count += 1
         positions[stored_key] = position
         if deadline:
             self.deadlines[stored_key] = deadline
@@ -68,11 +80,36 @@ class WriteBuffer:
         position = self.positions[stored_key]
         return None if position < 0 else self.segment.put_at(position)
 
+    def position_before(self, stored_key: bytes, filled: int) -> int | None:
+        """Position of a key's latest record when the segment was filled up to `filled`; needs a pin since then."""
+        position = self.positions.get(stored_key)
+        if position is None or (position if position >= 0 else ~position) < filled:
+            return position
+        for earlier in reversed(self.replaced.get(stored_key, ())):
+            if (earlier if earlier >= 0 else ~earlier) < filled:
+                return earlier
+        return None
+
+    def deadline_at(self, stored_key: bytes, position: int) -> int:
+        """The deadline of the put of a key at `position`."""
+        if not self.replaced or self.positions[stored_key] == position:
+            return self.deadlines.get(stored_key, 0)
+        return self.segment.put_at(position).deadline
+
+    def unpin(self) -> None:
+        """A view lets go; with the last one goes what was kept for them."""
+        self.pins -= 1
+        if not self.pins:
+            self.replaced = {}
+            self._replaced_count = 0
+
     def used_bytes(self) -> int:
         """What the buffer takes of the budget: the segment's bytes in use and the index over them."""
         index = sys.getsizeof(self.positions) + len(self.positions) * ENTRY_BYTES + self.key_bytes
         if self.deadlines:
             index += sys.getsizeof(self.deadlines) + len(self.deadlines) * DEADLINE_BYTES
+        if self.replaced:
+            index += sys.getsizeof(self.replaced) + len(self.replaced) * LIST_BYTES + self._replaced_count * 40
         return self.segment.position - HEADER_BYTES + index + sys.getsizeof(self._sorted)
 
     def sorted_keys(self) -> list[bytes]:

@@ -1,0 +1,181 @@
+"""One moment of a store: what all tiers hold, taken together under the lock.
+
+The hot tier holds nothing that the others do not, so a moment is the write buffers,
+newest first, and an LMDB read transaction begun under the same hold of the lock: no
+record can be between them.  Buffers set aside never change.  The active one goes on
+being written; a moment that is to *stay* (a view) notes how far it was filled and has
+it keep the positions that later writes of the same keys replace, so that taking a moment costs
+the same whatever is dirty.  One page of an iteration takes a moment of its own, which need not stay.
+
+Locking: made and closed under the store's lock.  In between it takes the lock only to
+put keys in order.  Not for two threads at a time, since it reads through one transaction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+from bisect import bisect_left
+from collections.abc import Iterator
+from operator import itemgetter
+
+from tiered import keys, record
+from tiered.journal import Dirty
+from tiered.tiers import Tiers
+from tiered.write_buffer import WriteBuffer
+
+PAGE_RECORDS = 256
+PAGE_BYTES = 1 << 20
+_EXAMINED_MAX = 4096
+
+Item = tuple[bytes, Dirty]
+_Source = Iterator[tuple[bytes, "WriteBuffer | None", "bytes | None"]]
+
+
+class Moment:
+    """Buffers and a read transaction that belong together; close it soon, the transaction keeps pages from reuse."""
+
+    def __init__(self, tiers: Tiers, stays: bool = False) -> None:
+        self._tiers = tiers
+        self.now_ms = tiers.clock.now_ms()
+        self.cold = tiers.cold
+        self.buffers = tiers.buffers
+        self._stays = stays
+        self._active = self.buffers[0] if self.buffers else None
+        # What the newest buffer holds from here on came later.
+        self._filled = self._active.segment.position if stays and self._active is not None else None
+        self._ordered: list[list[bytes]] | None = None
+        self._open = contextlib.ExitStack()
+        self._reader = self._open.enter_context(self.cold.read())
+        if stays and self._active is not None:
+            self._active.pins += 1
+
+    def close(self) -> None:
+        """End the transaction and let go of the buffers."""
+        self._open.close()
+        if self._stays and self._active is not None:
+            self._active.unpin()
+            self._active = None
+        self.buffers = ()
+
+    def find(self, stored_key: bytes, encoded: bytes) -> Dirty | None:
+        """A key's record, None if it was deleted, had expired or was never there.  Raises `CorruptionError`."""
+        for buffer in self.buffers:
+            position = self._position(buffer, stored_key)
+            if position is not None:
+                found = buffer.segment.put_at(position) if position >= 0 else None
+                break
+            if buffer.cleared:
+                return None
+        else:
+            data = self._reader.newest(stored_key)
+            found = None if data is None else self._tiers.opened(self.cold, stored_key, data, encoded)
+        return None if found is None or 0 < found.deadline <= self.now_ms else found
+
+    def _position(self, buffer: WriteBuffer, stored_key: bytes) -> int | None:
+        if self._filled is None or buffer is not self._active:
+            return buffer.positions.get(stored_key)
+        return buffer.position_before(stored_key, self._filled)
+
+    def _in_order(self) -> list[list[bytes]]:
+        if self._ordered is None:
+            with self._tiers.lock:
+                self._ordered = [buffer.sorted_keys() for buffer in self.buffers]
+        return self._ordered
+
+    def page(self, start: bytes, stop: bytes | None, reverse: bool, values: bool) -> tuple[list[Item], bytes | None]:
+        """Live records from `start` on, and the last key looked at, None when there are no more.
+
+        Without `values`, payloads may be left as they are stored.
+        """
+        found: list[Item] = []
+        size = examined = 0
+        previous = None
+        for stored_key, buffer, data in self._merged(start, stop, reverse):
+            if stored_key == previous:
+                continue
+            if buffer is not None:
+                position = self._position(buffer, stored_key)
+                if position is None:
+                    continue  # It came after this moment; an older buffer or the cold tier may know the key.
+                put = buffer.segment.put_at(position) if position >= 0 else None
+            else:
+                assert data is not None
+                put = self._of_cold(stored_key, data, values)
+            previous = stored_key
+            if put is not None and not 0 < put.deadline <= self.now_ms:
+                found.append((stored_key, put))
+                size += len(put.payload)
+            examined += 1
+            if len(found) >= PAGE_RECORDS or size >= PAGE_BYTES or examined >= _EXAMINED_MAX:
+                return found, stored_key
+        return found, None
+
+    def _of_cold(self, stored_key: bytes, data: bytes, values: bool) -> Dirty | None:
+        deadline = record.deadline_of(data)
+        # What seems to have expired is looked at closely: damage must not make a key vanish.
+        if values or keys.is_long(stored_key) or 0 < deadline <= self.now_ms:
+            return self._tiers.opened(self.cold, stored_key, data)
+        return Dirty(0, deadline, b"", b"")
+
+    def _merged(self, start: bytes, stop: bytes | None, reverse: bool) -> _Source:
+        """Records of all tiers in key order, the newest first among equal keys."""
+        sources: list[_Source] = []
+        for buffer, stored_keys in zip(self.buffers, self._in_order(), strict=True):
+            low = bisect_left(stored_keys, start)
+            high = len(stored_keys) if stop is None else bisect_left(stored_keys, stop)
+            indexes = range(high - 1, low - 1, -1) if reverse else range(low, high)
+            sources.append(_of_buffer(buffer, stored_keys, indexes))
+            if buffer.cleared:
+                break
+        else:
+            sources.append((key, None, data) for key, data in self._reader.scan(start, stop, reverse))
+        if len(sources) == 1:
+            return sources[0]
+        # Among equal keys `merge` keeps the order of its arguments.
+        return heapq.merge(*sources, key=itemgetter(0), reverse=reverse)
+
+    def count(self) -> int:
+        """Live records over all tiers.
+
+        The cold tier knows its number.  Every dirty key costs a lookup there, about 1 µs,
+        since writes never look whether their key exists; and what expired there without
+        having been removed yet is counted in its index.
+        """
+        latest: dict[bytes, bool] = {}
+        cleared = False
+        with self._tiers.lock:
+            for buffer in self.buffers:
+                for key in buffer.positions:
+                    if key not in latest and (position := self._position(buffer, key)) is not None:
+                        latest[key] = position >= 0 and not 0 < buffer.deadline_at(key, position) <= self.now_ms
+                if buffer.cleared:
+                    cleared = True
+                    break
+        alive = sum(latest.values())
+        if cleared:
+            return alive
+        reader = self._reader
+        total = reader.state().records - sum(1 for _ in reader.due(self.now_ms))
+        for key in latest:
+            data = reader.newest(key)
+            if data is not None and not 0 < record.deadline_of(data) <= self.now_ms:
+                total -= 1
+        return total + alive
+
+
+def _of_buffer(buffer: WriteBuffer, stored_keys: list[bytes], indexes: range) -> _Source:
+    for index in indexes:
+        yield stored_keys[index], buffer, None
+
+
+@contextlib.contextmanager
+def passing(tiers: Tiers) -> Iterator[Moment]:
+    """The moment now, closed when the block ends."""
+    tiers.check_readable()
+    with tiers.lock:
+        moment = Moment(tiers)
+    try:
+        yield moment
+    finally:
+        moment.close()
