@@ -28,17 +28,18 @@ LAYERS = [
     ["checkpointer", "maintenance"],
     ["tiers"],
     ["checkpoints", "moment"],
+    ["writing"],
     ["engine", "ranges"],
     ["opening", "check", "views"],
-    ["transaction", "view"],
     ["sub"],
+    ["transaction", "view"],
     ["store"],
     ["__init__"],
 ]
 IMPORTERS = {
     "lmdb": {"cold", "helper"},  # The helper only looks where the package is.
     "zstandard": {"compression", "helper"},
-    "msgpack": {"arrays", "codec", "cold", "checkpoint", "engine", "helper"},
+    "msgpack": {"arrays", "codec", "cold", "checkpoint", "helper", "writing"},
     "numpy": {"arrays"},
     "mmap": {"journal"},
     "fcntl": {"files"},

@@ -11,6 +11,7 @@ from tiered.errors import (
     BatchTooLargeError,
     ClosedError,
     ConfigError,
+    ConflictError,
     CorruptionError,
     ForkedError,
     FormatError,
@@ -19,19 +20,25 @@ from tiered.errors import (
     NotAStoreError,
     PoisonedError,
     ReadOnlyError,
+    ReentrantError,
     StoreError,
     StoreFullError,
     TieredError,
     UnsupportedError,
     ValueTooLargeError,
+    ViewExpiredError,
 )
 from tiered.stats import Explanation, MemoryStats, Stats
 from tiered.store import Store, open
+from tiered.sub import Sub
+from tiered.transaction import Transaction
+from tiered.view import View
 
 __all__ = [
     "BatchTooLargeError",
     "ClosedError",
     "ConfigError",
+    "ConflictError",
     "CorruptionError",
     "Explanation",
     "Finding",
@@ -43,12 +50,17 @@ __all__ = [
     "NotAStoreError",
     "PoisonedError",
     "ReadOnlyError",
+    "ReentrantError",
     "Stats",
     "Store",
     "StoreError",
     "StoreFullError",
+    "Sub",
     "TieredError",
+    "Transaction",
     "UnsupportedError",
     "ValueTooLargeError",
+    "View",
+    "ViewExpiredError",
     "open",
 ]

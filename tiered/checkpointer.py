@@ -22,6 +22,8 @@ class Checkpointer(Protocol):
 
     name: str
 
+    @property
+    def entered(self) -> bool: ...
     def submit(self, segment: int, until: int) -> None: ...
     def compact(self) -> None: ...
     def finish(self) -> None: ...
@@ -40,6 +42,11 @@ class InlineCheckpointer:
         self._working = threading.RLock()
         self._job = Job(0, directory, compression, cold)
 
+    @property
+    def entered(self) -> bool:
+        """Whether this thread is in the middle of applying."""
+        return bool(self._working._is_owned())  # type: ignore[attr-defined]
+
     def submit(self, segment: int, until: int) -> None:
         """Queue a closed segment; `run` applies it."""
         self._job.submit(segment, until)
@@ -55,7 +62,12 @@ class InlineCheckpointer:
         self.run()
 
     def run(self, slices: bool = False) -> bool:
-        """Do what waits, and with `slices` one slice of other work; returns whether there is more."""
+        """Do what waits, and with `slices` one slice of other work; returns whether there is more.
+
+        Called by a signal handler in the middle of it, leaves it to the call that was interrupted.
+        """
+        if self.entered:
+            return False
         with self._working:
             while True:
                 result = self._job.step() if slices or self._job.urgent else False
@@ -86,6 +98,11 @@ class HelperCheckpointer:
 
     def _send(self, do: str, **details: object) -> None:
         self.process.send({"do": do, "store": self._store, **details})
+
+    @property
+    def entered(self) -> bool:
+        """Never: applying is another process's."""
+        return False
 
     def submit(self, segment: int, until: int) -> None:
         """Have a closed segment applied."""

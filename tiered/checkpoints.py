@@ -78,6 +78,7 @@ class Checkpoints(Tiers):
 
     def save(self) -> None:
         """Checkpoint now and wait for it."""
+        self.refuse_reentry()
         with self.lock:
             self.check_writable()
             until = self.rotate()

@@ -203,12 +203,13 @@ class Cold:
                 raise StoreFullError(path, "no room for the table of readers; free some space") from None
             raise
 
-    def _expected_bytes(self) -> int:
+    def file_bytes(self) -> int:
+        """Bytes of all pages, free ones included."""
         return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
 
     def _check_file(self) -> None:
         """Refuse a data file shorter than its pages: reading past its end would be SIGBUS."""
-        wanted, size = self._expected_bytes(), self.path.stat().st_size
+        wanted, size = self.file_bytes(), self.path.stat().st_size
         if size < wanted:
             raise CorruptionError(
                 self.path, f"truncated to {size:,} bytes of {wanted:,}; restore the store from a backup", size
@@ -247,7 +248,7 @@ class Cold:
                 update.finish()
             # LMDB does not write pages that were taken and freed again in one transaction, which
             # may leave the file shorter than it says: `_check_file` must not take that for damage.
-            if self.path.stat().st_size < (wanted := self._expected_bytes()):
+            if self.path.stat().st_size < (wanted := self.file_bytes()):
                 os.truncate(self.path, wanted)
 
     def state(self) -> State:

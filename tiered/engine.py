@@ -1,11 +1,6 @@
-"""The engine of one open store: writing, what is due with time, and the end.
+"""The engine of one open store: what follows a write, what is due with time, and the end.
 
-    write:  journal → write buffer → hot tier, under the lock
-
-It builds on `checkpoints`, which hands closed segments over, and on `tiers`, which
-holds the tiers and reads them; the locking is described there.  A method that may wait
-(`reserve`) lets go of the lock meanwhile and says so, and its caller looks again at
-what it had read.
+It builds on `writing`, `checkpoints`, and `tiers`, where the locking is described.
 
 Errors met in the background poison the engine or are kept and raised by the next
 call; a full disk does neither: it is retried, and writers are refused until then.
@@ -16,54 +11,33 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Sequence
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import msgpack
-
-from tiered import files, keys, process
+from tiered import files, process
 from tiered.checkpointer import InlineCheckpointer
-from tiered.checkpoints import Checkpoints
 from tiered.clock import Clock
 from tiered.cold import Cold
-from tiered.config import Settings
+from tiered.config import Settings, parse_ttl
 from tiered.errors import (
     PoisonedError,
     StoreError,
     StoreFullError,
 )
 from tiered.expiry import next_cycle
-from tiered.journal import CLEAR, CLOSE_BYTES, DELETE, PUT, SETTING, Journal, record_bytes
+from tiered.journal import CLOSE_BYTES, Journal
 from tiered.maintenance import MAINTENANCE, TICK_SECONDS_MAX
 from tiered.recovery import Plan
 from tiered.schedule import is_due
-from tiered.write_buffer import WriteBuffer
+from tiered.writing import UNSET, Writing
 
 LOG = logging.getLogger("tiered")
-SEGMENT_RECORDS_MAX = 65_536
-"""Bounds the pages that one checkpoint changes, and so the memory of whoever applies it."""
 FOLLOW_SECONDS = 0.1
 HOT_EXPIRE_KEYS = 500
-TRIM_SHARE = 4
-"""The heap is trimmed when as much as the budget divided by this was evicted."""
 CLOSE_SECONDS_MAX = 600.0
 
 
-class Batch:
-    """Records to be written together, as columns: a tuple for each would keep the garbage collector busy."""
-
-    def __init__(self) -> None:
-        self.keys: list[Any] = []
-        self.encoded: list[bytes] = []
-        self.codecs: list[int] = []
-        self.payloads: list[bytes] = []
-        self.entries: list[Any] = []
-        self.bytes = 0
-
-
-class Engine(Checkpoints):
+class Engine(Writing):
     """One open store, shared by its handles."""
 
     def __init__(
@@ -79,195 +53,18 @@ class Engine(Checkpoints):
         super().__init__(directory, settings, cold, journal, lock_file, clock, recovery)
         MAINTENANCE.add(self)
         if journal is None:
-            self._number = MAINTENANCE.serve(self)
+            self.serve()
         else:
             journal.on_failure = self.poison
 
-    # Writing; all under the lock
-
-    def reserve(self, size: int, frees: bool = False) -> bool:
-        """Make room for `size` bytes of records, in the active segment; True if the lock was let go of meanwhile.
-
-        `frees` says that the write takes less room in the end, so that the disk cap does not refuse it.
-        """
-        buffer = self._active
-        if buffer is not None and buffer.segment.position + size <= self._room_until:
-            return False
-        return self._make_room(size, frees)
-
-    def _make_room(self, size: int, frees: bool) -> bool:
-        waited = False
-        # Again after each wait: another thread may have begun a segment meanwhile, too small for this.
-        while not self._has_room(size, frees):
-            waited = self._wait_for_applied() or waited
-            if self._active is None:
-                self._begin_segment(size)
-                break
-        return waited
-
-    def _has_room(self, size: int, frees: bool) -> bool:
-        """Whether the active segment has room; closes it if not."""
-        self.check_writable()
-        if self.capped and not frees:
-            raise StoreFullError(self.directory, f"the cold tier has reached the cap of {self.settings.disk:,} bytes")
-        if self._active is not None:
-            used = self._active.used_bytes()
-            segment = self._active.segment
-            assert self.journal is not None
-            if self.journal.active is not segment:  # A call that closes it was interrupted.
-                self.rotate()
-                return False
-            room = segment.capacity - CLOSE_BYTES - segment.position
-            if size <= room and used < self.share_bytes and len(self._active.positions) < SEGMENT_RECORDS_MAX:
-                # Looked at again after this many bytes: dirty records take from the hot tier's budget.
-                step = max(4096, self.share_bytes // 16)
-                self._room_until = min(segment.position + max(size, step), segment.capacity - CLOSE_BYTES)
-                self._rebudget()
-                if not self._journal_ahead and 2 * segment.position > segment.capacity:
-                    self._journal_ahead = True
-                    MAINTENANCE.wake()  # To prepare the next segment before this one is full.
-                elif self._trim_due():
-                    MAINTENANCE.wake()
-                return True
-            self.rotate()
-        return False
-
-    def _wait_for_applied(self) -> bool:
-        """Wait while a whole buffer is set aside; True if the lock was let go of for that."""
-        waited = False
-        # A buffer set aside is a little over its share, since it is closed when it has reached it.
-        while sum(buffer.used_bytes() for buffer in self._aside) > self.share_bytes * 5 // 4:
-            if not waited:
-                self.counters.writer_waits += 1
-                began = self.clock.monotonic()
-            waited = True
-            if self.full:
-                raise StoreFullError(self.directory, self.full)
-            self._wait_a_little()
-            self.counters.wait_seconds += self.clock.monotonic() - began
-            began = self.clock.monotonic()
-            self.check_writable()
-        return waited
-
-    def _begin_segment(self, size: int, cleared: bool = False) -> None:
-        assert self.journal is not None
+    def serve(self) -> None:
+        """Have the maintenance thread tick this engine from now on."""
         if not self._number:
             self._number = MAINTENANCE.serve(self)
-        try:
-            segment = self.journal.open_segment(size, max(self.share_bytes, 1 << 16))
-        except StoreFullError:
-            raise
-        except OSError as error:
-            raise StoreError(self.directory, f"cannot make a journal segment: {error}") from error
-        self._active = WriteBuffer(segment, cleared)
-        self._journal_ahead = False
-        self.buffers = (self._active, *self.buffers)
-        self._room_until = min(segment.capacity - CLOSE_BYTES, segment.position + max(size, 4096))
-        self._rebudget()
 
-    def put(self, key: Any, encoded: bytes, number: int, payload: bytes, entry: Any, deadline: int) -> int:
-        """Write one record; room was reserved.  Returns its sequence number."""
-        buffer, journal = self._active, self.journal
-        assert buffer is not None
-        assert journal is not None
-        stored_key = encoded if len(encoded) <= keys.STORED_BYTES_EXACT else keys.stored(encoded)
-        position = buffer.segment.position
-        try:
-            journal.append(PUT, 0, encoded, payload, number, deadline)
-            # The old value goes before the new one can be read from the buffer: who has seen the
-            # new one must not find the old one hot.
-            hot = self.hot
-            if key in hot.table:
-                hot.discard(key)
-            buffer.put(stored_key, position, deadline)
-            hot.put_new(key, entry, deadline)
-        except BaseException:
-            self._roll_forward(buffer, position)
-            raise
-        self._changes += 1
-        return journal.last
-
-    def _roll_forward(self, buffer: WriteBuffer, position: int) -> None:
-        """Interrupted in the middle of a write: what the journal has from `position` on is written, in every tier."""
-        self.hot.clear()
-        for at, kind, key, deadline in buffer.segment.heads(position):
-            if kind == PUT:
-                buffer.put(keys.stored(key), at, deadline)
-            else:
-                buffer.delete(keys.stored(key), at)
-
-    def delete(self, key: Any, encoded: bytes) -> int:
-        """Write one deletion; room was reserved.  Returns its sequence number."""
-        buffer, journal = self._active, self.journal
-        assert buffer is not None
-        assert journal is not None
-        stored_key = keys.stored(encoded)
-        position = buffer.segment.position
-        try:
-            journal.append(DELETE, 0, encoded, b"", 0, 0)
-            self.hot.discard(key)
-            buffer.delete(stored_key, position)
-        except BaseException:
-            self._roll_forward(buffer, position)
-            raise
-        self._changes += 1
-        return journal.last
-
-    def put_many(self, batch: Batch, deadline: int) -> int:
-        """Write a batch; room was reserved."""
-        buffer, journal = self._active, self.journal
-        assert buffer is not None
-        assert journal is not None
-        start, count = buffer.segment.position, len(batch.keys)
-        records = zip(repeat(PUT), batch.encoded, batch.payloads, batch.codecs, repeat(deadline), strict=False)
-        try:
-            positions = journal.append_batch(records, count)
-            for key in batch.keys:
-                self.hot.discard(key)
-            buffer.put_many(list(map(keys.stored, batch.encoded)), positions, deadline)
-            self.hot.put_many(batch.keys, batch.entries, deadline)
-        except BaseException:
-            self._roll_forward(buffer, start)
-            raise
-        self._changes += count
-        return journal.last
-
-    def delete_many(self, batch: Sequence[tuple[Any, bytes]]) -> int:
-        """Write deletions of `(key, encoded)` as one batch; room was reserved."""
-        buffer, journal = self._active, self.journal
-        assert buffer is not None
-        assert journal is not None
-        start = buffer.segment.position
-        try:
-            positions = journal.append_batch(((DELETE, encoded, b"", 0, 0) for _, encoded in batch), len(batch))
-            for position, (key, encoded) in zip(positions, batch, strict=True):
-                self.hot.discard(key)
-                buffer.delete(keys.stored(encoded), position)
-        except BaseException:
-            self._roll_forward(buffer, start)
-            raise
-        self._changes += len(batch)
-        return journal.last
-
-    def clear(self) -> int:
-        """Delete everything: one record, in a segment and buffer that hide all before them."""
-        assert self.journal is not None
-        self.rotate()
-        self._begin_segment(CLOSE_BYTES, cleared=True)
-        self.journal.append(CLEAR, 0, b"", b"", 0, 0)
-        self.generation += 1
-        self.hot.clear()
-        self._changes += 1
-        return self.journal.last
-
-    def put_setting(self, name: str, value: object) -> int:
-        """Journal a setting to be remembered."""
-        assert self.journal is not None
-        payload = msgpack.packb(value)
-        self.reserve(record_bytes(name.encode(), payload), frees=True)
-        self.journal.append(SETTING, 0, name.encode(), payload, 0, 0)
-        self._changes += 1
-        return self.journal.last
+    def _begin_segment(self, size: int, cleared: bool = False) -> None:
+        self.serve()
+        super()._begin_segment(size, cleared)
 
     def acknowledged(self, sequence: int) -> None:
         """What every write does last, without the lock: wait for the disk where durability asks for it."""
@@ -304,10 +101,10 @@ class Engine(Checkpoints):
 
     def compact(self) -> None:
         """Rewrite the cold tier and wait for it; writes and reads go on."""
+        self.refuse_reentry()
         with self.lock:
             self.check_writable()
-            if not self._number:
-                self._number = MAINTENANCE.serve(self)
+            self.serve()
             checkpointer = self.checkpointer or self._make_checkpointer()
             wanted = self._compactions + 1
             self._compacting = True
@@ -340,6 +137,7 @@ class Engine(Checkpoints):
         """Do what is due; returns the seconds until there may be more."""
         if self.closed or self.forked:
             return TICK_SECONDS_MAX
+        self.refuse_reentry()
         if self.journal is None:
             self.follow()
             return FOLLOW_SECONDS
@@ -361,6 +159,7 @@ class Engine(Checkpoints):
             with contextlib.suppress(StoreFullError):
                 journal.prepare()
         self._trim()
+        self._end_old_views(now)
         again = TICK_SECONDS_MAX / 2
         if now >= self._expire_at:
             more = self._expire_cycle()
@@ -394,8 +193,21 @@ class Engine(Checkpoints):
             self._trimmed_bytes = self.hot.evicted_bytes
             process.trim_heap()
 
-    def _trim_due(self) -> bool:
-        return self.hot.evicted_bytes - self._trimmed_bytes > self.settings.memory // TRIM_SHARE
+    def _end_old_views(self, now: float) -> None:
+        for view in self.open_views():
+            if view.overdue(now):
+                with self.lock:
+                    view.end("it was open for longer than its max_age")
+
+    def deadline_after(self, ttl: Any) -> int:
+        """Deadline in milliseconds of what is written now with a `ttl`, 0 for none."""
+        if ttl is UNSET:
+            ttl = self.settings.default_ttl
+        elif ttl is not None:
+            if not isinstance(ttl, (int, float)) or isinstance(ttl, bool):
+                raise TypeError(f"ttl is a number of seconds or None, not {type(ttl).__name__}")
+            ttl = parse_ttl(ttl)
+        return 0 if ttl is None else self.clock.now_ms() + max(1, round(ttl * 1000))
 
     def disk_bytes(self) -> int:
         """Bytes that the store's files take on the disk."""
@@ -433,10 +245,13 @@ class Engine(Checkpoints):
 
     def close(self) -> None:
         """Checkpoint what is dirty, and let go of everything.  What cannot be checkpointed stays in the journal."""
+        self.refuse_reentry()
         with self.lock:
             if self.closed or self.forked:
                 return
             self.closed = True
+            for view in self.open_views():
+                view.end("the store was closed")
             error = None
             if self.journal is not None:
                 try:
@@ -495,6 +310,8 @@ class Engine(Checkpoints):
         self.lock._at_fork_reinit()  # type: ignore[attr-defined]
         self.changed = threading.Condition(self.lock)
         self.hot.clear()
+        for view in self.open_views():
+            view.abandon()
         # The segment is a mapping shared with the parent: the next write must come to `check_writable`.
         self._room_until = -1
         if self._lock_file is not None:

@@ -11,6 +11,9 @@
     │   ├── PoisonedError           a write or sync failed earlier; writes are refused, reads go on
     │   ├── StoreFullError          no room on the disk; writes are refused until there is
     │   ├── CorruptionError         bytes on disk are not what was written; carries `offset`
+    │   ├── ConflictError           something a transaction had read was changed by another; run it again
+    │   ├── ReentrantError          used inside an operation of the same thread, as by a signal handler
+    │   ├── ViewExpiredError        a view was open too long, or kept too much memory
     │   └── UnsupportedError        this platform or file system cannot keep the promises
     ├── ConfigError                 a setting that does not exist or a value out of its bounds (a ValueError)
     ├── KeyTooLongError             an encoded key above 32 KiB (a ValueError)
@@ -84,6 +87,18 @@ class CorruptionError(StoreError):
 
 class UnsupportedError(StoreError):
     """The platform or file system cannot keep the promises of a store."""
+
+
+class ConflictError(StoreError):
+    """Something that a transaction had read was changed by another before its end; nothing of it was written."""
+
+
+class ReentrantError(StoreError):
+    """A signal handler, finalizer or codec used the store inside an operation of the same thread; nothing was done."""
+
+
+class ViewExpiredError(StoreError):
+    """A view was open for longer than its `max_age`, or kept more than its share of the memory; open another."""
 
 
 class ConfigError(TieredError, ValueError):

@@ -62,7 +62,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from tiered import files
-from tiered.errors import CorruptionError, FormatError, StoreError, StoreFullError
+from tiered.errors import CorruptionError, FormatError, ReentrantError, StoreError, StoreFullError
 
 HEADER = struct.Struct("<8sHHIQQQI")
 assert HEADER.size == 44
@@ -200,13 +200,18 @@ class Journal:
         self._capacity = SEGMENT_BYTES_MIN
         self._prepared: Segment | None = None
         self._unsynced: list[Segment] = []
-        self._directory_changed = False
-        self._sync_lock = threading.Lock()
-        self._prepare_lock = threading.Lock()
+        self._directory_changes = 0
+        self._directory_synced = 0
+        # Both may be entered again by a signal handler: `sync` is complete in itself, and the
+        # outer call then finds less to do; a segment is not begun while another is being made.
+        self._sync_lock = threading.RLock()
+        self._prepare_lock = threading.RLock()
 
     def open_segment(self, room: int, capacity_max: int) -> Segment:
         """Switch to a new segment with at least `room` bytes for records."""
         needed = HEADER_BYTES + room + CLOSE_BYTES
+        if self._prepare_lock._is_owned():  # type: ignore[attr-defined]
+            raise ReentrantError(self.directory, "used by a signal handler while a segment was being made; try again")
         with self._prepare_lock:
             segment, self._prepared = self._prepared, None
             if segment is not None and segment.capacity < needed:
@@ -224,7 +229,7 @@ class Journal:
         self._next_number += 1
         self._capacity = max(SEGMENT_BYTES_MIN, min(4 * self._capacity, capacity_max))
         self._unsynced.append(segment)
-        self._directory_changed = True
+        self._directory_changes += 1
         self.active = segment
         return segment
 
@@ -316,10 +321,10 @@ class Journal:
         with self._sync_lock:
             if self.synced >= wanted:
                 return
-            target = self.last
-            if self._directory_changed:
-                self._directory_changed = False
+            target, changes = self.last, self._directory_changes
+            if changes != self._directory_synced:
                 files.sync_directory(self.directory)
+                self._directory_synced = changes
             for segment in list(self._unsynced):
                 files.sync_data(segment.fd)
                 if segment is not self.active and segment.last <= target and segment in self._unsynced:

@@ -178,6 +178,12 @@ def prefix_range(prefix: object) -> tuple[bytes, bytes | None]:
     raise TypeError(f"a prefix is a str, bytes or a tuple, not {_type_name(prefix)}; use start= and stop= for integers")
 
 
+def element_range(elements: tuple[Key, ...], beginning: str | bytes) -> tuple[bytes, bytes]:
+    """Bounds of the encoded tuples that begin with `elements` and go on with a text or bytes of this `beginning`."""
+    lower = encode((*elements, beginning)).removesuffix(_END)
+    return lower, _successor(lower)
+
+
 def stored_range(lower: bytes, upper: bytes | None) -> tuple[bytes, bytes | None]:
     """Bounds of the stored keys that hold all encoded keys between these bounds.
 

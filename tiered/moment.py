@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from operator import itemgetter
 
-from tiered import keys, record
+from tiered import keys, process, record
 from tiered.journal import Dirty
 from tiered.tiers import Tiers
 from tiered.write_buffer import WriteBuffer
@@ -48,14 +48,24 @@ class Moment:
         self._open = contextlib.ExitStack()
         self._reader = self._open.enter_context(self.cold.read())
         if stays and self._active is not None:
-            self._active.pins += 1
+            self._active.pin(id(self))
 
     def close(self) -> None:
         """End the transaction and let go of the buffers."""
         self._open.close()
         if self._stays and self._active is not None:
-            self._active.unpin()
+            self._active.unpin(id(self))
             self._active = None
+        self.buffers = ()
+
+    def __del__(self) -> None:
+        # Collected without `close`, perhaps in a thread that has no lock: nothing but one atomic step.
+        if self._stays and self._active is not None:
+            self._active.pins.discard(id(self))
+
+    def abandon(self) -> None:
+        """In a forked child: let go of everything but the transaction, whose slot is the parent's."""
+        process.keep_for_ever(self._open)
         self.buffers = ()
 
     def find(self, stored_key: bytes, encoded: bytes) -> Dirty | None:
@@ -77,7 +87,8 @@ class Moment:
             return buffer.positions.get(stored_key)
         return buffer.position_before(stored_key, self._filled)
 
-    def _in_order(self) -> list[list[bytes]]:
+    def put_in_order(self) -> list[list[bytes]]:
+        """The keys of each buffer in order; takes the lock the first time."""
         if self._ordered is None:
             with self._tiers.lock:
                 self._ordered = [buffer.sorted_keys() for buffer in self.buffers]
@@ -121,7 +132,7 @@ class Moment:
     def _merged(self, start: bytes, stop: bytes | None, reverse: bool) -> _Source:
         """Records of all tiers in key order, the newest first among equal keys."""
         sources: list[_Source] = []
-        for buffer, stored_keys in zip(self.buffers, self._in_order(), strict=True):
+        for buffer, stored_keys in zip(self.buffers, self.put_in_order(), strict=True):
             low = bisect_left(stored_keys, start)
             high = len(stored_keys) if stop is None else bisect_left(stored_keys, stop)
             indexes = range(high - 1, low - 1, -1) if reverse else range(low, high)
@@ -135,29 +146,31 @@ class Moment:
         # Among equal keys `merge` keeps the order of its arguments.
         return heapq.merge(*sources, key=itemgetter(0), reverse=reverse)
 
-    def count(self) -> int:
-        """Live records over all tiers.
-
-        The cold tier knows its number.  Every dirty key costs a lookup there, about 1 µs,
-        since writes never look whether their key exists; and what expired there without
-        having been removed yet is counted in its index.
-        """
+    def dirty(self) -> dict[bytes, bool]:
+        """The keys in the buffers, and whether they are there and alive; takes the lock."""
         latest: dict[bytes, bool] = {}
-        cleared = False
         with self._tiers.lock:
             for buffer in self.buffers:
                 for key in buffer.positions:
                     if key not in latest and (position := self._position(buffer, key)) is not None:
                         latest[key] = position >= 0 and not 0 < buffer.deadline_at(key, position) <= self.now_ms
                 if buffer.cleared:
-                    cleared = True
                     break
-        alive = sum(latest.values())
-        if cleared:
+        return latest
+
+    def count(self, dirty: dict[bytes, bool]) -> int:
+        """Live records over all tiers, given `dirty()`.
+
+        The cold tier knows its number.  Every dirty key costs a lookup there, about 1 µs,
+        since writes never look whether their key exists; and what expired there without
+        having been removed yet is counted in its index.
+        """
+        alive = sum(dirty.values())
+        if any(buffer.cleared for buffer in self.buffers):
             return alive
         reader = self._reader
         total = reader.state().records - sum(1 for _ in reader.due(self.now_ms))
-        for key in latest:
+        for key in dirty:
             data = reader.newest(key)
             if data is not None and not 0 < record.deadline_of(data) <= self.now_ms:
                 total -= 1

@@ -29,7 +29,12 @@ class Counters:
 
 @dataclass(frozen=True)
 class Stats:
-    """A store at a glance.  Bytes and seconds; counts are since it was opened."""
+    """A store at a glance.  Bytes and seconds; counts are since it was opened.
+
+    `disk_free_bytes` are pages of the cold tier's file that hold nothing: later checkpoints
+    use them, but not those that an open view can still see.  `view_seconds` is the age of the oldest
+    view, `view_bytes` what views keep of write buffers that the store has let go of.
+    """
 
     path: str
     state: str
@@ -52,6 +57,10 @@ class Stats:
     stored_bytes: int
     disk_bytes: int
     disk_used_bytes: int
+    disk_free_bytes: int
+    view_count: int
+    view_seconds: float
+    view_bytes: int
     dictionary_count: int
     last_sequence: int
     synced_sequence: int
@@ -77,6 +86,7 @@ class MemoryStats:
     hot_entry_bytes: int
     hot_table_bytes: int
     write_buffer_bytes: int
+    view_bytes: int
     process_rss_anon_bytes: int
     helper_peak_rss_anon_bytes: int
     hot_tier: str
@@ -114,6 +124,7 @@ def state_name(engine: Engine) -> str:
 def stats_of(engine: Engine, records: int, hits: int) -> Stats:
     """The figures of an engine now."""
     counters, journal = engine.counters, engine.journal
+    views = engine.open_views()
     with engine.cold.read() as reader:
         dictionaries = len(reader.dictionary_numbers())
     return Stats(
@@ -138,6 +149,10 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         stored_bytes=engine.state.stored_bytes,
         disk_bytes=engine.disk_bytes(),
         disk_used_bytes=engine.cold_used_bytes,
+        disk_free_bytes=max(0, engine.cold.file_bytes() - engine.cold_used_bytes),
+        view_count=len(views),
+        view_seconds=max((view.age_seconds for view in views), default=0.0),
+        view_bytes=engine.pinned_bytes(),
         dictionary_count=dictionaries,
         last_sequence=journal.last if journal else engine.state.applied,
         synced_sequence=max(journal.synced, engine.state.applied) if journal else engine.state.applied,
@@ -151,13 +166,14 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
 
 def memory_stats_of(engine: Engine) -> MemoryStats:
     """The memory of an engine now."""
-    hot, buffers = engine.hot, engine.buffer_bytes
+    hot, buffers, views = engine.hot, engine.buffer_bytes, engine.pinned_bytes()
     return MemoryStats(
         budget_bytes=engine.settings.memory,
-        accounted_bytes=hot.used_bytes + buffers,
+        accounted_bytes=hot.used_bytes + buffers + views,
         hot_entry_bytes=hot.entry_bytes,
         hot_table_bytes=hot.used_bytes - hot.entry_bytes,
         write_buffer_bytes=buffers,
+        view_bytes=views,
         process_rss_anon_bytes=process.rss_anon_bytes(),
         helper_peak_rss_anon_bytes=engine.counters.helper_peak_rss_anon_bytes,
         hot_tier="heap",

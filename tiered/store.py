@@ -8,12 +8,13 @@ later call comes to the engine, which knows.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from itertools import islice
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -21,20 +22,27 @@ from typing import Any, TypeVar, cast
 from tiered import codec, keys, ranges, record
 from tiered.check import Finding, check_engine
 from tiered.clock import Clock
-from tiered.config import SETTINGS, parse_ttl, setting_named
-from tiered.engine import Batch, Engine
+from tiered.config import SETTINGS, setting_named
+from tiered.engine import Engine
 from tiered.errors import ConfigError
 from tiered.hot import Expiring, Packed, cost, entry_of, value_of
 from tiered.journal import Dirty, record_bytes
 from tiered.moment import passing
 from tiered.opening import open_engine
 from tiered.stats import Explanation, MemoryStats, Stats, memory_stats_of, state_name, stats_of
+from tiered.sub import Sub
+from tiered.tiers import Where
+from tiered.transaction import ATTEMPTS, Transaction, added, edited, transacted
+from tiered.view import AGE_SECONDS_MAX, View
 from tiered.views import RangedMapping
+from tiered.writing import UNSET, Batch, Change
 
 K = TypeVar("K")
 V = TypeVar("V")
+T = TypeVar("T")
 
-_UNSET: Any = object()
+_UNSET = UNSET
+_MISSING: Any = object()
 _DECODE = codec.DECODERS[codec.MSGPACK]
 _PLAIN = codec.PLAIN_TYPES
 _RECORD_BYTES = record_bytes(b"", b"")
@@ -56,6 +64,7 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
         self._hit = engine.hot.hit
         self._hits = 0
         self._lock = engine.lock
+        self._owned = engine.owned
 
     # Reading
 
@@ -229,8 +238,10 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
         encoded = keys.encode(key)
         number, payload = codec.encode(value)
         entry = value if value.__class__ in _PLAIN else entry_of(number, payload)
-        deadline = 0 if ttl is _UNSET and engine.settings.default_ttl is None else self._deadline(ttl)
+        deadline = 0 if ttl is _UNSET and engine.settings.default_ttl is None else engine.deadline_after(ttl)
         plain: Any = key if key.__class__ is str else keys.canonical(cast(keys.Key, key))
+        if self._owned():
+            engine.refuse_reentry()
         with self._lock:
             engine.reserve(_RECORD_BYTES + len(encoded) + len(payload))
             sequence = engine.put(plain, encoded, number, payload, entry, deadline)
@@ -239,43 +250,42 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
 
     __setitem__ = set
 
-    def _deadline(self, ttl: float | None) -> int:
-        """Deadline in milliseconds, 0 for none."""
-        if ttl is _UNSET:
-            ttl = self._engine.settings.default_ttl
-        elif ttl is not None:
-            if not isinstance(ttl, (int, float)) or isinstance(ttl, bool):
-                raise TypeError(f"ttl is a number of seconds or None, not {type(ttl).__name__}")
-            ttl = parse_ttl(ttl)
-        return 0 if ttl is None else self._engine.clock.now_ms() + max(1, round(ttl * 1000))
-
     def __delitem__(self, key: K) -> None:
-        if not self._remove(key)[0]:
+        if self._remove(key) is None:
             raise KeyError(key)
 
-    def _remove(self, key: K) -> tuple[bool, Any]:
-        """Delete a key; whether it was there, and its value."""
+    def _remove(self, key: K, unless_moved: tuple[Where, int] | None = None) -> Dirty | None:
+        """Delete a key's record and return it; None if there is none, or not where it was in that generation."""
         engine = self._engine
         encoded = keys.encode(key)
         size = record_bytes(encoded, b"")
+        engine.refuse_reentry()
         with self._lock:
             while True:
                 engine.check_writable()
-                found = self._live(encoded)[1]
-                if found is None:
-                    return False, None
+                where, found = self._live(encoded)
+                if found is None or (unless_moved is not None and unless_moved != (where, engine.generation)):
+                    return None
                 if not engine.reserve(size, frees=True):
                     break
-            value = value_of(engine.entry_of(keys.stored(encoded), found))
             sequence = engine.delete(key, encoded)
         engine.acknowledged(sequence)
-        return True, value
+        return found
 
     def pop(self, key: K, default: Any = _UNSET) -> Any:
         """Remove a key and return its value, atomically; `default` if it is absent, else KeyError."""
-        existed, value = self._remove(key)
-        if existed:
-            return value
+        engine = self._engine
+        encoded = keys.encode(key)
+        engine.check_writable()
+        while True:
+            generation = engine.generation
+            where, found = self._live(encoded)
+            if found is None:
+                break
+            # Decoded first, since that may fail, and without the lock, since it may be the user's code.
+            value = engine.value_of(keys.stored(encoded), found)
+            if self._remove(key, (where, generation)) is not None:
+                return value
         if default is _UNSET:
             raise KeyError(key)
         return default
@@ -286,8 +296,8 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
             last = next(iter(self.keys(reverse=True)), _UNSET)
             if last is _UNSET:
                 raise KeyError("popitem(): the store is empty")
-            existed, value = self._remove(last)
-            if existed:
+            value = self.pop(last, _MISSING)
+            if value is not _MISSING:
                 return last, value
 
     def setdefault(self, key: K, default: Any = None) -> Any:
@@ -295,51 +305,51 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
         try:
             return self[key]
         except KeyError:
-            return self._change(key, lambda found: (default, self._deadline(_UNSET)) if found is None else None)
+            number, payload = codec.encode(default)
+        deadline = self._engine.deadline_after(_UNSET)
+        return self._change(key, lambda found: (number, payload, deadline) if found is None else None)
 
-    def _change(self, key: K, decide: Any) -> Any:
-        """Replace a record by what `decide` makes of it, `(value, deadline)` or None to leave it; the value then."""
+    def _change(self, key: K, decide: Callable[[Dirty | None], tuple[int, bytes, int] | None]) -> Any:
+        """Replace a record by what `decide` makes of it, codec, payload and deadline, or None to leave it.
+
+        Returns the value then.  `decide` runs under the lock, perhaps several times.
+        """
         engine = self._engine
         encoded = keys.encode(key)
-        stored_key = keys.stored(encoded)
+        plain = keys.canonical(cast(keys.Key, key))
+        sequence = 0
+        engine.refuse_reentry()
         with self._lock:
             while True:
                 engine.check_writable()
                 found = self._live(encoded)[1]
                 decided = decide(found)
-                if decided is None:
-                    assert found is not None
-                    return value_of(engine.entry_of(stored_key, found))
-                value, deadline = decided
-                number, payload = codec.encode(value)
-                if not engine.reserve(record_bytes(encoded, payload)):
+                if decided is None or not engine.reserve(record_bytes(encoded, decided[1])):
                     break
-            entry = value if value.__class__ in _PLAIN else entry_of(number, payload)
-            sequence = engine.put(keys.canonical(cast(keys.Key, key)), encoded, number, payload, entry, deadline)
-        engine.acknowledged(sequence)
-        return value_of(entry)
+            if decided is not None:
+                number, payload, deadline = decided
+                sequence = engine.put(plain, encoded, number, payload, entry_of(number, payload), deadline)
+                found = Dirty(number, deadline, b"", payload)
+        if decided is not None:
+            engine.acknowledged(sequence)
+        assert found is not None
+        return engine.value_of(keys.stored(encoded), found)
 
     def incr(self, key: K, by: Any = 1) -> Any:
         """Add `by` to a number, 0 if absent, atomically; returns the sum.  Keeps the time to live.
 
         Raises `TypeError` if the value there is not an int or float.
         """
-        if by.__class__ not in (int, float):
-            raise TypeError(f"incr() adds an int or a float, not {type(by).__name__}")
 
-        def add(found: Dirty | None) -> tuple[Any, int]:
-            if found is None:
-                return 0 + by, self._deadline(_UNSET)
-            value = codec.decode(found.codec, found.payload)
-            if value.__class__ not in (int, float):
-                raise TypeError(f"incr() needs an int or float under {key!r}, there is a {type(value).__name__}")
-            return cast(Any, value) + by, found.deadline
+        def add(found: Dirty | None) -> tuple[int, bytes, int]:
+            number, payload = codec.encode(added(found, key, by))
+            return number, payload, self._engine.deadline_after(_UNSET) if found is None else found.deadline
 
         return self._change(key, add)
 
     def touch(self, key: K, ttl: float | None) -> bool:
         """Give a key another time to live, in seconds from now, None for ever; False if it is absent."""
-        return self._redeadline(key, self._deadline(ttl))[0]
+        return self._redeadline(key, self._engine.deadline_after(ttl))[0]
 
     def persist(self, key: K) -> bool:
         """Take a key's time to live away; False if it is absent or had none."""
@@ -350,6 +360,7 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
         engine = self._engine
         encoded = keys.encode(key)
         stored_key = keys.stored(encoded)
+        engine.refuse_reentry()
         with self._lock:
             while True:
                 engine.check_writable()
@@ -397,7 +408,8 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
 
     def _put_batch(self, batch: Batch, ttl: float | None) -> None:
         engine = self._engine
-        deadline = self._deadline(ttl)
+        deadline = engine.deadline_after(ttl)
+        engine.refuse_reentry()
         with self._lock:
             engine.reserve(batch.bytes)
             sequence = engine.put_many(batch, deadline)
@@ -409,17 +421,16 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
         engine = self._engine
         source = iter(unwanted)
         removed = 0
-        while chunk := [(key, keys.encode(key)) for key in islice(source, CHUNK_RECORDS)]:
-            size = sum(record_bytes(encoded, b"") for _, encoded in chunk)
+        while chunk := {keys.encode(key): key for key in islice(source, CHUNK_RECORDS)}:
+            engine.refuse_reentry()
             with self._lock:
                 engine.check_writable()
-                engine.reserve(size, frees=True)
-                unique = {encoded: key for key, encoded in chunk}
-                batch = [(key, encoded) for encoded, key in unique.items() if self._live(encoded)[1] is not None]
-                if not batch:
+                engine.reserve(sum(record_bytes(encoded, b"") for encoded in chunk), frees=True)
+                there = [encoded for encoded in chunk if self._live(encoded)[1] is not None]
+                if not there:
                     continue
-                sequence = engine.delete_many(batch)
-            removed += len(batch)
+                sequence = engine.write([Change(chunk[encoded], encoded, True) for encoded in there])
+            removed += len(there)
             engine.acknowledged(sequence)
         return removed
 
@@ -439,6 +450,7 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
     def clear(self) -> None:
         """Delete everything, at once and atomically."""
         engine = self._engine
+        engine.refuse_reentry()
         with self._lock:
             engine.check_writable()
             sequence = engine.clear()
@@ -448,12 +460,47 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
 
     def __len__(self) -> int:
         with passing(self._engine) as moment:
-            return moment.count()
+            return moment.count(moment.dirty())
 
     def _iterate(self, bounds: ranges.Range, what: str) -> Iterator[Any]:
         engine = self._engine
         for encoded, found in ranges.items(ranges.live(engine), bounds, what != "keys"):
             yield ranges.shown(engine, encoded, found, what)
+
+    # Many operations, one moment
+
+    def transaction(self) -> Transaction[K, V]:
+        """A transaction, as a context manager: reads and writes on it take place at once when it ends, or not at all.
+
+        Raises `ConflictError`, at the latest at its end, if something it read was changed by another.
+        """
+        return Transaction(self._engine)
+
+    def transact(self, run: Callable[[Transaction[K, V]], T], attempts: int = ATTEMPTS) -> T:
+        """What `run(txn)` returns, called with a transaction, again after each conflict.
+
+        Raises `ConflictError` after so many attempts.
+        """
+        return transacted(self._engine, run, attempts)
+
+    def edit(self, key: K, default: Any = _UNSET) -> contextlib.AbstractContextManager[Any]:
+        """A value to be changed in place in a `with` block, written back at its end if it changed, keeping its TTL.
+
+        `default` is stored and given if the key is absent, else KeyError.  `ConflictError`
+        if another wrote the key meanwhile; `TypeError` for what cannot be changed in place.
+        """
+        return edited(self._engine, key, default)
+
+    def view(self, max_age: float = AGE_SECONDS_MAX) -> View[K, V]:
+        """A read-only mapping of the store as it is now, to be closed soon; costs the same whatever is dirty.
+
+        Past `max_age` seconds, or three eighths of `memory` kept, it raises `ViewExpiredError`.
+        """
+        return View(self._engine, max_age)
+
+    def sub(self, *prefix: Any) -> Sub[Any, V]:
+        """A mapping over the keys that are tuples beginning with `prefix`, which its own keys leave out."""
+        return Sub(self, prefix)
 
     # Durability
 
@@ -513,6 +560,7 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
         parsed = setting.parse(value)
         engine = self._engine
         engine.check_readable()
+        engine.refuse_reentry()
         with self._lock:
             if setting.remembered:
                 engine.check_writable()

@@ -8,6 +8,14 @@ its LMDB transaction finds every record in one or the other.  A value read witho
 the lock is put into the hot tier only if, under the lock, the key's place is still the one it was
 read from and no checkpoint has finished since (`generation`): otherwise an old
 value could cover a newer one.
+
+A signal handler or a finalizer may run in the middle of anything here, in the thread that
+holds the lock.  It may read; nothing it reads is kept hot.  What would change something is
+refused (`refuse_reentry`), before it has begun: the lock can be entered again, but what it
+protects is half-way.
+
+Transactions are told of every write as it is made, under the lock (`watchers`); views keep
+buffers that the store itself has let go of (`views`), which counts against the budget.
 """
 
 from __future__ import annotations
@@ -15,9 +23,10 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tiered import files, keys, record
 from tiered.checkpointer import Checkpointer
@@ -31,6 +40,7 @@ from tiered.errors import (
     ForkedError,
     PoisonedError,
     ReadOnlyError,
+    ReentrantError,
     StoreError,
 )
 from tiered.expiry import next_cycle
@@ -45,7 +55,31 @@ BUFFER_SHARE = 2
 """The write buffer takes at most the budget divided by this."""
 SEGMENT_BYTES_MAX = 64 << 20
 
+HOT_SHARE_MIN = 8
+"""The hot tier keeps at least the budget divided by this, whatever write buffers and views take."""
+PINNED_SHARE = 3 / 8
+"""What views may keep of the budget in buffers that the store itself has let go of."""
+
 Where = tuple[WriteBuffer, int] | None
+
+
+class Watcher(Protocol):
+    """A transaction, as far as writes concern it."""
+
+    def note(self, stored_key: bytes | None) -> None:
+        """A key was written; None for all of them."""
+
+
+class Pinning(Protocol):
+    """A view, as far as its memory and its age concern the engine."""
+
+    @property
+    def buffers(self) -> tuple[WriteBuffer, ...]: ...
+    @property
+    def age_seconds(self) -> float: ...
+    def end(self, reason: str) -> None: ...
+    def overdue(self, now: float) -> bool: ...
+    def abandon(self) -> None: ...
 
 
 class Tiers:
@@ -68,8 +102,11 @@ class Tiers:
         self.clock = clock
         self.recovery = recovery
         self.counters = Counters()
+        self.watchers: list[weakref.ref[Watcher]] = []
+        self.views: list[weakref.ref[Pinning]] = []
         self.hot = HotTier(settings.eviction, settings.memory)
         self.lock = threading.RLock()
+        self.owned: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
         self.changed = threading.Condition(self.lock)
         self.buffers: tuple[WriteBuffer, ...] = ()
         self.generation = 0
@@ -107,6 +144,15 @@ class Tiers:
         clock.advance(self.state.time_ms)
 
     # Reading
+
+    def refuse_reentry(self) -> None:
+        """Raise `ReentrantError` where this thread is already inside the store."""
+        if self.owned() or (self.checkpointer is not None and self.checkpointer.entered):
+            raise ReentrantError(
+                self.directory,
+                "used by a signal handler, a finalizer or a codec in the middle of an operation of the same thread; "
+                "nothing was done: have it set a flag, and act on it afterwards",
+            )
 
     def check_readable(self) -> None:
         """Raise `ClosedError` or `ForkedError`, or an error kept from the background."""
@@ -174,6 +220,8 @@ class Tiers:
 
     def promote(self, key: Any, stored_key: bytes, where: Where, generation: int, entry: Any, deadline: int) -> None:
         """Keep a value that was read without the lock, if it is still the newest."""
+        if self.owned():
+            return
         with self.lock:
             if generation == self.generation and not self.closed and self.dirty(stored_key) == where:
                 self.hot.put(key if key.__class__ is str else keys.canonical(key), entry, deadline)
@@ -181,6 +229,8 @@ class Tiers:
 
     def promote_many(self, located: Sequence[tuple[Any, bytes, Where, Any, int]], generation: int) -> None:
         """`promote` for each `(key, stored key, where, entry, deadline)`, under the lock once."""
+        if self.owned():
+            return
         with self.lock:
             if generation != self.generation or self.closed:
                 return
@@ -220,8 +270,38 @@ class Tiers:
         return sum(buffer.used_bytes() for buffer in self.buffers)
 
     def _rebudget(self) -> None:
-        """Give the hot tier what the write buffers leave."""
+        """Give the hot tier what write buffers and views leave."""
+        memory, pinned = self.settings.memory, 0
+        if self.views:
+            pinned = self.pinned_bytes()
+            for view in self.open_views():
+                if pinned <= memory * PINNED_SHARE:
+                    break
+                view.end(f"it kept more than its share of the memory, {PINNED_SHARE:.0%} of {memory:,} bytes")
+                pinned = self.pinned_bytes()
         self._buffer_bytes = self.buffer_bytes
-        self.hot.budget_bytes = max(self.settings.memory // 2, self.settings.memory - self._buffer_bytes)
+        self.hot.budget_bytes = max(memory // HOT_SHARE_MIN, memory - self._buffer_bytes - pinned)
         if self.hot.used_bytes > self.hot.budget_bytes:
             self.hot.shrink()
+
+    def open_views(self) -> list[Pinning]:
+        """The views that are open, oldest first."""
+        return [view for reference in tuple(self.views) if (view := reference()) is not None]
+
+    def pinned_bytes(self) -> int:
+        """What views keep of the write buffers that the store has let go of."""
+        kept = {id(buffer): buffer for view in self.open_views() for buffer in view.buffers}
+        for buffer in self.buffers:
+            kept.pop(id(buffer), None)
+        return sum(buffer.used_bytes() for buffer in kept.values())
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell a transaction of writes, as long as it is referred to."""
+        self.watchers.append(weakref.ref(watcher, self.watchers.remove))
+
+    def tell(self, stored_keys: Iterable[bytes | None]) -> None:
+        """Tell transactions of keys just written."""
+        watchers = [watcher for reference in tuple(self.watchers) if (watcher := reference()) is not None]
+        for stored_key in stored_keys:
+            for watcher in watchers:
+                watcher.note(stored_key)

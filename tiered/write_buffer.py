@@ -16,7 +16,7 @@ anything refers to it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from tiered.journal import HEADER_BYTES, Dirty, Segment
@@ -40,7 +40,7 @@ class WriteBuffer:
         self.positions: dict[bytes, int] = {}
         self.deadlines: dict[bytes, int] = {}
         self.key_bytes = 0
-        self.pins = 0
+        self.pins: set[int] = set()
         self.replaced: dict[bytes, list[int]] = {}
         self._replaced_count = 0
         self._sorted: list[bytes] = []
@@ -52,24 +52,39 @@ class WriteBuffer:
             self.key_bytes += len(stored_key)
         elif self.pins:
             # First kept, then replaced: a view may be looking at this moment.
-            self.replaced.setdefault(stored_key, []).append(positions[stored_key])
-            self._replaced_count += 1
+            self._replace(stored_key)
         positions[stored_key] = position
         if deadline:
             self.deadlines[stored_key] = deadline
         elif self.deadlines:
             self.deadlines.pop(stored_key, None)
 
-    def put_many(self, stored_keys: Sequence[bytes], positions: Sequence[int], deadline: int) -> None:
-        """`put` for each of many keys."""
-        if deadline or self.deadlines or not self.positions.keys().isdisjoint(stored_keys):
-            for stored_key, position in zip(stored_keys, positions, strict=True):
-                self.put(stored_key, position, deadline)
-            return
-        before = len(self.positions)
-        self.positions.update(zip(stored_keys, positions, strict=True))
-        unique = stored_keys if len(self.positions) - before == len(stored_keys) else set(stored_keys)
-        self.key_bytes += sum(map(len, unique))
+    def put_many(self, stored_keys: Sequence[bytes], positions: Sequence[int], deadlines: Sequence[int]) -> None:
+        """`put` for each of many keys, `~position` for a deletion; they are found all at once."""
+        known = self.positions
+        before = len(known)
+        if self.deadlines or any(deadlines):
+            for stored_key, deadline in zip(stored_keys, deadlines, strict=True):
+                if deadline:
+                    self.deadlines[stored_key] = deadline
+                else:
+                    self.deadlines.pop(stored_key, None)
+        if known.keys().isdisjoint(stored_keys):
+            fresh: Iterable[bytes] = stored_keys
+        else:
+            fresh = [stored_key for stored_key in stored_keys if stored_key not in known]
+            if self.pins:
+                for stored_key in stored_keys:
+                    if stored_key in known:
+                        self._replace(stored_key)
+        # One call of C code: no reader, which takes no lock, finds a part of a batch.
+        known.update(zip(stored_keys, positions, strict=True))
+        self.key_bytes += sum(map(len, fresh if len(known) - before == len(stored_keys) else set(fresh)))
+
+    def _replace(self, stored_key: bytes) -> None:
+        """Keep the position that a view may still need."""
+        self.replaced.setdefault(stored_key, []).append(self.positions[stored_key])
+        self._replaced_count += 1
 
     def delete(self, stored_key: bytes, position: int) -> None:
         """The key was deleted by the record at `position`."""
@@ -96,9 +111,13 @@ class WriteBuffer:
             return self.deadlines.get(stored_key, 0)
         return self.segment.put_at(position).deadline
 
-    def unpin(self) -> None:
+    def pin(self, view: int) -> None:
+        """Keep from now on what writes replace, for this view."""
+        self.pins.add(view)
+
+    def unpin(self, view: int) -> None:
         """A view lets go; with the last one goes what was kept for them."""
-        self.pins -= 1
+        self.pins.discard(view)
         if not self.pins:
             self.replaced = {}
             self._replaced_count = 0

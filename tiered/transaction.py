@@ -1,0 +1,434 @@
+"""Transactions: reads and writes of many keys that take place at one moment, or not at all.
+
+A transaction is optimistic.  Its writes wait in memory, encoded; what it reads it
+notes, and from then on every write to the store tells it the key (`Engine.tell`), so that it
+knows of a conflict as soon as there is one: at its next read, or when it ends.  Its
+reads take the lock, which writers hold until they have told, so everything a
+transaction has read was true together at the moment of its last read (opacity, as in
+Guerraoui, Kapałka, "On the correctness of transactional memory", 2008).  At
+the end, under the lock once more, what it wrote becomes one batch of the journal.
+
+Ranges are noted as far as they were read, so that a key which appears there later is a
+conflict too.  A key read with a deadline that passes before the end is one as well.
+A transaction that wrote nothing cannot fail at its end.
+
+Nothing is bound to a thread or a task.  One transaction belongs to one of them at a
+time.  Memory: what it wrote, at most the write buffer's share, and the keys it read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import random
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+from tiered import codec, keys, ranges
+from tiered.arrays import is_array
+from tiered.engine import Engine
+from tiered.errors import BatchTooLargeError, ClosedError, ConflictError
+from tiered.hot import Expiring, entry_of, value_of
+from tiered.journal import Dirty
+from tiered.moment import passing
+from tiered.sub import Sub
+from tiered.views import RangedMapping
+from tiered.writing import UNSET, Change
+
+K = TypeVar("K")
+V = TypeVar("V")
+T = TypeVar("T")
+_FIXED = codec.PLAIN_TYPES | {tuple, frozenset, complex}
+ATTEMPTS = 100
+_BACKOFF_SECONDS = 0.0005
+
+
+class Reads:
+    """What a transaction has read; the first write to any of it is remembered."""
+
+    def __init__(self) -> None:
+        self.keys: set[bytes] = set()
+        self.spans: list[Span] = []
+        self.deadline = 0
+        self.conflict: str = ""
+
+    def note(self, stored_key: bytes | None) -> None:
+        """A key was written; None for all of them."""
+        if stored_key is None:
+            if self.keys or self.spans:
+                self.conflict = "the store was cleared"
+        elif stored_key in self.keys or any(span.holds(stored_key) for span in self.spans):
+            self.conflict = f"stored key {stored_key[:60]!r} was written"
+
+    def lives_until(self, deadline: int) -> None:
+        """Something that was read expires at `deadline`."""
+        if deadline:
+            self.deadline = min(self.deadline or deadline, deadline)
+
+
+class Span:
+    """A range of stored keys that was read, up to `upper` (None: to the end)."""
+
+    def __init__(self, lower: bytes, upper: bytes | None) -> None:
+        self.lower, self.upper = lower, upper
+
+    def holds(self, stored_key: bytes) -> bool:
+        """Whether a key lies in it."""
+        return self.lower <= stored_key and (self.upper is None or stored_key < self.upper)
+
+
+class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
+    """A mapping like its store, whose writes others see when it ends; made by `Store.transaction`.
+
+    Every read and the end may raise `ConflictError`: something it read was changed by
+    another.  A write may raise `BatchTooLargeError`.  After its end it raises `ClosedError`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        engine.check_writable()
+        self._engine = engine
+        self._pending: dict[bytes, Change] = {}
+        self._bytes = 0
+        self._reads = Reads()
+        self._ended = False
+        engine.watch(self._reads)
+
+    # Reading
+
+    def _check(self) -> None:
+        """Under the lock: raise where the transaction is over, or already lost."""
+        self._engine.check_readable()
+        reads = self._reads
+        if self._ended:
+            raise ClosedError(self._engine.directory, "the transaction has ended")
+        if not reads.conflict and 0 < reads.deadline <= self._engine.clock.now_ms():
+            reads.conflict = "a key it read expired"
+        if reads.conflict:
+            raise ConflictError(
+                self._engine.directory,
+                f"{reads.conflict} while a transaction that had read it was open; "
+                "run it again, or have store.transact() do so",
+            )
+
+    def _find(self, encoded: bytes) -> Dirty | None:
+        """The live record of a key as the transaction sees it."""
+        engine, pending = self._engine, self._pending.get(encoded)
+        if pending is not None:
+            if self._ended:
+                self._check()
+            gone = pending.deleted or 0 < pending.deadline <= engine.clock.now_ms()
+            return None if gone else Dirty(pending.codec, pending.deadline, b"", pending.payload)
+        stored_key = keys.stored(encoded)
+        with engine.lock:
+            self._check()
+            self._reads.keys.add(stored_key)
+            found = engine.find(stored_key, encoded)[1]
+            if found is None or 0 < found.deadline <= engine.clock.now_ms():
+                return None
+            self._reads.lives_until(found.deadline)
+            return found
+
+    def __getitem__(self, key: K) -> V:
+        encoded = keys.encode(key)
+        engine = self._engine
+        if encoded not in self._pending:
+            with engine.lock:
+                self._check()
+                entry = engine.hot.table.get(key, UNSET)
+                if entry is not UNSET and entry.__class__ is not Expiring:
+                    self._reads.keys.add(keys.stored(encoded))
+                    engine.hot.hit(key)
+                else:
+                    entry = UNSET
+            if entry is not UNSET:
+                return cast(V, value_of(entry))
+        found = self._find(encoded)
+        if found is None:
+            raise KeyError(key)
+        return cast(V, engine.value_of(keys.stored(encoded), found))
+
+    def __contains__(self, key: object) -> bool:
+        return self._find(keys.encode(key)) is not None
+
+    def get_many(self, wanted: Iterable[K]) -> dict[K, V]:
+        """The values of those keys that exist, in the order asked for."""
+        found = ((key, self.get(key, UNSET)) for key in wanted)
+        return {key: value for key, value in found if value is not UNSET}
+
+    def ttl(self, key: K) -> float | None:
+        """Seconds left to live, None for ever.  KeyError if the key is absent."""
+        found = self._find(keys.encode(key))
+        if found is None:
+            raise KeyError(key)
+        return (found.deadline - self._engine.clock.now_ms()) / 1000 if found.deadline else None
+
+    def __len__(self) -> int:
+        engine = self._engine
+        with engine.lock:
+            self._check()
+            self._reads.spans.append(Span(b"", None))
+            with passing(engine) as moment:
+                count = moment.count(moment.dirty())
+                for encoded, change in self._pending.items():
+                    there = not change.deleted and not 0 < change.deadline <= moment.now_ms
+                    count += there - (moment.find(keys.stored(encoded), encoded) is not None)
+        return count
+
+    def _iterate(self, bounds: ranges.Range, what: str) -> Iterator[Any]:
+        span = Span(bounds.stored_lower, bounds.stored_lower)
+        if bounds.reverse:
+            span.lower = span.upper = bounds.stored_upper or b"\xff"
+        seen: bytes | None = None
+        try:
+            for encoded, found in self._merged(bounds, what != "keys", span):
+                seen = keys.stored(encoded)
+                yield ranges.shown(self._engine, encoded, found, what)
+            seen = None
+        finally:
+            if seen is not None:  # Left half-way: what was fetched ahead was not seen.
+                if bounds.reverse:
+                    span.lower = seen
+                else:
+                    span.upper = seen + b"\0"
+
+    def _merged(self, bounds: ranges.Range, values: bool, span: Span) -> Iterator[tuple[bytes, Dirty]]:
+        """The store's records of a range with the transaction's own over them."""
+        below = ranges.items(self._pages(span), bounds, values)
+        own = self._own(bounds)
+        previous = None
+        for encoded, _, found in heapq.merge(
+            own, ((key, 1, found) for key, found in below), key=lambda item: item[0], reverse=bounds.reverse
+        ):
+            if encoded == previous:
+                continue
+            previous = encoded
+            # As it is now: it may have been written again by the loop's body.
+            if (pending := self._pending.get(encoded)) is not None:
+                found = self._find(encoded)
+            elif found is None:
+                continue
+            if pending is None or found is not None:
+                yield encoded, cast(Dirty, found)
+
+    def _own(self, bounds: ranges.Range) -> Iterator[tuple[bytes, int, Dirty | None]]:
+        """Keys written in a range, as they were when the iteration began."""
+        ordered = sorted(self._pending)
+        low = bisect_left(ordered, bounds.lower)
+        high = len(ordered) if bounds.upper is None else bisect_left(ordered, bounds.upper)
+        own = ordered[low:high]
+        return ((encoded, 0, None) for encoded in (reversed(own) if bounds.reverse else own))
+
+    def _pages(self, span: Span) -> ranges.Pages:
+        """Pages of the store; each extends what the transaction has read."""
+        engine = self._engine
+        fetch = ranges.live(engine)
+
+        def page(start: bytes, stop: bytes | None, reverse: bool, values: bool) -> Any:
+            with engine.lock:
+                self._check()
+                if span not in self._reads.spans:
+                    self._reads.spans.append(span)
+                found, last = fetch(start, stop, reverse, values)
+                if reverse:
+                    span.lower, span.upper = (start if last is None else last), max_bound(span.upper, stop)
+                else:
+                    span.upper = stop if last is None else last + b"\0"
+                for _, record in found:
+                    self._reads.lives_until(record.deadline)
+            return found, last
+
+        return page
+
+    # Writing
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self.set(key, value)
+
+    def set(self, key: K, value: V, ttl: float | None = UNSET) -> None:
+        """Write a value, as `Store.set`."""
+        self._put(key, value, self._engine.deadline_after(ttl))
+
+    def _put(self, key: K, value: Any, deadline: int) -> None:
+        number, payload = codec.encode(value)
+        entry = value if value.__class__ in codec.PLAIN_TYPES else entry_of(number, payload)
+        self._pend(Change(self._canonical(key), keys.encode(key), False, number, payload, entry, deadline))
+
+    @staticmethod
+    def _canonical(key: Any) -> Any:
+        return keys.canonical(key)
+
+    def _pend(self, change: Change) -> None:
+        if self._ended:
+            self._check()
+        old = self._pending.get(change.encoded)
+        size = self._bytes + change.bytes - (old.bytes if old is not None else 0)
+        limit = self._engine.batch_bytes_max
+        if size > limit:
+            raise BatchTooLargeError(
+                f"the transaction's records are above {limit:,} bytes, what one batch may take with this much memory"
+            )
+        self._pending[change.encoded] = change
+        self._bytes = size
+
+    def __delitem__(self, key: K) -> None:
+        encoded = keys.encode(key)
+        if self._find(encoded) is None:
+            raise KeyError(key)
+        self._pend(Change(self._canonical(key), encoded, True))
+
+    def popitem(self) -> tuple[K, V]:
+        """Remove and return the last key in key order and its value; KeyError if there is none."""
+        for key, value in self.items(reverse=True):
+            del self[key]
+            return key, value
+        raise KeyError("popitem(): there is nothing")
+
+    def incr(self, key: K, by: Any = 1) -> Any:
+        """Add `by` to a number, 0 if absent; returns the sum.  Keeps the time to live."""
+        encoded = keys.encode(key)
+        found = self._find(encoded)
+        value = added(found, key, by)
+        self._put(key, value, found.deadline if found is not None else self._engine.deadline_after(UNSET))
+        return value
+
+    @contextlib.contextmanager
+    def edit(self, key: K, default: Any = UNSET) -> Iterator[Any]:
+        """A value to be changed in place, as `Store.edit`."""
+        found = self._find(keys.encode(key))
+        if found is None and default is UNSET:
+            raise KeyError(key)
+        number, payload = (found.codec, found.payload) if found is not None else codec.encode(default)
+        value = codec.decode(number, payload)
+        if value.__class__ in _FIXED:
+            raise TypeError(f"edit() changes a value in place, which {type(value).__name__} does not allow: assign it")
+        if is_array(value):
+            value = cast(Any, value).copy()  # As it comes from the store it is read-only.
+        yield value
+        if found is None or codec.encode(value) != (number, payload):
+            self._put(key, value, found.deadline if found is not None else self._engine.deadline_after(UNSET))
+
+    def touch(self, key: K, ttl: float | None) -> bool:
+        """Give a key another time to live, in seconds from now, None for ever; False if it is absent."""
+        return self._redeadline(key, self._engine.deadline_after(ttl)) is not None
+
+    def persist(self, key: K) -> bool:
+        """Take a key's time to live away; False if it is absent or had none."""
+        return bool(self._redeadline(key, 0))
+
+    def _redeadline(self, key: K, deadline: int) -> int | None:
+        """Give a key another deadline; returns the one it had, None if it is absent."""
+        encoded = keys.encode(key)
+        found = self._find(encoded)
+        if found is None:
+            return None
+        entry = self._engine.entry_of(keys.stored(encoded), found)
+        self._pend(Change(self._canonical(key), encoded, False, found.codec, found.payload, entry, deadline))
+        return found.deadline
+
+    def set_many(self, pairs: Mapping[K, V] | Iterable[tuple[K, V]], ttl: float | None = UNSET) -> None:
+        """Write many values."""
+        deadline = self._engine.deadline_after(ttl)
+        for key, value in iter(pairs.items() if isinstance(pairs, Mapping) else pairs):
+            self._put(key, value, deadline)
+
+    def delete_many(self, unwanted: Iterable[K]) -> int:
+        """Delete many keys; returns how many of them existed."""
+        removed = 0
+        for key in unwanted:
+            if key in self:
+                del self[key]
+                removed += 1
+        return removed
+
+    def clear(self) -> None:
+        """Delete every key, one by one: as many as one batch may hold."""
+        self.delete_many(self.keys())
+
+    # The end
+
+    def __enter__(self) -> Transaction[K, V]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.rollback()
+
+    def commit(self) -> None:
+        """Write everything, as one batch.  Raises `ConflictError`, and has changed nothing then."""
+        engine, changes = self._engine, list(self._pending.values())
+        if self._ended:
+            self._check()
+        try:
+            if not changes:
+                return
+            engine.refuse_reentry()
+            with engine.lock:
+                while True:
+                    engine.check_writable()
+                    self._check()
+                    if not engine.reserve(self._bytes, frees=all(change.deleted for change in changes)):
+                        break
+                sequence = engine.write(changes)
+        finally:
+            self.rollback()
+        engine.acknowledged(sequence)
+
+    def rollback(self) -> None:
+        """Forget everything; again is allowed and does nothing."""
+        self._ended = True
+        self._pending = {}
+        self._reads = Reads()
+
+    def sub(self, *prefix: Any) -> Sub[Any, V]:
+        """As `Store.sub`, within the transaction."""
+        return Sub(self, prefix)
+
+    def __repr__(self) -> str:
+        state = "ended" if self._ended else f"{len(self._pending):,} writes"
+        return f"<tiered.Transaction of {str(self._engine.directory)!r}: {state}>"
+
+
+def max_bound(one: bytes | None, other: bytes | None) -> bytes | None:
+    """The higher of two upper bounds, None for no bound."""
+    return None if one is None or other is None else max(one, other)
+
+
+def added(found: Dirty | None, key: object, by: Any) -> Any:
+    """The number in a record, 0 for none, and `by`.  Raises `TypeError` for what is no int or float."""
+    if by.__class__ not in (int, float):
+        raise TypeError(f"incr() adds an int or a float, not {type(by).__name__}")
+    if found is None:
+        return 0 + by
+    value: Any = codec.decode(found.codec, found.payload)
+    if value.__class__ not in (int, float):
+        raise TypeError(f"incr() needs an int or float under {key!r}, there is a {type(value).__name__}")
+    return value + by
+
+
+@contextlib.contextmanager
+def edited(engine: Engine, key: Any, default: Any) -> Iterator[Any]:
+    """What `Store.edit` does."""
+    with Transaction[Any, Any](engine) as txn, txn.edit(key, default) as value:
+        yield value
+
+
+def transacted(engine: Engine, run: Callable[[Transaction[K, V]], T], attempts: int) -> T:
+    """What `Store.transact` does."""
+    for attempt in range(attempts):
+        txn = Transaction[K, V](engine)
+        try:
+            with txn:
+                return run(txn)
+        except ConflictError:
+            if attempt == attempts - 1:
+                raise
+            # Jittered, so that those who met do not meet again.
+            time.sleep(random.uniform(0, _BACKOFF_SECONDS * min(2**attempt, 64)))
+    raise ValueError(f"attempts={attempts!r} is not a number from 1 on")

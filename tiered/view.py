@@ -1,0 +1,166 @@
+"""Views: the whole store as it was at one moment, read-only.
+
+A view refers to what was there and copies nothing: the write buffers, of which the active one
+keeps for it what later writes replace, and an LMDB read transaction (`moment`).  It
+never waits for a checkpoint and holds none up.  What it keeps counts: buffers that
+the store has let go of against `memory`, up to a share of it; and pages of the cold tier that checkpoints
+would use again stay as they are, so that the file grows by what is rewritten meanwhile (`stats()`:
+`disk_free_bytes`).  Both end with the view, by `close` or by age.
+
+Time stands still too: what had not expired when the view was opened is there.  Reads
+go past the hot tier and leave it as it is.  Any number of threads may use one view,
+one at a time does.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+from tiered import keys, ranges
+from tiered.engine import Engine
+from tiered.errors import ClosedError, ConfigError, ForkedError, ViewExpiredError
+from tiered.journal import Dirty
+from tiered.moment import Item, Moment
+from tiered.sub import SubView
+from tiered.views import RangedMapping
+from tiered.write_buffer import WriteBuffer
+
+K = TypeVar("K")
+V = TypeVar("V")
+AGE_SECONDS_MAX = 600.0
+
+
+class View(RangedMapping[K, V]):
+    """A read-only mapping at one moment; made by `Store.view`.
+
+    Raises `ViewExpiredError` once it was open for longer than `max_age` seconds or kept
+    more than three eighths of the store's memory, `ClosedError` after `close`.
+    """
+
+    def __init__(self, engine: Engine, max_age: float = AGE_SECONDS_MAX) -> None:
+        if isinstance(max_age, bool) or not isinstance(max_age, (int, float)) or not max_age > 0:
+            raise ConfigError(f"max_age={max_age!r} is not a number of seconds above 0")
+        engine.check_readable()
+        engine.refuse_reentry()
+        self._engine = engine
+        self._lock = threading.RLock()
+        self._ended = ""
+        self._forked = False
+        self._max_age = max_age
+        with engine.lock:
+            self._opened_at = engine.clock.monotonic()
+            self._moment = Moment(engine, stays=True)
+            engine.serve()  # Which ends it when it is too old.
+            engine.views = [*engine.views, weakref.ref(self)]
+
+    @property
+    def buffers(self) -> tuple[WriteBuffer, ...]:
+        """The write buffers that it keeps."""
+        return self._moment.buffers
+
+    @property
+    def age_seconds(self) -> float:
+        """How long ago it was opened."""
+        return self._engine.clock.monotonic() - self._opened_at
+
+    def overdue(self, now: float) -> bool:
+        """Whether it is older than it may be."""
+        return not self._ended and now - self._opened_at > self._max_age
+
+    def end(self, reason: str) -> None:
+        """Let go of everything; later reads raise and give the reason.  Under the store's lock."""
+        with self._lock:
+            if not self._ended and not self._forked:
+                self._ended = reason
+                self._moment.close()
+                views = self._engine.views
+                self._engine.views = [kept for kept in views if (view := kept()) is not None and view is not self]
+
+    def abandon(self) -> None:
+        """In a forked child: every read raises `ForkedError`."""
+        self._forked = True
+        self._lock = threading.RLock()  # Another thread may have held it at the fork.
+        self._moment.abandon()
+
+    def _check(self) -> None:
+        engine = self._engine
+        if self._forked:
+            raise ForkedError(engine.directory, "a view opened before fork; open the store and a view in the child")
+        engine.check_readable()
+        if self._ended == "closed":
+            raise ClosedError(engine.directory, "the view is closed")
+        if self._ended:
+            raise ViewExpiredError(engine.directory, f"the view has ended: {self._ended}; open another")
+        if self.overdue(engine.clock.monotonic()):
+            raise ViewExpiredError(engine.directory, f"the view is older than max_age={self._max_age:g}; open another")
+
+    def _find(self, encoded: bytes) -> Dirty | None:
+        with self._lock:
+            self._check()
+            return self._moment.find(keys.stored(encoded), encoded)
+
+    def __getitem__(self, key: K) -> V:
+        encoded = keys.encode(key)
+        found = self._find(encoded)
+        if found is None:
+            raise KeyError(key)
+        return cast(V, self._engine.value_of(keys.stored(encoded), found))
+
+    def __contains__(self, key: object) -> bool:
+        return self._find(keys.encode(key)) is not None
+
+    def get_many(self, wanted: Iterable[K]) -> dict[K, V]:
+        """The values of those keys that exist, in the order asked for."""
+        missing: Any = self
+        found = ((key, self.get(key, missing)) for key in wanted)
+        return {key: value for key, value in found if value is not missing}
+
+    def ttl(self, key: K) -> float | None:
+        """Seconds that the key had left to live at this moment, None for ever.  KeyError if it is absent."""
+        found = self._find(keys.encode(key))
+        if found is None:
+            raise KeyError(key)
+        return (found.deadline - self._moment.now_ms) / 1000 if found.deadline else None
+
+    def __len__(self) -> int:
+        # The store's lock first, as everywhere.
+        with self._engine.lock:
+            dirty = self._moment.dirty()
+        with self._lock:
+            self._check()
+            return self._moment.count(dirty)
+
+    def _iterate(self, bounds: ranges.Range, what: str) -> Iterator[Any]:
+        for encoded, found in ranges.items(self._page, bounds, what != "keys"):
+            yield ranges.shown(self._engine, encoded, found, what)
+
+    def _page(self, start: bytes, stop: bytes | None, reverse: bool, values: bool) -> tuple[list[Item], bytes | None]:
+        self._moment.put_in_order()
+        with self._lock:
+            self._check()
+            return self._moment.page(start, stop, reverse, values)
+
+    def sub(self, *prefix: Any) -> SubView[Any, V]:
+        """As `Store.sub`, at this moment."""
+        return SubView(self, prefix)
+
+    def close(self) -> None:
+        """Let go of everything.  Again is allowed and does nothing."""
+        with self._engine.lock:
+            self.end("closed")
+
+    def __enter__(self) -> View[K, V]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = self._ended or f"{self.age_seconds:.1f} s old"
+        return f"<tiered.View of {str(self._engine.directory)!r}: {state}>"

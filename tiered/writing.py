@@ -1,0 +1,272 @@
+"""Writing to one open store: room in the journal, then journal → write buffer → hot tier.
+
+It builds on `checkpoints`, which hands closed segments over.  Everything here is called
+under the lock.  A method that may wait (`reserve`) lets go of it meanwhile and says
+so, and its caller looks again at what it had read.  An interrupt in the middle of a write
+leaves it written, in every tier, if the journal has it (`_roll_forward`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import msgpack
+
+from tiered import keys
+from tiered.checkpoints import Checkpoints
+from tiered.errors import StoreError, StoreFullError
+from tiered.journal import CLEAR, CLOSE_BYTES, DELETE, PUT, SETTING, record_bytes
+from tiered.maintenance import MAINTENANCE
+from tiered.write_buffer import WriteBuffer
+
+SEGMENT_RECORDS_MAX = 65_536
+"""Bounds the pages that one checkpoint changes, and so the memory of whoever applies it."""
+TRIM_SHARE = 4
+"""The heap is trimmed when as much as the budget divided by this was evicted."""
+UNSET: Any = object()
+"""A `ttl` that was not given."""
+
+
+class Batch:
+    """Records to be written together, as columns: a tuple for each would keep the garbage collector busy."""
+
+    def __init__(self) -> None:
+        self.keys: list[Any] = []
+        self.encoded: list[bytes] = []
+        self.codecs: list[int] = []
+        self.payloads: list[bytes] = []
+        self.entries: list[Any] = []
+        self.bytes = 0
+
+
+class Change(NamedTuple):
+    """The new state of one key: a value, or its deletion."""
+
+    key: Any
+    encoded: bytes
+    deleted: bool = False
+    codec: int = 0
+    payload: bytes = b""
+    entry: Any = None
+    deadline: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its record."""
+        return record_bytes(self.encoded, self.payload)
+
+
+class Writing(Checkpoints):
+    """Checkpoints, and the writes that make them needed."""
+
+    def reserve(self, size: int, frees: bool = False) -> bool:
+        """Make room for `size` bytes of records, in the active segment; True if the lock was let go of meanwhile.
+
+        `frees` says that the write takes less room in the end, so that the disk cap does not refuse it.
+        """
+        buffer = self._active
+        if buffer is not None and buffer.segment.position + size <= self._room_until:
+            return False
+        return self._make_room(size, frees)
+
+    def _make_room(self, size: int, frees: bool) -> bool:
+        waited = False
+        # Again after each wait: another thread may have begun a segment meanwhile, too small for this.
+        while not self._has_room(size, frees):
+            waited = self._wait_for_applied() or waited
+            if self._active is None:
+                self._begin_segment(size)
+                break
+        return waited
+
+    def _has_room(self, size: int, frees: bool) -> bool:
+        """Whether the active segment has room; closes it if not."""
+        self.check_writable()
+        if self.capped and not frees:
+            raise StoreFullError(self.directory, f"the cold tier has reached the cap of {self.settings.disk:,} bytes")
+        if self._active is not None:
+            used = self._active.used_bytes()
+            segment = self._active.segment
+            assert self.journal is not None
+            if self.journal.active is not segment:  # A call that closes it was interrupted.
+                self.rotate()
+                return False
+            room = segment.capacity - CLOSE_BYTES - segment.position
+            if size <= room and used < self.share_bytes and len(self._active.positions) < SEGMENT_RECORDS_MAX:
+                # Looked at again after this many bytes: dirty records take from the hot tier's budget.
+                step = max(4096, self.share_bytes // 16)
+                self._room_until = min(segment.position + max(size, step), segment.capacity - CLOSE_BYTES)
+                self._rebudget()
+                if not self._journal_ahead and 2 * segment.position > segment.capacity:
+                    self._journal_ahead = True
+                    MAINTENANCE.wake()  # To prepare the next segment before this one is full.
+                elif self._trim_due():
+                    MAINTENANCE.wake()
+                return True
+            self.rotate()
+        return False
+
+    def _wait_for_applied(self) -> bool:
+        """Wait while a whole buffer is set aside; True if the lock was let go of for that."""
+        waited = False
+        # A buffer set aside is a little over its share, since it is closed when it has reached it.
+        while sum(buffer.used_bytes() for buffer in self._aside) > self.share_bytes * 5 // 4:
+            if not waited:
+                self.counters.writer_waits += 1
+                began = self.clock.monotonic()
+            waited = True
+            if self.full:
+                raise StoreFullError(self.directory, self.full)
+            self._wait_a_little()
+            self.counters.wait_seconds += self.clock.monotonic() - began
+            began = self.clock.monotonic()
+            self.check_writable()
+        return waited
+
+    def _begin_segment(self, size: int, cleared: bool = False) -> None:
+        assert self.journal is not None
+        try:
+            segment = self.journal.open_segment(size, max(self.share_bytes, 1 << 16))
+        except StoreFullError:
+            raise
+        except OSError as error:
+            raise StoreError(self.directory, f"cannot make a journal segment: {error}") from error
+        self._active = WriteBuffer(segment, cleared)
+        self._journal_ahead = False
+        self.buffers = (self._active, *self.buffers)
+        self._room_until = min(segment.capacity - CLOSE_BYTES, segment.position + max(size, 4096))
+        self._rebudget()
+
+    def put(self, key: Any, encoded: bytes, number: int, payload: bytes, entry: Any, deadline: int) -> int:
+        """Write one record; room was reserved.  Returns its sequence number."""
+        buffer, journal = self._active, self.journal
+        assert buffer is not None
+        assert journal is not None
+        stored_key = encoded if len(encoded) <= keys.STORED_BYTES_EXACT else keys.stored(encoded)
+        position = buffer.segment.position
+        try:
+            journal.append(PUT, 0, encoded, payload, number, deadline)
+            # The old value goes before the new one can be read from the buffer: who has seen the
+            # new one must not find the old one hot.
+            hot = self.hot
+            if key in hot.table:
+                hot.discard(key)
+            buffer.put(stored_key, position, deadline)
+            hot.put_new(key, entry, deadline)
+            if self.watchers:
+                self.tell((stored_key,))
+        except BaseException:
+            self._roll_forward(buffer, position)
+            raise
+        self._changes += 1
+        return journal.last
+
+    def _roll_forward(self, buffer: WriteBuffer, position: int) -> None:
+        """Interrupted in the middle of a write: what the journal has from `position` on is written, in every tier."""
+        self.hot.clear()
+        for at, kind, key, deadline in buffer.segment.heads(position):
+            if kind == PUT:
+                buffer.put(keys.stored(key), at, deadline)
+            else:
+                buffer.delete(keys.stored(key), at)
+            self.tell((keys.stored(key),))
+
+    def delete(self, key: Any, encoded: bytes) -> int:
+        """Write one deletion; room was reserved.  Returns its sequence number."""
+        buffer, journal = self._active, self.journal
+        assert buffer is not None
+        assert journal is not None
+        stored_key = keys.stored(encoded)
+        position = buffer.segment.position
+        try:
+            journal.append(DELETE, 0, encoded, b"", 0, 0)
+            self.hot.discard(key)
+            buffer.delete(stored_key, position)
+            if self.watchers:
+                self.tell((stored_key,))
+        except BaseException:
+            self._roll_forward(buffer, position)
+            raise
+        self._changes += 1
+        return journal.last
+
+    def put_many(self, batch: Batch, deadline: int) -> int:
+        """Write a batch; room was reserved."""
+        buffer, journal = self._active, self.journal
+        assert buffer is not None
+        assert journal is not None
+        start, count = buffer.segment.position, len(batch.keys)
+        records = zip(repeat(PUT), batch.encoded, batch.payloads, batch.codecs, repeat(deadline), strict=False)
+        stored_keys = list(map(keys.stored, batch.encoded))
+        try:
+            positions = journal.append_batch(records, count)
+            for key in batch.keys:
+                self.hot.discard(key)
+            buffer.put_many(stored_keys, positions, [deadline] * count)
+            self.hot.put_many(batch.keys, batch.entries, deadline)
+            if self.watchers:
+                self.tell(stored_keys)
+        except BaseException:
+            self._roll_forward(buffer, start)
+            raise
+        self._changes += count
+        return journal.last
+
+    @property
+    def batch_bytes_max(self) -> int:
+        """Records of one batch take at most this: the write buffer's share."""
+        return self.share_bytes
+
+    def write(self, changes: Sequence[Change]) -> int:
+        """Write puts and deletions as one batch; room was reserved.  Each key once."""
+        buffer, journal = self._active, self.journal
+        assert buffer is not None
+        assert journal is not None
+        start = buffer.segment.position
+        stored_keys = [keys.stored(change.encoded) for change in changes]
+        records = (
+            (DELETE if change.deleted else PUT, change.encoded, change.payload, change.codec, change.deadline)
+            for change in changes
+        )
+        try:
+            positions = journal.append_batch(records, len(changes))
+            for change in changes:
+                self.hot.discard(change.key)
+            places = [~at if change.deleted else at for at, change in zip(positions, changes, strict=True)]
+            buffer.put_many(stored_keys, places, [change.deadline for change in changes])
+            for change in changes:
+                if not change.deleted:
+                    self.hot.put(change.key, change.entry, change.deadline)
+            if self.watchers:
+                self.tell(stored_keys)
+        except BaseException:
+            self._roll_forward(buffer, start)
+            raise
+        self._changes += len(changes)
+        return journal.last
+
+    def clear(self) -> int:
+        """Delete everything: one record, in a segment and buffer that hide all before them."""
+        assert self.journal is not None
+        self.rotate()
+        self._begin_segment(CLOSE_BYTES, cleared=True)
+        self.journal.append(CLEAR, 0, b"", b"", 0, 0)
+        self.generation += 1
+        self.hot.clear()
+        self.tell((None,))
+        self._changes += 1
+        return self.journal.last
+
+    def put_setting(self, name: str, value: object) -> int:
+        """Journal a setting to be remembered."""
+        assert self.journal is not None
+        payload = msgpack.packb(value)
+        self.reserve(record_bytes(name.encode(), payload), frees=True)
+        self.journal.append(SETTING, 0, name.encode(), payload, 0, 0)
+        self._changes += 1
+        return self.journal.last
+
+    def _trim_due(self) -> bool:
+        return self.hot.evicted_bytes - self._trimmed_bytes > self.settings.memory // TRIM_SHARE
