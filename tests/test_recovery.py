@@ -98,7 +98,7 @@ def recovered(directory: Path, applied: int = 0) -> tuple[recovery.Plan, list[tu
     for segment in plan.segments:
         for entry in segment.entries():
             if applied < entry.sequence <= plan.until:
-                found.append((entry.sequence, entry.kind, entry.key, segment.payload(entry)))
+                found.append((entry.sequence, entry.kind, entry.key, segment.slice(entry.start, entry.end)))
     assert [record[0] for record in found] == list(range(applied + 1, plan.until + 1))
     return plan, found
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from operator import itemgetter
 
 from tiered import keys, process, record
+from tiered.cold import translated
 from tiered.journal import Dirty
 from tiered.tiers import Tiers
 from tiered.write_buffer import WriteBuffer
@@ -78,7 +79,8 @@ class Moment:
             if buffer.cleared:
                 return None
         else:
-            data = self._reader.newest(stored_key)
+            with translated(self.cold.path):
+                data = self._reader.newest(stored_key)
             found = None if data is None else self._tiers.opened(self.cold, stored_key, data, encoded)
         return None if found is None or 0 < found.deadline <= self.now_ms else found
 
@@ -99,6 +101,10 @@ class Moment:
 
         Without `values`, payloads may be left as they are stored.
         """
+        with translated(self.cold.path):
+            return self._page(start, stop, reverse, values)
+
+    def _page(self, start: bytes, stop: bytes | None, reverse: bool, values: bool) -> tuple[list[Item], bytes | None]:
         found: list[Item] = []
         size = examined = 0
         previous = None
@@ -168,12 +174,13 @@ class Moment:
         alive = sum(dirty.values())
         if any(buffer.cleared for buffer in self.buffers):
             return alive
-        reader = self._reader
-        total = reader.state().records - sum(1 for _ in reader.due(self.now_ms))
-        for key in dirty:
-            data = reader.newest(key)
-            if data is not None and not 0 < record.deadline_of(data) <= self.now_ms:
-                total -= 1
+        with translated(self.cold.path):
+            reader = self._reader
+            total = reader.state().records - sum(1 for _ in reader.due(self.now_ms))
+            for key in dirty:
+                data = reader.newest(key)
+                if data is not None and not 0 < record.deadline_of(data) <= self.now_ms:
+                    total -= 1
         return total + alive
 
 
