@@ -111,11 +111,17 @@ class Checkpoints(Tiers):
     @contextlib.contextmanager
     def _unlocked(self) -> Iterator[None]:
         """Let go of the lock: nobody may wait for the checkpointer, or be told by it, while holding it."""
-        self.lock.release()
         try:
-            yield
+            try:
+                self.lock.release()
+                yield
+            finally:
+                if not self.owned():
+                    self.lock.acquire()
         finally:
-            self.lock.acquire()
+            # An interrupt may have come while waiting for it: whoever called holds it, and will let go of it.
+            if not self.owned():
+                self.lock.acquire()
 
     def on_event(self, event: Event) -> None:
         """The checkpointer's word."""

@@ -62,9 +62,9 @@ class Engine(Writing):
         if not self._number:
             self._number = MAINTENANCE.serve(self)
 
-    def _begin_segment(self, size: int, cleared: bool = False) -> None:
+    def _begin_segment(self, size: int) -> None:
         self.serve()
-        super()._begin_segment(size, cleared)
+        super()._begin_segment(size)
 
     def acknowledged(self, sequence: int) -> None:
         """What every write does last, without the lock: wait for the disk where durability asks for it."""

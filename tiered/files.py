@@ -123,13 +123,13 @@ def preallocate(path: Path, size: int) -> int:
             os.posix_fallocate(fd, 0, size)
         else:
             os.ftruncate(fd, size)
+        return fd
     except BaseException as error:
         os.close(fd)
         path.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in _FULL:
             raise StoreFullError(path, "no room for the journal; free some space and write again") from None
         raise
-    return fd
 
 
 def reserve(path: Path, size: int) -> None:
@@ -194,20 +194,17 @@ class FileLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.held = False
         self._fd = -1
-
-    @property
-    def held(self) -> bool:
-        """Whether this object holds the lock."""
-        return self._fd >= 0
 
     def acquire(self, timeout_seconds: float = 0.0) -> None:
         """Take the lock, waiting up to `timeout_seconds`; `LockedError` names the holder if it stays taken."""
         import fcntl  # Not at the top: importing the package works on systems that a store cannot.
 
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        limit = time.monotonic() + timeout_seconds
+        # Kept at once: whoever is interrupted from here on lets go of it when this object goes.
+        self._fd = fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            limit = time.monotonic() + timeout_seconds
             while True:
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -220,10 +217,10 @@ class FileLock:
             holder["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
             os.ftruncate(fd, 0)
             os.pwrite(fd, json.dumps(holder).encode(), 0)
+            self.held = True
         except BaseException:
-            os.close(fd)
+            self.abandon()
             raise
-        self._fd = fd
 
     def _describe(self, fd: int) -> str:
         try:
@@ -248,6 +245,7 @@ class FileLock:
 
     def abandon(self) -> None:
         """Close the file only: what a forked child does with the lock of its parent."""
+        self.held = False
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)

@@ -133,6 +133,7 @@ class Segment:
             self.path.unlink(missing_ok=True)
             raise
         self.position = HEADER_BYTES
+        self.touched = 0  # Up to where a batch was perhaps written.
         self.seed = 0
         self.first = self.last = 0
 
@@ -161,6 +162,11 @@ class Segment:
         while view:
             written = os.pwrite(self.fd, view, position)
             view, position = view[written:], position + written
+
+    def rewind(self) -> None:
+        """Blank what an interrupted batch left after the last record: parts of it may be valid records."""
+        if self.touched > self.position:
+            self.write(self.position, bytes(self.touched - self.position))
 
     def _read(self, position: int, size: int) -> bytes:
         if self.map is not None:
@@ -261,8 +267,8 @@ class Journal:
             mapping[position:end] = _CRC.pack(crc32(body, segment.seed)) + body
         else:
             self._write(segment, position, _CRC.pack(crc32(body, segment.seed)) + body)
-        segment.position = end
-        segment.last = self.last = sequence
+        # One statement: an interrupt leaves the record counted as a whole, or to be written over.
+        segment.position, segment.last, self.last = end, sequence, sequence
         return position
 
     def append_batch(self, records: Iterable[tuple[int, bytes, bytes, int, int]], count: int) -> list[int]:
@@ -283,9 +289,9 @@ class Journal:
             parts += (_CRC.pack(crc32(body, seed)), body)
             positions.append(position)
             position += 4 + len(body)
+        segment.touched = position
         self._write(segment, start, b"".join(parts))
-        segment.position = position
-        segment.last = self.last = sequence
+        segment.position, segment.last, self.last = position, sequence, sequence
         return positions
 
     def _write(self, segment: Segment, position: int, data: bytes) -> None:

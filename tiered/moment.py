@@ -36,18 +36,20 @@ _Source = Iterator[tuple[bytes, "WriteBuffer | None", "bytes | None"]]
 class Moment:
     """Buffers and a read transaction that belong together; close it soon, the transaction keeps pages from reuse."""
 
+    _stays = False  # Until it is made: making may be interrupted.
+
     def __init__(self, tiers: Tiers, stays: bool = False) -> None:
         self._tiers = tiers
         self.now_ms = tiers.clock.now_ms()
         self.cold = tiers.cold
         self.buffers = tiers.buffers
-        self._stays = stays
         self._active = self.buffers[0] if self.buffers else None
         # What the newest buffer holds from here on came later.
         self._filled = self._active.segment.position if stays and self._active is not None else None
         self._ordered: list[list[bytes]] | None = None
         self._open = contextlib.ExitStack()
         self._reader = self._open.enter_context(self.cold.read())
+        self._stays = stays
         if stays and self._active is not None:
             self._active.pin(id(self))
 

@@ -33,9 +33,9 @@ DEADLINE_BYTES = 32
 class WriteBuffer:
     """Positions of the dirty records in one segment."""
 
-    def __init__(self, segment: Segment, cleared: bool = False) -> None:
+    def __init__(self, segment: Segment) -> None:
         self.segment = segment
-        self.cleared = cleared
+        self.cleared = False
         self.handed_over = False
         self.positions: dict[bytes, int] = {}
         self.deadlines: dict[bytes, int] = {}

@@ -125,7 +125,7 @@ class Writing(Checkpoints):
             self.check_writable()
         return waited
 
-    def _begin_segment(self, size: int, cleared: bool = False) -> None:
+    def _begin_segment(self, size: int) -> None:
         assert self.journal is not None
         try:
             segment = self.journal.open_segment(size, max(self.share_bytes, 1 << 16))
@@ -133,9 +133,9 @@ class Writing(Checkpoints):
             raise
         except OSError as error:
             raise StoreError(self.directory, f"cannot make a journal segment: {error}") from error
-        self._active = WriteBuffer(segment, cleared)
+        buffer = WriteBuffer(segment)
         self._journal_ahead = False
-        self.buffers = (self._active, *self.buffers)
+        self._active, self.buffers = buffer, (buffer, *self.buffers)
         self._room_until = min(segment.capacity - CLOSE_BYTES, segment.position + max(size, 4096))
         self._rebudget()
 
@@ -166,12 +166,16 @@ class Writing(Checkpoints):
     def _roll_forward(self, buffer: WriteBuffer, position: int) -> None:
         """Interrupted in the middle of a write: what the journal has from `position` on is written, in every tier."""
         self.hot.clear()
+        buffer.segment.rewind()
         for at, kind, key, deadline in buffer.segment.heads(position):
             if kind == PUT:
                 buffer.put(keys.stored(key), at, deadline)
-            else:
+            elif kind == DELETE:
                 buffer.delete(keys.stored(key), at)
-            self.tell((keys.stored(key),))
+            else:
+                buffer.cleared = True
+                self.generation += 1
+            self.tell((None if kind == CLEAR else keys.stored(key),))
 
     def delete(self, key: Any, encoded: bytes) -> int:
         """Write one deletion; room was reserved.  Returns its sequence number."""
@@ -249,15 +253,24 @@ class Writing(Checkpoints):
 
     def clear(self) -> int:
         """Delete everything: one record, in a segment and buffer that hide all before them."""
-        assert self.journal is not None
+        journal = self.journal
+        assert journal is not None
         self.rotate()
-        self._begin_segment(CLOSE_BYTES, cleared=True)
-        self.journal.append(CLEAR, 0, b"", b"", 0, 0)
-        self.generation += 1
-        self.hot.clear()
-        self.tell((None,))
+        self._begin_segment(CLOSE_BYTES)
+        buffer = self._active
+        assert buffer is not None
+        start = buffer.segment.position
+        try:
+            journal.append(CLEAR, 0, b"", b"", 0, 0)
+            self.hot.clear()
+            buffer.cleared = True
+            self.generation += 1
+            self.tell((None,))
+        except BaseException:
+            self._roll_forward(buffer, start)
+            raise
         self._changes += 1
-        return self.journal.last
+        return journal.last
 
     def put_setting(self, name: str, value: object) -> int:
         """Journal a setting to be remembered."""

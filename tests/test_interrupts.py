@@ -1,0 +1,221 @@
+"""Ctrl-C and lack of memory at every line of every operation: old or new, no lock held, nothing inconsistent."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import linecache
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+import tiered
+
+PACKAGE = str(Path(tiered.__file__).parent)
+STRIDE = int(os.environ.get("TIERED_INTERRUPT_STRIDE", "9"))
+"""Every so many lines; 1 for each of them, which takes a quarter of an hour."""
+
+
+@functools.cache
+def ends_of_with_blocks(code: CodeType) -> frozenset[int]:
+    """Offsets of the instructions that begin to leave a `with` block.
+
+    A tracer may raise there, before `__exit__` is called; the interpreter itself looks for
+    signals only after that call.  The same for the NOP that a `try` inside a block begins with.
+    """
+    found = list(dis.get_instructions(code))
+    names = [instruction.opname for instruction in found]
+    return frozenset(
+        instruction.offset
+        for at, instruction in enumerate(found)
+        if names[at] in ("NOP", "PUSH_EXC_INFO", "WITH_EXCEPT_START", "POP_BLOCK")
+        or names[at : at + 3] == ["LOAD_CONST"] * 3
+        or names[at : at + 4] == ["SWAP", *["LOAD_CONST"] * 3]
+    )
+
+
+def leaves(frame: FrameType) -> bool:
+    """Whether the line does nothing but let go of something, in one call that signals wait for."""
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    return line.startswith("os.close(") or frame.f_lasti in ends_of_with_blocks(frame.f_code)
+
+
+class Interrupter:
+    """Raises at the n-th line that runs inside the package."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+        self.at = 0
+        self.seen = 0
+        self.place = ""
+
+    def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line" and not leaves(frame):
+            self.seen += 1
+            if self.seen == self.at:
+                self.place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
+                raise self.error(f"at {self.place}")
+        return self._trace
+
+    def run(self, operation: Callable[[], object], at: int) -> bool:
+        """Run it, with an interrupt at that line; whether the line was reached."""
+        self.at, self.seen, self.place = at, 0, ""
+        before = sys.gettrace()
+        sys.settrace(self._trace)
+        try:
+            operation()
+        except (self.error, tiered.StoreError):
+            pass
+        finally:
+            sys.settrace(before)
+        return bool(self.place)
+
+
+def free(lock: Any) -> bool:
+    """Whether another thread could take it."""
+    taken: list[bool] = []
+
+    def take() -> None:
+        taken.append(lock.acquire(timeout=2))
+        if taken[0]:
+            lock.release()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    return taken[0]
+
+
+def evict(store: Any) -> None:
+    store.save()
+    store._engine.hot.clear()
+
+
+def no_op(store: Any) -> None:
+    pass
+
+
+def iterated(store: Any) -> None:
+    for _ in store.items():
+        pass
+
+
+def edited(store: Any) -> None:
+    with store.edit("list") as found:
+        found.append(1)
+
+
+def transacted(store: Any) -> None:
+    with store.transaction() as txn:
+        txn["k"] = "new"
+        txn["k2"] = "new"
+        del txn["list"]
+
+
+def viewed(store: Any) -> None:
+    with store.view() as view:
+        store["k"] = "new"
+        assert view["k"] == "old"
+        assert len(list(view)) == len(view)
+
+
+def read_in_transaction(store: Any) -> None:
+    with store.transaction() as txn:
+        txn.get("k")
+        list(txn.items())
+        len(txn)
+
+
+OLD = {"k": "old", "k2": "old", "list": [0], "n": 1, ("a", 1): 1}
+OPERATIONS: dict[str, tuple[Callable[[Any], object], dict[Any, Any] | None]] = {
+    # name: operation, what the store holds when it is done (None: unchanged)
+    "set": (lambda store: store.set("k", "new"), {**OLD, "k": "new"}),
+    "set with ttl": (lambda store: store.set("k", "new", ttl=100), {**OLD, "k": "new"}),
+    "set a document": (lambda store: store.set("k", {"new": [1.5]}), {**OLD, "k": {"new": [1.5]}}),
+    "delete": (lambda store: store.__delitem__("k"), {key: OLD[key] for key in OLD if key != "k"}),
+    "pop": (lambda store: store.pop("k"), {key: OLD[key] for key in OLD if key != "k"}),
+    "popitem": (lambda store: store.popitem(), {key: OLD[key] for key in OLD if key != ("a", 1)}),
+    "setdefault": (lambda store: store.setdefault("d", 5), {**OLD, "d": 5}),
+    "incr": (lambda store: store.incr("n"), {**OLD, "n": 2}),
+    "touch": (lambda store: store.touch("k", 50), None),
+    "persist": (lambda store: store.persist("k"), None),
+    "get": (lambda store: store.get("k"), None),
+    "get_many": (lambda store: store.get_many(["k", "list", "missing"]), None),
+    "set_many": (lambda store: store.set_many({"k": "new", "k2": "new"}), {**OLD, "k": "new", "k2": "new"}),
+    "set_many with ttl": (
+        lambda store: store.set_many({"k": "new", "k2": "new"}, ttl=9),
+        {**OLD, "k": "new", "k2": "new"},
+    ),
+    "delete_many": (
+        lambda store: store.delete_many(["k", "k2"]),
+        {key: OLD[key] for key in OLD if key not in ("k", "k2")},
+    ),
+    "clear": (lambda store: store.clear(), {}),
+    "iterate": (iterated, None),
+    "len": (len, None),
+    "in": (lambda store: "k" in store, None),
+    "ttl": (lambda store: store.ttl("k"), None),
+    "save": (lambda store: store.save(), None),
+    "sync": (lambda store: store.sync(), None),
+    "tick": (lambda store: store.tick(), None),
+    "config_set": (lambda store: store.config_set("default_ttl", None), None),
+    "config_set memory": (lambda store: store.config_set("memory", "1MB"), None),
+    "stats": (lambda store: (store.stats(), store.memory_stats(), store.explain("k"), repr(store)), None),
+    "check": (lambda store: store.check(), None),
+    "edit": (edited, {**OLD, "list": [0, 1]}),
+    "transaction": (transacted, {"k": "new", "k2": "new", "n": 1, ("a", 1): 1}),
+    "transaction reads": (read_in_transaction, None),
+    "view": (viewed, {**OLD, "k": "new"}),
+    "sub": (lambda store: store.sub("a").set(1, 2), {**OLD, ("a", 1): 2}),
+    "compact": (lambda store: store.compact(), None),
+}
+STATES = {"dirty": no_op, "clean": lambda store: store.save(), "cold": evict}
+
+
+def reset(store: Any) -> None:
+    for key in list(store):
+        if key not in OLD:
+            del store[key]
+    store.update(OLD)
+
+
+# An interrupt inside a finalizer is shown, and ignored.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_interrupt_at_any_line_leaves_old_or_new_and_no_lock_held(
+    opener: Any, name: str, state: str, error: type[BaseException]
+) -> None:
+    operation, done = OPERATIONS[name]
+    store = opener(stepwise=True, save="")
+    interrupter = Interrupter(error)
+    allowed = [OLD, OLD if done is None else done]
+    # Where it begins differs, so that together the cases come to every line.
+    at = 1 + sum(map(ord, name + state + error.__name__)) % STRIDE
+    while True:
+        reset(store)
+        STATES[state](store)
+        reached = interrupter.run(lambda: operation(store), at)
+        if not reached:
+            assert dict(store) == allowed[1]
+            break
+        where = f"{name} of a {state} key, interrupted at {interrupter.place}"
+        assert not store._engine.owned(), where
+        assert not store._engine.journal._prepare_lock._is_owned(), where
+        assert not store._engine.journal._sync_lock._is_owned(), where
+        assert free(store._engine.lock), where
+        assert not store._engine.poisoned, where
+        assert dict(store) in allowed, where
+        assert store.check() == [], where
+        assert not store._engine.watchers, where
+        # Lines of one loop are alike: the further in, the larger the steps.
+        at += STRIDE if at < 400 else STRIDE + at // 100
