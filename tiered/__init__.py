@@ -22,9 +22,11 @@ from tiered.errors import (
     StoreError,
     StoreFullError,
     TieredError,
+    UnknownTypeError,
     UnsupportedError,
     ValueTooLargeError,
 )
+from tiered.registry import register
 from tiered.stats import Explanation, MemoryStats, Stats
 from tiered.store import Store, open
 
@@ -48,7 +50,9 @@ __all__ = [
     "StoreError",
     "StoreFullError",
     "TieredError",
+    "UnknownTypeError",
     "UnsupportedError",
     "ValueTooLargeError",
     "open",
+    "register",
 ]

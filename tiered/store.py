@@ -42,6 +42,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _UNSET: Any = object()
+_ABSENT: Any = object()
 _DECODE = codec.DECODERS[codec.MSGPACK]
 _PLAIN = codec.PLAIN_TYPES
 _RECORD_BYTES = record_bytes(b"", b"")
@@ -77,8 +78,8 @@ class Store(MutableMapping[K, V]):
             return entry  # type: ignore[return-value]
         return self._given(key, entry)  # type: ignore[no-any-return]
 
-    def _given(self, key: Any, entry: Any) -> Any:
-        """What a hot entry gives to a reader."""
+    def _given(self, key: Any, entry: Any, default: Any = _UNSET) -> Any:
+        """What a hot entry gives to a reader; `default` if it has expired and there is no other."""
         kind = entry.__class__
         if kind is Packed:
             return _DECODE(entry)
@@ -91,14 +92,18 @@ class Store(MutableMapping[K, V]):
             if self._table.get(key) is entry:
                 engine.hot.discard(key)
                 engine.counters.expired_hot += 1
-        return self._load(key)
+        return self._load(key, default)
 
     def get(self, key: K, default: Any = None) -> Any:
         """The value under `key`, or `default`."""
+        # Not by the KeyError of a missing key: reading a registered type may raise one of its own.
         try:
-            return self[key]
+            entry = self._table[key]
+            self._hit(key)
         except KeyError:
-            return default
+            return self._load(key, default)
+        self._hits += 1
+        return self._given(key, entry, default)
 
     def __contains__(self, key: object) -> bool:
         if key in self._table and not isinstance(self._table.get(key), Expiring):
@@ -115,8 +120,8 @@ class Store(MutableMapping[K, V]):
             return where, None
         return where, found
 
-    def _load(self, key: K) -> Any:
-        """The value of a key that is not hot, which it then becomes."""
+    def _load(self, key: K, default: Any = _UNSET) -> Any:
+        """The value of a key that is not hot, which it then becomes; if it is absent, `default`, else KeyError."""
         engine = self._engine
         encoded = keys.encode(key)
         stored_key = encoded if len(encoded) <= keys.STORED_BYTES_EXACT else keys.stored(encoded)
@@ -126,7 +131,9 @@ class Store(MutableMapping[K, V]):
         counters = engine.counters
         if found is None or 0 < found.deadline <= engine.clock.now_ms():
             counters.misses += 1
-            raise KeyError(key)
+            if default is _UNSET:
+                raise KeyError(key)
+            return default
         if where is None:
             counters.cold_hits += 1
         else:
@@ -264,24 +271,30 @@ class Store(MutableMapping[K, V]):
         return 0 if ttl is None else self._engine.clock.now_ms() + max(1, round(ttl * 1000))
 
     def __delitem__(self, key: K) -> None:
-        if not self._remove(key)[0]:
+        if not self._remove(key, read=False)[0]:
             raise KeyError(key)
 
-    def _remove(self, key: K) -> tuple[bool, Any]:
-        """Delete a key; whether it was there, and its value."""
+    def _remove(self, key: K, read: bool = True) -> tuple[bool, Any]:
+        """Delete a key; whether it was there, and its value if it is to be read."""
         engine = self._engine
         encoded = keys.encode(key)
         size = record_bytes(encoded, b"")
-        with self._lock:
-            while True:
-                engine.check_writable()
-                found = self._live(encoded)[1]
-                if found is None:
-                    return False, None
-                if not engine.reserve(size, frees=True):
+        value = decoded = None
+        while True:
+            with self._lock:
+                while True:
+                    engine.check_writable()
+                    found = self._live(encoded)[1]
+                    if found is None:
+                        return False, None
+                    if not engine.reserve(size, frees=True):
+                        break
+                if not read or found == decoded:
+                    sequence = engine.delete(key, encoded)
                     break
+            # Without the lock, since it may run code of registered types; so the record is looked at again.
             value = value_of(engine.entry_of(keys.stored(encoded), found))
-            sequence = engine.delete(key, encoded)
+            decoded = found
         engine.acknowledged(sequence)
         return True, value
 
@@ -306,13 +319,15 @@ class Store(MutableMapping[K, V]):
 
     def setdefault(self, key: K, default: Any = None) -> Any:
         """The value under `key`, which is `default` from now on if there was none; atomic."""
-        try:
-            return self[key]
-        except KeyError:
-            return self._change(key, lambda found: (default, self._deadline(_UNSET)) if found is None else None)
+        value = self.get(key, _ABSENT)
+        if value is not _ABSENT:
+            return value
+        # Before the lock is taken, since it may run code of registered types.
+        encoded = codec.encode(default)
+        return self._change(key, lambda found: (*encoded, self._deadline(_UNSET)) if found is None else None)
 
     def _change(self, key: K, decide: Any) -> Any:
-        """Replace a record by what `decide` makes of it, `(value, deadline)` or None to leave it; the value then."""
+        """Replace a record by the `(codec, payload, deadline)` that `decide` makes, None to leave it; the value then."""
         engine = self._engine
         encoded = keys.encode(key)
         stored_key = keys.stored(encoded)
@@ -323,14 +338,16 @@ class Store(MutableMapping[K, V]):
                 decided = decide(found)
                 if decided is None:
                     assert found is not None
-                    return value_of(engine.entry_of(stored_key, found))
-                value, deadline = decided
-                number, payload = codec.encode(value)
-                if not engine.reserve(record_bytes(encoded, payload)):
+                    entry = engine.entry_of(stored_key, found)
                     break
-            entry = value if value.__class__ in _PLAIN else entry_of(number, payload)
-            sequence = engine.put(keys.canonical(cast(keys.Key, key)), encoded, number, payload, entry, deadline)
-        engine.acknowledged(sequence)
+                number, payload, deadline = decided
+                if not engine.reserve(record_bytes(encoded, payload)):
+                    entry = entry_of(number, payload)
+                    plain = keys.canonical(cast(keys.Key, key))
+                    sequence = engine.put(plain, encoded, number, payload, entry, deadline)
+                    break
+        if decided is not None:
+            engine.acknowledged(sequence)
         return value_of(entry)
 
     def incr(self, key: K, by: Any = 1) -> Any:
@@ -341,13 +358,13 @@ class Store(MutableMapping[K, V]):
         if by.__class__ not in (int, float):
             raise TypeError(f"incr() adds an int or a float, not {type(by).__name__}")
 
-        def add(found: Dirty | None) -> tuple[Any, int]:
+        def add(found: Dirty | None) -> tuple[int, bytes, int]:
             if found is None:
-                return 0 + by, self._deadline(_UNSET)
+                return (*codec.encode(0 + by), self._deadline(_UNSET))
             value = codec.decode(found.codec, found.payload)
             if value.__class__ not in (int, float):
                 raise TypeError(f"incr() needs an int or float under {key!r}, there is a {type(value).__name__}")
-            return cast(Any, value) + by, found.deadline
+            return (*codec.encode(cast(Any, value) + by), found.deadline)
 
         return self._change(key, add)
 
