@@ -22,12 +22,15 @@ the class cannot tell (a field that it no longer has, a new one without default,
 member that is gone), and where no class has the name, reading is an
 `UnknownTypeError`: the bytes are in order, it is the program that does not know them.
 
-User code.  `pack`, `unpack`, default factories, and hashing where objects are keys or
-members, are the user's code.  What they raise reaches the caller as it is: `Failed`
-carries it past code that would take it for damage.  They may use stores; no lock is
-held while they run (but by `incr`, on what is no number), and no packer is in use.
+User code.  `pack`, `unpack` and default factories are the user's code.  What they raise
+reaches the caller as it is: `Failed` carries it past code that would take it for damage.
+They may use stores; no lock is held while they run (but by `incr`, on what is no number),
+and no packer is in use.  `pack` is called again where a text in the value has lone
+surrogates.  Objects that are keys or members are hashed when read; a class whose objects
+no longer hash makes that a `ValueError`.
 
 Threads.  The two tables are replaced, never changed, under `_LOCK`, and read without it.
+Attributes in an object's `__dict__` are copied in one step, slots are read one by one.
 """
 
 from __future__ import annotations

@@ -327,7 +327,7 @@ class Store(MutableMapping[K, V]):
         return self._change(key, lambda found: (*encoded, self._deadline(_UNSET)) if found is None else None)
 
     def _change(self, key: K, decide: Any) -> Any:
-        """Replace a record by the `(codec, payload, deadline)` that `decide` makes, None to leave it; the value then."""
+        """Replace a record by the `(codec, payload, deadline)` that `decide` makes, None to leave it; its value."""
         engine = self._engine
         encoded = keys.encode(key)
         stored_key = keys.stored(encoded)
