@@ -224,7 +224,7 @@ KINDS = {
 
 
 def same(first, second):
-    return type(first) is type(second) and first == second and repr(first) == repr(second)
+    return type(first) is type(second) and first == second
 
 
 def hashable(value):
