@@ -779,6 +779,25 @@ def test_damaged_names_and_states_are_a_value_error():
         codec.decode(codec.MSGPACK, msgpack.packb(msgpack.ExtType(14, b"\x92\xa5poi")))
 
 
+def test_an_object_that_says_it_is_of_another_class_is_not_kept_as_it_is(opener):
+    class Proxy:
+        def __init__(self, text):
+            self.text = text
+
+        @property
+        def __class__(self):
+            return str
+
+    tiered.register("proxy", Proxy, pack=lambda proxy: proxy.text, unpack=Proxy)
+    store = opener()
+    value = Proxy("x")
+    store["k"] = value
+    store.set_many({"l": value})
+    value.text = "changed"
+    assert type(store["k"]) is type(store["l"]) is Proxy
+    assert store["k"].text == store["l"].text == "x"
+
+
 # -- user code ---------------------------------------------------------------------------------
 
 
@@ -1037,6 +1056,31 @@ def test_one_of_many_threads_gets_a_name():
         thread.join()
     assert sorted(outcomes) == ["refused"] * 7 + ["registered"]
     assert sum(found.name == "claimed" for found in registry._by_class.values()) == 1
+
+
+def test_classes_registered_at_once_are_all_registered(monkeypatch):
+    looking = threading.Semaphore(0)
+    go_on = threading.Event()
+
+    class Slow(dict):
+        def items(self):
+            found = list(super().items())
+            looking.release()
+            assert go_on.wait(10)
+            return found
+
+    monkeypatch.setattr(registry, "_by_class", Slow(registry._by_class))
+    kinds = [dataclasses.make_dataclass(f"AtOnce{number}", ["a"]) for number in range(2)]
+    threads = [threading.Thread(target=tiered.register, args=(kind.__name__, kind)) for kind in kinds]
+    for thread in threads:
+        thread.start()
+    assert looking.acquire(timeout=10)
+    looking.acquire(timeout=0.1)  # The other, if it is not kept out.
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    for kind in kinds:
+        assert round_trip(kind(1)) == kind(1)
 
 
 def test_an_object_changed_by_others_is_kept_as_it_was_at_one_moment():

@@ -249,7 +249,7 @@ class Store(MutableMapping[K, V]):
         engine = self._engine
         encoded = keys.encode(key)
         number, payload = codec.encode(value)
-        entry = value if value.__class__ in _PLAIN else entry_of(number, payload)
+        entry = value if type(value) in _PLAIN else entry_of(number, payload)
         deadline = 0 if ttl is _UNSET and engine.settings.default_ttl is None else self._deadline(ttl)
         plain: Any = key if key.__class__ is str else keys.canonical(cast(keys.Key, key))
         with self._lock:
@@ -421,7 +421,7 @@ class Store(MutableMapping[K, V]):
             batch.encoded.append(encoded)
             batch.codecs.append(number)
             batch.payloads.append(payload)
-            batch.entries.append(value if value.__class__ in _PLAIN else entry_of(number, payload))
+            batch.entries.append(value if type(value) in _PLAIN else entry_of(number, payload))
             batch.bytes += size
         if batch.keys:
             self._put_batch(batch, ttl)
