@@ -324,10 +324,10 @@ class Store(MutableMapping[K, V]):
             return value
         # Before the lock is taken, since it may run code of registered types.
         encoded = codec.encode(default)
-        return self._change(key, lambda found: (*encoded, self._deadline(_UNSET)) if found is None else None)
+        return self._change(key, lambda found: None if found else (default, *encoded, self._deadline(_UNSET)))
 
     def _change(self, key: K, decide: Any) -> Any:
-        """Replace a record by the `(codec, payload, deadline)` that `decide` makes, None to leave it; its value."""
+        """Replace a record by `decide`'s `(value, codec, payload, deadline)`, or leave it if that is None; its value."""
         engine = self._engine
         encoded = keys.encode(key)
         stored_key = keys.stored(encoded)
@@ -340,9 +340,9 @@ class Store(MutableMapping[K, V]):
                     assert found is not None
                     entry = engine.entry_of(stored_key, found)
                     break
-                number, payload, deadline = decided
+                value, number, payload, deadline = decided
                 if not engine.reserve(record_bytes(encoded, payload)):
-                    entry = entry_of(number, payload)
+                    entry = value if type(value) in _PLAIN else entry_of(number, payload)
                     plain = keys.canonical(cast(keys.Key, key))
                     sequence = engine.put(plain, encoded, number, payload, entry, deadline)
                     break
@@ -358,13 +358,14 @@ class Store(MutableMapping[K, V]):
         if by.__class__ not in (int, float):
             raise TypeError(f"incr() adds an int or a float, not {type(by).__name__}")
 
-        def add(found: Dirty | None) -> tuple[int, bytes, int]:
+        def add(found: Dirty | None) -> tuple[Any, int, bytes, int]:
             if found is None:
-                return (*codec.encode(0 + by), self._deadline(_UNSET))
+                return (0 + by, *codec.encode(0 + by), self._deadline(_UNSET))
             value = codec.decode(found.codec, found.payload)
-            if value.__class__ not in (int, float):
+            if type(value) not in (int, float):
                 raise TypeError(f"incr() needs an int or float under {key!r}, there is a {type(value).__name__}")
-            return (*codec.encode(cast(Any, value) + by), found.deadline)
+            total = cast(Any, value) + by
+            return (total, *codec.encode(total), found.deadline)
 
         return self._change(key, add)
 
