@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 import os
+import random
 import struct
 import subprocess
 import sys
@@ -31,15 +32,18 @@ from tiered import codec, registry
 T = TypeVar("T")
 
 
+BEFORE = registry._by_name, registry._by_class
+
+
 def round_trip(value):
     return codec.decode(*codec.encode(value))
 
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch):
-    """Each test begins with what this module registers, and leaves nothing behind."""
-    monkeypatch.setattr(registry, "_by_name", dict(registry._by_name))
-    monkeypatch.setattr(registry, "_by_class", dict(registry._by_class))
+    """Each test begins with what this module registers, and no other test does."""
+    monkeypatch.setattr(registry, "_by_name", dict(OWN_NAMES))
+    monkeypatch.setattr(registry, "_by_class", dict(OWN_CLASSES))
 
 
 def forget(name):
@@ -192,6 +196,9 @@ class Row(list):
 tiered.register("counter", collections.Counter, pack=dict, unpack=collections.Counter)
 tiered.register("fraction", Fraction, pack=Fraction.as_integer_ratio, unpack=lambda ratio: Fraction(*ratio))
 tiered.register("bytearray", bytearray, pack=bytes, unpack=bytearray)
+
+OWN_NAMES, OWN_CLASSES = registry._by_name, registry._by_class
+registry._by_name, registry._by_class = BEFORE
 
 KINDS = {
     "dataclass": Point(1.5, -2.0, ["a"]),
@@ -798,6 +805,27 @@ def test_an_object_that_says_it_is_of_another_class_is_not_kept_as_it_is(opener)
     assert store["k"].text == store["l"].text == "x"
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_payloads_raise_nothing_but_value_and_unknown_type_errors():
+    values = [Point(1, -0.0, ["a"]), Slotted("k", (1, {2})), Pair(1, 2), Colour.RED, Access.READ | Access.RUN]
+    for value in (values, [*values, "\ud800"]):
+        codec_id, payload = codec.encode(value)
+        chance = random.Random(7)
+        damaged = [payload[:end] for end in range(len(payload))]
+        for _ in range(6000):
+            changed = bytearray(payload)
+            for _ in range(chance.randrange(1, 4)):
+                changed[chance.randrange(len(changed))] = chance.choice((chance.randrange(256), 0, 0xFF, 0xC7, 14))
+            damaged.append(bytes(changed))
+        outcomes = collections.Counter()
+        for changed in damaged:
+            try:
+                codec.decode(codec_id, changed)
+            except (ValueError, tiered.UnknownTypeError) as error:
+                outcomes[type(error)] += 1
+        assert set(outcomes) == {ValueError, tiered.UnknownTypeError}
+
+
 # -- user code ---------------------------------------------------------------------------------
 
 
@@ -881,6 +909,22 @@ def test_what_unpack_raises_reaches_the_caller_as_it_is_and_the_value_stays(open
         assert store.check() == []
     awkward.unpack = staticmethod(lambda state: state)
     assert store.get_many(["k", "in"]) == {"k": None, "in": ["\ud800", (None,)]}
+
+
+def test_what_the_missing_method_of_a_flag_raises_reaches_the_caller():
+    encoded = codec.encode([Access.RUN])
+    forget("access")
+
+    @tiered.register("access")
+    class Access2(enum.Flag):
+        READ = 1
+
+        @classmethod
+        def _missing_(cls, value):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        codec.decode(*encoded)
 
 
 def test_what_a_default_factory_raises_reaches_the_caller():

@@ -243,6 +243,8 @@ class _Flag(Registered):
             member: object = self.kind(state)
         except (ValueError, TypeError):
             member = None
+        except Exception as error:
+            raise Failed(error) from None  # Of a `_missing_` of the user's.
         if type(member) is not self.kind:
             raise self.unknown(f"was stored as {state!r}, which {self.shown} does not have")
         return member

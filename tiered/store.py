@@ -327,7 +327,7 @@ class Store(MutableMapping[K, V]):
         return self._change(key, lambda found: None if found else (default, *encoded, self._deadline(_UNSET)))
 
     def _change(self, key: K, decide: Any) -> Any:
-        """Replace a record by `decide`'s `(value, codec, payload, deadline)`, or leave it if that is None; its value."""
+        """Replace a record by the `(value, codec, payload, deadline)` of `decide`, or leave it for None; its value."""
         engine = self._engine
         encoded = keys.encode(key)
         stored_key = keys.stored(encoded)
