@@ -528,6 +528,18 @@ def test_a_store_collected_unclosed_warns_and_loses_nothing(opener: Any, tmp_pat
     assert opener("s")["k"] == 1
 
 
+@pytest.mark.parametrize("value", ["text", 1.5, 2**70, 10**5000, [1, 2], ["\ud800"], {"a": (1,)}, b"x"], ids=type)
+def test_check_finds_a_hot_value_that_is_not_the_record_below(store: Any, value: Any) -> None:
+    hot = store._engine.hot
+    store.update({"k": value, "other": [1, 3], "text": "another"})
+    right = hot.table["k"]
+    for wrong in (hot.table["other"], hot.table["text"], 1, True):
+        assert store.check() == []
+        hot.put("k", wrong, 0)
+        assert [(found.what, found.where) for found in store.check()] == [("hot differs", "'k'")]
+        hot.put("k", right, 0)
+
+
 def test_a_store_is_no_key_and_not_pickled_silently(store: Any) -> None:
     import pickle
 

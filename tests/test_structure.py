@@ -20,6 +20,7 @@ README = ROOT.parent / "README.md"
 LAYERS = [
     ["errors", "refusal"],
     ["clock", "schedule", "process", "eviction.lru", "arrays", "scalars"],
+    ["registry"],
     ["config", "files", "keys", "codec", "eviction", "expiry", "record"],
     ["compression", "hot", "journal"],
     ["cold", "write_buffer", "recovery"],

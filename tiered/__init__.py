@@ -24,10 +24,12 @@ from tiered.errors import (
     StoreError,
     StoreFullError,
     TieredError,
+    UnknownTypeError,
     UnsupportedError,
     ValueTooLargeError,
     ViewExpiredError,
 )
+from tiered.registry import register
 from tiered.stats import Explanation, MemoryStats, Stats
 from tiered.store import Store, open
 from tiered.sub import Sub
@@ -58,9 +60,11 @@ __all__ = [
     "Sub",
     "TieredError",
     "Transaction",
+    "UnknownTypeError",
     "UnsupportedError",
     "ValueTooLargeError",
     "View",
     "ViewExpiredError",
     "open",
+    "register",
 ]

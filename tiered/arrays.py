@@ -51,6 +51,14 @@ def is_numpy_scalar(value: Any) -> bool:
     return generic is not None and isinstance(value, generic) and type(value).__module__ == "numpy"
 
 
+def is_numpy_type(kind: type) -> bool:
+    """Whether objects of a class are arrays or scalars that can be kept."""
+    generic = _numpy_type("generic")
+    if generic is None:
+        return False
+    return kind is _numpy_type("ndarray") or (issubclass(kind, generic) and kind.__module__ == "numpy")
+
+
 def _import_numpy() -> Any:
     try:
         import numpy

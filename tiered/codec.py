@@ -2,8 +2,8 @@
 
 Same means equal and of the same types all the way down: NaN keeps its bits, -0.0 its
 sign, a datetime its `fold`, a dict its order.  What cannot be kept so is refused
-when it is encoded, with a `TypeError`; subclasses of the types below are refused,
-never flattened to their base.  No code runs from data: the types are a closed list.
+when it is encoded, with a `TypeError`; subclasses of the types below are refused, never
+flattened to their base.  No code runs from data: the types are a closed list, and those registered.
 
 Codec ids and extension codes are on disk; their meaning never changes:
 
@@ -33,11 +33,12 @@ In msgpack the types nil, boolean, integer, float 64, str, bin, array (a `list`)
     11    complex        the same
     12    numpy.ndarray  as in `arrays`
     13    numpy scalar   the same
+    14    registered     msgpack array of name and state, as in `registry`
 
 Depth.  Values nest at least 256 deep; with only msgpack's own types in them as deep as
-msgpack packs (1,024 levels, which is what it unpacks).  Tuples, sets and frozensets
-nest up to 16 deep in one another, since each is unpacked by a call of its own (40 KiB
-of C stack).  Deeper, or a value that contains itself: `TypeError`.
+msgpack packs (1,024 levels, which is what it unpacks).  Tuples, sets, frozensets and
+registered types nest up to 16 deep in one another, since each is unpacked by a call of
+its own (40 KiB of C stack).  Deeper, or a value that contains itself: `TypeError`.
 
 Size.  An object that is in a value twice is written twice, and the size is known only
 when all is written, since the packer has no limit to its buffer.  So `x = [x, x]` forty
@@ -48,9 +49,9 @@ meanwhile: what is encoded is, for each list, dict or set in the value, one stat
 it had during the call.  The fast way hands the value to a packer that is C code and
 calls only C code; it allocates nothing that the garbage collector tracks, so neither
 another thread nor a finalizer runs before it is done.  Where a type is unknown to it,
-the slow way starts again, on copies of each container, each made in one step.  A
-packer belongs to one call at a time, because where it fails, creating the exception
-may run a finalizer that encodes something itself.
+the slow way starts again, on copies of each container, each made in one step; only
+there does code of registered types run.  A packer belongs to one call at a time, since
+where it fails, creating the exception may run a finalizer that encodes something itself.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ from uuid import UUID
 
 from msgpack import ExtType, Packer, UnpackException, unpackb
 
-from tiered import scalars
+from tiered import registry, scalars
 from tiered.arrays import (
     is_array,
     is_numpy_scalar,
@@ -75,7 +76,7 @@ from tiered.arrays import (
     unpack_numpy_scalar,
 )
 from tiered.errors import ValueTooLargeError
-from tiered.refusal import Refused, type_name
+from tiered.refusal import Refused, key_name
 
 BYTES = 1
 STR = 2
@@ -86,6 +87,7 @@ NDARRAY = 5
 VALUE_BYTES_MAX = 1 << 30
 DEPTH_MAX = 256
 EXTENSION_DEPTH_MAX = 16
+_TOO_DEEP = f"nested too deeply ({DEPTH_MAX} levels are sure to be kept), or it contains itself"
 
 PLAIN_TYPES = frozenset({str, bytes, int, float, bool, type(None)})
 
@@ -102,6 +104,7 @@ _UUID = 10
 _COMPLEX = 11
 _NDARRAY = 12
 _NUMPY_SCALAR = 13
+_REGISTERED = 14
 
 # Scalars that the packer keeps as they are, whatever their value.
 _PACKED_AS_IS = frozenset({str, bytes, float, bool, type(None)})
@@ -115,16 +118,11 @@ _PACKED_FAST = frozenset({int, float, bool, type(None)})
 if Packer.__module__ != "msgpack.fallback":
     _PACKED_FAST |= {dict, list}
 
-_ALLOWED = (
-    "None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, datetime, date, time, "
-    "timedelta, Decimal, UUID, NumPy arrays and scalars"
-)
-
 
 def encode(value: object) -> tuple[int, bytes]:
     """The codec id and payload of a value.
 
-    `TypeError` for what cannot be kept exactly, `ValueTooLargeError` above 1 GiB.
+    `TypeError` for what cannot be kept exactly, `ValueTooLargeError` above 1 GiB, and what `pack` raises.
     """
     kind = type(value)
     payload: bytes | None = None
@@ -150,7 +148,7 @@ def encode(value: object) -> tuple[int, bytes]:
 def decode(codec_id: int, payload: bytes) -> object:
     """The value that `encode` made this payload from; `ValueError` if it made no such payload.
 
-    Arrays share the memory of `payload` and are read-only.
+    `UnknownTypeError`, and what `unpack` raises, for registered types.  Arrays share `payload`, read-only.
     """
     decoder = DECODERS.get(codec_id)
     if decoder is None:
@@ -223,7 +221,7 @@ def _too_large(size: int) -> ValueTooLargeError:
 
 
 def _encode_slowly(value: object) -> tuple[int, bytes]:
-    reason: str
+    failure: list[Exception]
     try:
         if is_array(value):
             payload = _pack_array(value)
@@ -231,15 +229,18 @@ def _encode_slowly(value: object) -> tuple[int, bytes]:
         else:
             codec, payload = _convert_and_pack(value)
     except Refused as refused:
-        reason = str(refused)
+        failure = [TypeError(str(refused))]
+    except registry.Failed as failed:
+        failure = [failed.error]
     except RecursionError:
-        reason = f"value: nested too deeply ({DEPTH_MAX} levels are sure to be kept), or it contains itself"
+        failure = [TypeError(f"value: {_TOO_DEEP}")]
     except RuntimeError as error:
-        reason = f"value: changed while it was encoded ({error})"
+        failure = [TypeError(f"value: changed while it was encoded ({error})")]
     else:
         return codec, payload
-    # Raised here, so that neither the inner exception nor its frames go with it.
-    raise TypeError(reason)
+    # Raised here, so that neither the inner exception nor its frames go with it; taken from a list,
+    # since a frame that kept it would be kept by it.
+    raise failure.pop()
 
 
 def _convert_and_pack(value: object) -> tuple[int, bytes]:
@@ -297,11 +298,14 @@ class _Converter:
         if scalar is not None:
             code, pack = scalar
             return _extension(code, pack(value))
+        registered = registry.of(kind)
+        if registered is not None:
+            return self.convert_registered(registered, value)
         if is_array(value):
             return _extension(_NDARRAY, _pack_array(value))
         if is_numpy_scalar(value):
             return _extension(_NUMPY_SCALAR, pack_numpy_scalar(value))
-        raise Refused(f"{type_name(kind)} cannot be kept{_advice(value)}; values are {_ALLOWED}")
+        raise registry.refusal(kind)
 
     def convert_int(self, value: int) -> object:
         if _INT_MIN <= value <= _INT_MAX:
@@ -336,7 +340,7 @@ class _Converter:
                 if type(key) is not str:
                     all_str = False
         except Refused as refused:
-            refused.steps.append(f"[{_key_name(key)}]")
+            refused.steps.append(f"[{key_name(key)}]")
             raise
         if not all_str:
             copy = self.convert_keys(copy)
@@ -357,7 +361,9 @@ class _Converter:
     def convert_elements(self, code: int, elements: list[Any]) -> Any:
         """An extension of these elements, a private list."""
         if self.extension_depth == EXTENSION_DEPTH_MAX:
-            raise Refused(f"tuples and sets nested too deeply (more than {EXTENSION_DEPTH_MAX} in one another)")
+            raise Refused(
+                f"tuples, sets, registered types nested too deeply (over {EXTENSION_DEPTH_MAX} in one another)"
+            )
         self.extension_depth += 1
         extension = _extension(code, self.pack(self.convert_list(elements)))
         self.extension_depth -= 1
@@ -380,9 +386,17 @@ class _Converter:
             refused.steps[-1:] = [" (a member)"] if refused.steps else []
             raise
 
+    def convert_registered(self, registered: registry.Registered, value: object) -> Any:
+        state = registered.state(value)
+        try:
+            return self.convert_elements(_REGISTERED, [registered.name, state])
+        except Refused as refused:
+            refused.steps[-1:] = [f" (the state of a {registered.shown})"] if refused.steps else []
+            raise
+
     def enter(self) -> None:
         if self.depth == DEPTH_MAX:
-            raise Refused(f"nested too deeply ({DEPTH_MAX} levels are sure to be kept), or it contains itself")
+            raise Refused(_TOO_DEEP)
         self.depth += 1
 
 
@@ -407,22 +421,6 @@ _SCALARS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
 }
 
 
-def _key_name(key: object) -> str:
-    if type(key) in PLAIN_TYPES:
-        shown = repr(key)
-        return shown if len(shown) <= 40 else f"{shown[:37]}..."
-    return f"<{type_name(type(key))}>"
-
-
-def _advice(value: object) -> str:
-    for base in type(value).__mro__[1:]:
-        if base in _CONVERTERS or base in _SCALARS or base in _PACKED_AS_IS:
-            return f" (a subclass of {base.__name__}: convert it to that if it may come back as one)"
-    if isinstance(value, (bytearray, memoryview)):
-        return " (convert it to bytes)"
-    return ""
-
-
 # -- decoding ----------------------------------------------------------------------------------
 
 
@@ -439,6 +437,7 @@ _UNPACKERS: dict[int, Callable[[bytes], object]] = {
     _NUMPY_SCALAR: unpack_numpy_scalar,
 }
 _COLLECTIONS: dict[int, Callable[[list[Any]], object]] = {_TUPLE: tuple, _SET: set, _FROZENSET: frozenset}
+_COLLECTIONS[_REGISTERED] = registry.restore
 
 
 def _extension_hook(depth: int, unicode_errors: str | None) -> Callable[[int, bytes], object]:
@@ -473,8 +472,16 @@ _HOOK_SURROGATE = _extension_hook(0, "surrogatepass")
 _DAMAGE = (ValueError, TypeError, ArithmeticError, LookupError, struct.error, UnpackException)
 
 
-def _damaged(error: Exception) -> ValueError:
-    return ValueError(f"the bytes are no value: {error or type(error).__name__}")
+_CAUGHT = (*_DAMAGE, registry.Failed)
+
+
+def _failure(error: Exception) -> list[Exception]:
+    """What to raise, outside the handler, for an error met in reading; in a list to take it from, as above."""
+    if isinstance(error, registry.Failed):
+        return [error.error]
+    damaged = ValueError(f"the bytes are no value: {error or type(error).__name__}")
+    damaged.__cause__ = error
+    return [damaged]
 
 
 def _decode_str(payload: bytes) -> str:
@@ -487,8 +494,9 @@ def _decode_str(payload: bytes) -> str:
 def _decode_msgpack(payload: bytes) -> object:
     try:
         return unpackb(payload, strict_map_key=False, ext_hook=_HOOK)
-    except _DAMAGE as error:
-        raise _damaged(error) from error
+    except _CAUGHT as error:
+        failure = _failure(error)
+    raise failure.pop()
 
 
 def decode_documents(payloads: Sequence[bytes | bytearray]) -> list[Any]:
@@ -499,25 +507,27 @@ def decode_documents(payloads: Sequence[bytes | bytearray]) -> list[Any]:
     gc.disable()
     try:
         return cast("list[Any]", unpackb(joined, strict_map_key=False, ext_hook=_HOOK))
-    except _DAMAGE as error:
-        raise _damaged(error) from error
+    except _CAUGHT as error:
+        failure = _failure(error)
     finally:
         if enabled:
             gc.enable()
+    raise failure.pop()
 
 
 def _decode_msgpack_surrogate(payload: bytes) -> object:
     try:
         return unpackb(payload, strict_map_key=False, ext_hook=_HOOK_SURROGATE, unicode_errors="surrogatepass")
-    except _DAMAGE as error:
-        raise _damaged(error) from error
+    except _CAUGHT as error:
+        failure = _failure(error)
+    raise failure.pop()
 
 
 def _decode_array(payload: bytes) -> object:
     try:
         return unpack_array(payload)
     except _DAMAGE as error:
-        raise _damaged(error) from error
+        raise _failure(error)[0] from error
 
 
 DECODERS: dict[int, Callable[[bytes], object]] = {

@@ -16,6 +16,7 @@
     │   ├── ViewExpiredError        a view was open too long, or kept too much memory
     │   └── UnsupportedError        this platform or file system cannot keep the promises
     ├── ConfigError                 a setting that does not exist or a value out of its bounds (a ValueError)
+    ├── UnknownTypeError            a value of a registered type that this program does not know; carries `name`
     ├── KeyTooLongError             an encoded key above 32 KiB (a ValueError)
     ├── ValueTooLargeError          a value above 1 GiB when encoded (a ValueError)
     └── BatchTooLargeError          a batch larger than the write buffer (a ValueError)
@@ -102,7 +103,19 @@ class ViewExpiredError(StoreError):
 
 
 class ConfigError(TieredError, ValueError):
-    """A setting does not exist, or its value is out of bounds."""
+    """A setting does not exist, or its value is out of bounds; the name of a value type is taken."""
+
+
+class UnknownTypeError(TieredError):
+    """A value is of a registered type that this program does not know, or knows otherwise; `name` is the type's."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(name, message)
+        self.name = name
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class KeyTooLongError(TieredError, ValueError):

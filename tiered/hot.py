@@ -51,6 +51,7 @@ Packed = bytearray
 Expiring: type[tuple[Any, int]] = tuple
 _CLASSES = {codec.MSGPACK: Packed, codec.MSGPACK_SURROGATE: PackedSurrogate, codec.NDARRAY: PackedArray}
 DECODERS: dict[type, Callable[[Any], Any]] = {packed: codec.DECODERS[number] for number, packed in _CLASSES.items()}
+_NUMBERS: dict[type, int] = {packed: number for number, packed in _CLASSES.items()}
 _PACKED_MARKS = frozenset((*range(0x80, 0xA0), *range(0xC7, 0xCA), *range(0xD4, 0xD9), *range(0xDC, 0xE0)))
 """First bytes of msgpack's maps, arrays and extension types: what is not an immutable scalar."""
 
@@ -63,6 +64,12 @@ def entry_of(number: int, payload: bytes) -> Any:
     if packed is None or packed is Packed:
         return codec.decode(number, payload)
     return packed(payload)
+
+
+def payload_of(entry: Any) -> tuple[int, bytes]:
+    """The codec id and payload that an entry without deadline was made from."""
+    number = _NUMBERS.get(entry.__class__)
+    return codec.encode(entry) if number is None else (number, entry)
 
 
 def value_of(entry: Any) -> Any:

@@ -20,5 +20,13 @@ class Refused(Exception):
         return f"value{''.join(reversed(self.steps))}: {self.reason}"
 
 
+def key_name(key: object) -> str:
+    """A dict's key as a step; only plain ones are shown."""
+    if type(key) in (str, bytes, int, float, bool, type(None)):
+        shown = repr(key)
+        return shown if len(shown) <= 40 else f"{shown[:37]}..."
+    return f"<{type_name(type(key))}>"
+
+
 def type_name(kind: type) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

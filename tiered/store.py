@@ -79,8 +79,8 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
             return entry  # type: ignore[return-value]
         return self._given(key, entry)  # type: ignore[no-any-return]
 
-    def _given(self, key: Any, entry: Any) -> Any:
-        """What a hot entry gives to a reader."""
+    def _given(self, key: Any, entry: Any, default: Any = _UNSET) -> Any:
+        """What a hot entry gives to a reader; `default` if it has expired and there is no other."""
         kind = entry.__class__
         if kind is Packed:
             return _DECODE(entry)
@@ -89,11 +89,23 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
         if entry[1] > self._engine.clock.now_ms():
             return value_of(entry[0])
         engine = self._engine
-        with engine.lock:
-            if self._table.get(key) is entry:
-                engine.hot.discard(key)
-                engine.counters.expired_hot += 1
-        return self._load(key)
+        if not engine.owned():
+            with engine.lock:
+                if self._table.get(key) is entry:
+                    engine.hot.discard(key)
+                    engine.counters.expired_hot += 1
+        return self._load(key, default)
+
+    def get(self, key: K, default: Any = None) -> Any:
+        """The value under `key`, or `default`."""
+        # Not by the KeyError of a missing key: reading a registered type may raise one of its own.
+        try:
+            entry = self._table[key]
+            self._hit(key)
+        except KeyError:
+            return self._load(key, default)
+        self._hits += 1
+        return self._given(key, entry, default)
 
     def __contains__(self, key: object) -> bool:
         if key in self._table and not isinstance(self._table.get(key), Expiring):
@@ -110,8 +122,8 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
             return where, None
         return where, found
 
-    def _load(self, key: K) -> Any:
-        """The value of a key that is not hot, which it then becomes."""
+    def _load(self, key: K, default: Any = _UNSET) -> Any:
+        """The value of a key that is not hot, which it then becomes; if it is absent, `default`, else KeyError."""
         engine = self._engine
         encoded = keys.encode(key)
         stored_key = encoded if len(encoded) <= keys.STORED_BYTES_EXACT else keys.stored(encoded)
@@ -121,7 +133,9 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
         counters = engine.counters
         if found is None or 0 < found.deadline <= engine.clock.now_ms():
             counters.misses += 1
-            raise KeyError(key)
+            if default is _UNSET:
+                raise KeyError(key)
+            return default
         if where is None:
             counters.cold_hits += 1
         else:
@@ -237,7 +251,7 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
         engine = self._engine
         encoded = keys.encode(key)
         number, payload = codec.encode(value)
-        entry = value if value.__class__ in _PLAIN else entry_of(number, payload)
+        entry = value if type(value) in _PLAIN else entry_of(number, payload)
         deadline = 0 if ttl is _UNSET and engine.settings.default_ttl is None else engine.deadline_after(ttl)
         plain: Any = key if key.__class__ is str else keys.canonical(cast(keys.Key, key))
         if self._owned():
@@ -302,10 +316,10 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
 
     def setdefault(self, key: K, default: Any = None) -> Any:
         """The value under `key`, which is `default` from now on if there was none; atomic."""
-        try:
-            return self[key]
-        except KeyError:
-            number, payload = codec.encode(default)
+        value = self.get(key, _MISSING)
+        if value is not _MISSING:
+            return value
+        number, payload = codec.encode(default)
         deadline = self._engine.deadline_after(_UNSET)
         return self._change(key, lambda found: (number, payload, deadline) if found is None else None)
 
@@ -401,7 +415,7 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
             batch.encoded.append(encoded)
             batch.codecs.append(number)
             batch.payloads.append(payload)
-            batch.entries.append(value if value.__class__ in _PLAIN else entry_of(number, payload))
+            batch.entries.append(value if type(value) in _PLAIN else entry_of(number, payload))
             batch.bytes += size
         if batch.keys:
             self._put_batch(batch, ttl)

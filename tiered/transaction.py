@@ -253,7 +253,7 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
 
     def _put(self, key: K, value: Any, deadline: int) -> None:
         number, payload = codec.encode(value)
-        entry = value if value.__class__ in codec.PLAIN_TYPES else entry_of(number, payload)
+        entry = value if type(value) in codec.PLAIN_TYPES else entry_of(number, payload)
         self._pend(Change(self._canonical(key), keys.encode(key), False, number, payload, entry, deadline))
 
     @staticmethod
