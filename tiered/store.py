@@ -223,9 +223,9 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
             pending.sort()
             cold = engine.cold
             with cold.read() as reader:
-                datas = [reader.newest(stored_key) for stored_key, _, _ in pending]
-            for (stored_key, encoded, key), data in zip(pending, datas, strict=True):
-                undone = None if data is None else engine.opened(cold, stored_key, data, encoded)
+                datas = reader.newest_many([stored_key for stored_key, _, _ in pending])
+            items = [(stored_key, data, encoded) for (stored_key, encoded, _), data in zip(pending, datas, strict=True)]
+            for (stored_key, _, key), undone in zip(pending, engine.opened_many(cold, items), strict=True):
                 if undone is not None and not 0 < undone.deadline <= now_ms:
                     located.append((key, stored_key, None, engine.entry_of(stored_key, undone), undone.deadline))
                     counters.cold_hits += 1

@@ -26,13 +26,13 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from tiered import files, keys, record
 from tiered.checkpointer import Checkpointer
 from tiered.clock import Clock
 from tiered.cold import Cold, State
-from tiered.compression import Decompressor
+from tiered.compression import ZSTD, Decompressor
 from tiered.config import Settings
 from tiered.errors import (
     ClosedError,
@@ -201,6 +201,28 @@ class Tiers:
         except (ValueError, KeyError) as error:
             raise self._damaged(cold, stored_key, error) from None
         return tuple.__new__(Dirty, (number, deadline, full_key, payload))
+
+    def opened_many(self, cold: Cold, items: Sequence[tuple[bytes, bytes | None, bytes]]) -> list[Dirty | None]:
+        """`opened` for each `(stored key, data, encoded)`; frames of one dictionary are undone in one call."""
+        results: list[Dirty | None] = [None] * len(items)
+        frames: dict[int, list[tuple[int, record.Record]]] = {}
+        try:
+            for index, (stored_key, data, encoded) in enumerate(items):
+                found = record.unpack(stored_key, data) if data is not None else None
+                if found is None or (found.full_key and found.full_key != encoded):
+                    continue
+                if found.compression == ZSTD:
+                    frames.setdefault(found.dictionary, []).append((index, found))
+                else:
+                    results[index] = self.opened(cold, stored_key, cast(bytes, data), encoded)
+            for dictionary, group in frames.items():
+                payloads = self.decompressor.decompress_many(dictionary, [found.body for _, found in group])
+                for (index, found), payload in zip(group, payloads, strict=True):
+                    results[index] = tuple.__new__(Dirty, (found.codec, found.deadline, found.full_key, payload))
+        except (ValueError, KeyError):
+            # Something is damaged: one by one, so that the error names it.
+            return [None if data is None else self.opened(cold, key, data, encoded) for key, data, encoded in items]
+        return results
 
     def _damaged(self, cold: Cold, stored_key: bytes, error: Exception) -> CorruptionError:
         return CorruptionError(
