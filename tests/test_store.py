@@ -528,10 +528,6 @@ def test_a_store_collected_unclosed_warns_and_loses_nothing(opener: Any, tmp_pat
     assert opener("s")["k"] == 1
 
 
-def test_a_store_is_no_key_and_not_pickled_silently(store: Any) -> None:
-    import pickle
-
+def test_a_store_is_no_key(store: Any) -> None:
     with pytest.raises(TypeError):
         hash(store)
-    with pytest.raises(TypeError, match="flag='r'"):
-        pickle.dumps(store)

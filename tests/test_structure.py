@@ -22,7 +22,8 @@ LAYERS = [
     ["clock", "schedule", "process", "eviction.lru", "arrays", "scalars"],
     ["config", "files", "keys", "codec", "eviction", "expiry", "record"],
     ["compression", "hot", "journal"],
-    ["cold", "write_buffer", "recovery"],
+    ["environment", "write_buffer", "recovery"],
+    ["cold"],
     ["checkpoint", "stats"],
     ["helper"],
     ["checkpointer", "maintenance"],
@@ -30,12 +31,12 @@ LAYERS = [
     ["checkpoints"],
     ["engine"],
     ["opening", "ranges", "check"],
-    ["views"],
+    ["handles", "views"],
     ["store"],
     ["__init__"],
 ]
 IMPORTERS = {
-    "lmdb": {"cold", "helper"},  # The helper only looks where the package is.
+    "lmdb": {"cold", "environment", "helper"},  # The helper only looks where the package is.
     "zstandard": {"compression", "helper"},
     "msgpack": {"arrays", "codec", "cold", "checkpoint", "engine", "helper"},
     "numpy": {"arrays"},

@@ -34,6 +34,7 @@ NETWORK_FILESYSTEMS = frozenset(
     ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "afs", "beegfs", "fuse.sshfs")
 )
 _RESERVING_FILESYSTEMS = frozenset(("ext4", "xfs", "tmpfs"))
+TOO_MANY_FILES = "too many open files; close some, or raise the limit (ulimit -n, or resource.RLIMIT_NOFILE)"
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
@@ -232,6 +233,13 @@ class FileLock:
         except (ValueError, KeyError, TypeError):
             who = "another process"
         return f"open for writing by {who}; close it there, or open with flag='r'"
+
+    def in_place(self) -> bool:
+        """Whether the file that is locked is still the one at its path."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.stat(self.path))
+        except OSError:
+            return False
 
     def release(self) -> None:
         """Give the lock up, also where a forked child still has the file open."""
