@@ -1,4 +1,4 @@
-"""What open stores cost: memory and descriptors of `--stores` idle ones open at once, and the time to open and close one.
+"""What open stores cost: memory and descriptors of `--stores` idle ones open at once, and how long opening one takes.
 
 The time is that of an empty store and of one of `--records` documents, medians of `--runs`, everything on the disk
 beforehand. `--cycles` opens, uses and closes a store so often and says what is left of it.
@@ -15,10 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-import tiered
 from measure import table
-from tiered.process import rss_anon_bytes
 from workload import document, key
+
+import tiered
+from tiered.process import rss_anon_bytes, trim_heap
 
 
 def descriptors() -> int:
@@ -46,6 +47,7 @@ def idle(directory: Path, count: int) -> None:
     seconds = perf_counter() - began
     del store, stores
     gc.collect()
+    trim_heap()
     rows.append(["closed", (rss_anon_bytes() - memory) / count / 1024, (descriptors() - files) / count])
     rows[2] += [threading.active_count() - threads, seconds / count * 1000]
     print(f"{count:,} stores at once\n")
