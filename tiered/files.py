@@ -9,7 +9,7 @@
 
 Locks are `flock` locks: they belong to the open file, so that copying a store's files
 inside the program does not drop them, as it would with `fcntl` locks.  A forked child
-inherits the open file; the after-fork hook of `store` closes it there.
+inherits the open file; the after-fork hook of `maintenance` closes it there.
 """
 
 from __future__ import annotations
