@@ -22,6 +22,7 @@ import shutil
 import socket
 import sys
 import time
+import weakref
 from pathlib import Path
 
 from tiered.errors import LockedError, StoreFullError
@@ -190,6 +191,9 @@ def reserves_space(path: Path) -> bool:
     return filesystem_type(path) in _RESERVING_FILESYSTEMS
 
 
+_held: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
 class FileLock:
     """An exclusive lock on a file which says who holds it."""
 
@@ -225,6 +229,7 @@ class FileLock:
             os.close(fd)
             raise
         self._fd = fd
+        _held.add(self)
 
     def _describe(self, fd: int) -> str:
         try:
@@ -259,6 +264,12 @@ class FileLock:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
+
+
+def abandon_locks() -> None:
+    """In a forked child: let go of what the parent has locked, whichever of its threads was about to use it."""
+    for lock in list(_held):
+        lock.abandon()
 
 
 def remove_cold(directory: Path, number: int) -> None:
