@@ -418,7 +418,7 @@ def test_a_missing_or_empty_file_is_damage_and_not_an_empty_store(tmp_path):
 
 
 def test_a_full_map_is_told_as_a_full_store(tmp_path, monkeypatch):
-    monkeypatch.setattr("tiered.cold.MAP_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr("tiered.environment.MAP_BYTES_MAX", 1 << 20)
     cold = Cold(tmp_path / "cold-0001", create=True)
     write(cold, {b"a": (b"x", 0)})
     before = cold.state()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import pickle
 import re
 import signal
 import socket
@@ -302,28 +301,6 @@ def test_lock_timeout_waits_for_the_other_writer_and_no_longer_than_it_says(tmp_
         with tiered.open(path, lock_timeout=20) as store:
             assert store["a"] == 1
         timer.join()
-
-
-def test_a_second_open_in_the_same_process_is_a_locked_error_whatever_the_flag(opener: Any) -> None:
-    store = opener()
-    store["a"] = 1
-    with pytest.raises(tiered.LockedError, match=f"process {os.getpid()} "):
-        opener()
-    with pytest.raises(tiered.LockedError, match="already open in this process"):
-        opener(flag="r")
-    assert store["a"] == 1
-    store["b"] = 2
-    store.save()
-    assert store.check() == []
-
-
-def test_two_reading_handles_in_one_process_are_a_named_error_and_the_first_goes_on(opener: Any) -> None:
-    with opener() as store:
-        store["a"] = 1
-    reader = opener(flag="r")
-    with pytest.raises(tiered.LockedError, match="already open in this process"):
-        opener(flag="r")
-    assert reader["a"] == 1
 
 
 # Readers beside a writer
@@ -659,8 +636,3 @@ def test_a_thread_that_waits_for_a_save_or_compaction_is_told_when_the_store_is_
         thread.join(20)
         assert not thread.is_alive(), "waits for ever"
     assert set(got) <= {"no error", "ClosedError"}
-
-
-def test_a_store_cannot_be_pickled_and_says_what_to_do(opener: Any) -> None:
-    with pytest.raises(TypeError, match=r"flag='r'"):
-        pickle.dumps(opener())

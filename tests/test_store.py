@@ -540,10 +540,6 @@ def test_check_finds_a_hot_value_that_is_not_the_record_below(store: Any, value:
         hot.put("k", right, 0)
 
 
-def test_a_store_is_no_key_and_not_pickled_silently(store: Any) -> None:
-    import pickle
-
+def test_a_store_is_no_key(store: Any) -> None:
     with pytest.raises(TypeError):
         hash(store)
-    with pytest.raises(TypeError, match="flag='r'"):
-        pickle.dumps(store)

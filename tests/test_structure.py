@@ -23,7 +23,8 @@ LAYERS = [
     ["registry"],
     ["config", "files", "keys", "codec", "eviction", "expiry", "record"],
     ["compression", "hot", "journal"],
-    ["cold", "write_buffer", "recovery"],
+    ["environment", "write_buffer", "recovery"],
+    ["cold"],
     ["checkpoint", "stats"],
     ["helper"],
     ["checkpointer", "maintenance"],
@@ -32,13 +33,13 @@ LAYERS = [
     ["writing"],
     ["engine", "ranges"],
     ["opening", "check", "views"],
-    ["sub"],
+    ["handles", "sub"],
     ["transaction", "view"],
     ["store"],
     ["__init__"],
 ]
 IMPORTERS = {
-    "lmdb": {"cold", "helper"},  # The helper only looks where the package is.
+    "lmdb": {"cold", "environment", "helper"},  # The helper only looks where the package is.
     "zstandard": {"compression", "helper"},
     "msgpack": {"arrays", "codec", "cold", "checkpoint", "helper", "writing"},
     "numpy": {"arrays"},

@@ -14,9 +14,7 @@ with a deadline has exactly one entry in `expiry`, and every entry there has its
 record: the writer reads the old record of each key it writes, which also keeps the
 count of records exact.  The cost is one lookup per written key, in key order.
 
-LMDB's own format is version 0.9, named explicitly.  The map is reserved far larger than any
-store and equal in all processes, so that nobody ever resizes it.  The file is not
-opened with `writemap`: on a full disk that is SIGBUS instead of an error.
+How an environment is opened: `environment`.
 
 Locking: any thread may read.  Only the holder of the APPLY lock writes.  Readers use
 short transactions of their own; an environment that is no longer current is dropped,
@@ -27,7 +25,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -40,22 +37,17 @@ import msgpack
 
 from tiered import files, record
 from tiered.compression import payload_size
+from tiered.environment import READERS_MAX, open_environment, reserve_lock_file
 from tiered.errors import (
     ClosedError,
     CorruptionError,
     FormatError,
     LockedError,
-    ReadOnlyError,
     StoreError,
     StoreFullError,
 )
 
 FORMAT = 1
-MAP_BYTES_MAX = 1 << 40 if sys.maxsize > 1 << 32 else 1 << 30
-MAP_BYTES_MIN = 1 << 28
-READERS_MAX = 4096
-_LOCK_FILE_BYTES = 64 * READERS_MAX + 4096
-"""A slot of 64 bytes for each reader, and LMDB's header."""
 _DATABASES = ("records", "recent", "expiry", "dictionaries", "meta")
 _DEADLINE_BYTES = 8
 _DAMAGE = (
@@ -95,6 +87,10 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except lmdb.MapFullError:
         raise StoreFullError(path, "larger than the address space that may be reserved; raise the limit") from None
+    except lmdb.MapResizedError:
+        raise StoreError(
+            path, "grew beyond the address space reserved for it beside so many others; open it again"
+        ) from None
     except lmdb.ReadersFullError:
         raise StoreError(path, f"more than {READERS_MAX} readers; close some") from None
     except _DAMAGE as error:
@@ -104,6 +100,8 @@ def translated(path: Path) -> Iterator[None]:
         # LMDB says EIO where the last write before a full disk was cut short.
         if files.is_full(OSError(code, "")) or (code == errno.EIO and files.lacks_room(path.parent)):
             raise StoreFullError(path, "the disk is full; free some space") from None
+        if code == errno.EMFILE or "Too many open files" in str(error):
+            raise StoreError(path, files.TOO_MANY_FILES) from None
         if "closed/deleted" in str(error):
             raise ClosedError(path, "the store was closed meanwhile") from None
         if "already open in this process" in str(error):
@@ -141,11 +139,12 @@ class Cold:
             # LMDB would make a new, empty environment of it.
             raise CorruptionError(self.path, "truncated to nothing; restore the store from a backup", 0)
         if not readonly:
-            self._reserve_lock_file()
+            reserve_lock_file(directory)
         with ExitStack() as undo:
             with translated(self.path):
-                self._env = self._open_env(readonly)
+                self._env = open_environment(directory, readonly, len(_DATABASES))
                 undo.callback(self._env.close)
+                self._status = self.path.stat()
                 self._check_file()
                 self._databases = {name: self._env.open_db(name.encode(), create=create) for name in _DATABASES}
             self.records = self._databases["records"]
@@ -156,52 +155,6 @@ class Cold:
                     pass  # Writes the first state.
                 files.sync_directory(directory)
             undo.pop_all()
-
-    def _open_env(self, readonly: bool) -> lmdb.Environment:
-        size = MAP_BYTES_MAX
-        while True:
-            try:
-                return lmdb.open(
-                    str(self.directory),
-                    map_size=size,
-                    max_dbs=len(_DATABASES),
-                    max_readers=READERS_MAX,
-                    readonly=readonly,
-                    mode=0o600,
-                    create=not readonly,
-                    lib_version=0,
-                    readahead=True,
-                    # None kept for later: ending one in a forked child would free the parent's slot among
-                    # the readers.  A new one costs no more than 0.1 µs.
-                    max_spare_txns=0,
-                )
-            except (lmdb.MemoryError, MemoryError):
-                if size <= MAP_BYTES_MIN:
-                    raise
-                size //= 2
-            except lmdb.Error as error:
-                if size > MAP_BYTES_MIN and "Cannot allocate memory" in str(error):
-                    size //= 2
-                elif readonly and "Permission denied" in str(error):
-                    raise ReadOnlyError(
-                        self.directory, "reading beside a writer needs write permission for lock.mdb"
-                    ) from None
-                else:
-                    raise
-
-    def _reserve_lock_file(self) -> None:
-        """Have the space of the mapped table of readers: a slot first used on a full disk would be SIGBUS.
-
-        Before the environment is open: closing any descriptor of the file drops LMDB's locks on it.
-        """
-        path = self.directory / "lock.mdb"
-        try:
-            if not path.exists() or path.stat().st_blocks * 512 < _LOCK_FILE_BYTES:
-                files.reserve(path, _LOCK_FILE_BYTES)
-        except OSError as error:
-            if files.is_full(error):
-                raise StoreFullError(path, "no room for the table of readers; free some space") from None
-            raise
 
     def file_bytes(self) -> int:
         """Bytes of all pages, free ones included."""
@@ -214,6 +167,13 @@ class Cold:
             raise CorruptionError(
                 self.path, f"truncated to {size:,} bytes of {wanted:,}; restore the store from a backup", size
             )
+
+    def in_place(self) -> bool:
+        """Whether the data file is still the one at its path."""
+        try:
+            return os.path.samestat(self._status, self.path.stat())
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Close the environment; no thread may be reading."""

@@ -29,6 +29,7 @@ from tiered.journal import CLOSE_BYTES, Journal
 from tiered.maintenance import MAINTENANCE, TICK_SECONDS_MAX
 from tiered.recovery import Plan
 from tiered.schedule import is_due
+from tiered.tiers import Pinning
 from tiered.writing import UNSET, Writing
 
 LOG = logging.getLogger("tiered")
@@ -61,6 +62,11 @@ class Engine(Writing):
         """Have the maintenance thread tick this engine from now on."""
         if not self._number:
             self._number = MAINTENANCE.serve(self)
+
+    def keep_view(self, view: Pinning) -> None:
+        """Note a view, which is ended when it is too old."""
+        self.serve()
+        super().keep_view(view)
 
     def _begin_segment(self, size: int) -> None:
         self.serve()
@@ -212,34 +218,6 @@ class Engine(Writing):
     def disk_bytes(self) -> int:
         """Bytes that the store's files take on the disk."""
         return files.disk_bytes(self.directory)
-
-    def follow(self) -> None:
-        """A read-only handle: look for a newer checkpoint, and forget what it may have changed."""
-        current = self.cold.transaction_id()
-        # One marked as moved gets no more transactions, and its successor is named a moment later.
-        if current == self.transaction_id and not self.state.moved:
-            return
-        with self.lock:
-            self.transaction_id = current
-            self.state = self.cold.state()
-            if self.state.moved:
-                self._follow_move()
-            self.clock.advance(self.state.time_ms)
-            self.generation += 1
-            self.hot.clear()
-
-    def _follow_move(self) -> None:
-        live = files.read_current(self.directory)
-        if live is None or files.cold_path(self.directory, live) == self.cold.directory:
-            return
-        try:
-            self.cold = Cold(files.cold_path(self.directory, live), readonly=True)
-        except StoreError:
-            if files.read_current(self.directory) == live:
-                raise
-            return  # Compacted once more meanwhile: the next look finds that one.
-        self.state = self.cold.state()
-        self.transaction_id = self.cold.transaction_id()
 
     # The end
 

@@ -4,7 +4,7 @@
     ├── StoreError                  the store as a whole; carries `path`
     │   ├── NotAStoreError          the path is a file, or a directory without a store in it
     │   ├── FormatError             written by a newer version than this one
-    │   ├── LockedError             another process (or handle) has it open for writing
+    │   ├── LockedError             another process has it open for writing, or a handle is in the way
     │   ├── ForkedError             a handle used in a forked child
     │   ├── ClosedError             a handle used after close()
     │   ├── ReadOnlyError           a write through a read-only handle, or to a read-only medium
@@ -55,7 +55,7 @@ class FormatError(StoreError):
 
 
 class LockedError(StoreError):
-    """Another process or handle has the store open for writing."""
+    """Another process has the store open for writing, or a handle of this one stands in the way."""
 
 
 class ForkedError(StoreError):

@@ -9,7 +9,7 @@
 
 Locks are `flock` locks: they belong to the open file, so that copying a store's files
 inside the program does not drop them, as it would with `fcntl` locks.  A forked child
-inherits the open file; the after-fork hook of `store` closes it there.
+inherits the open file; the after-fork hook of `maintenance` closes it there.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import shutil
 import socket
 import sys
 import time
+import weakref
 from pathlib import Path
 
 from tiered.errors import LockedError, StoreFullError
@@ -34,6 +35,7 @@ NETWORK_FILESYSTEMS = frozenset(
     ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "afs", "beegfs", "fuse.sshfs")
 )
 _RESERVING_FILESYSTEMS = frozenset(("ext4", "xfs", "tmpfs"))
+TOO_MANY_FILES = "too many open files; close some, or raise the limit (ulimit -n, or resource.RLIMIT_NOFILE)"
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
@@ -189,6 +191,9 @@ def reserves_space(path: Path) -> bool:
     return filesystem_type(path) in _RESERVING_FILESYSTEMS
 
 
+_held: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
 class FileLock:
     """An exclusive lock on a file which says who holds it."""
 
@@ -202,6 +207,7 @@ class FileLock:
         import fcntl  # Not at the top: importing the package works on systems that a store cannot.
 
         # Kept at once: whoever is interrupted from here on lets go of it when this object goes.
+        _held.add(self)
         self._fd = fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             limit = time.monotonic() + timeout_seconds
@@ -230,6 +236,13 @@ class FileLock:
             who = "another process"
         return f"open for writing by {who}; close it there, or open with flag='r'"
 
+    def in_place(self) -> bool:
+        """Whether the file that is locked is still the one at its path."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.stat(self.path))
+        except OSError:
+            return False
+
     def release(self) -> None:
         """Give the lock up, also where a forked child still has the file open."""
         if self._fd >= 0:
@@ -249,6 +262,12 @@ class FileLock:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
+
+
+def abandon_locks() -> None:
+    """In a forked child: let go of what the parent has locked, whichever of its threads was about to use it."""
+    for lock in list(_held):
+        lock.abandon()
 
 
 def remove_cold(directory: Path, number: int) -> None:

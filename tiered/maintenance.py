@@ -19,6 +19,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING
 
+from tiered import files
 from tiered.helper import Event, HelperProcess, can_start
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ class Maintenance:
     def disown(self) -> None:
         """In a forked child: nothing of the parent's thread and helper is ours."""
         engines = list(self._open)
+        files.abandon_locks()
         if self._process is not None:
             self._process.disown()
         if self._wake is not None:

@@ -36,15 +36,10 @@ UNFINISHED_BYTES_MAX = 1 << 16
 FLAGS = {"c": "create if missing", "w": "existing", "r": "existing, read-only", "n": "always new"}
 
 
-def open_engine(
-    path: str | os.PathLike[str],
-    flag: str,
-    explicit: Mapping[str, object],
-    lock_timeout: float,
-    allow_network: bool,
-    clock: Clock,
-) -> Engine:
-    """The engine of the store at `path`.  Raises the errors of `errors` and nothing else."""
+def check_arguments(
+    path: str | os.PathLike[str], flag: str, explicit: Mapping[str, object], lock_timeout: float
+) -> Path:
+    """Refuse wrong arguments before anything is touched; the store's directory."""
     if flag not in FLAGS:
         raise ConfigError(f"flag={flag!r} is not one of {', '.join(f'{f!r} ({text})' for f, text in FLAGS.items())}")
     if isinstance(lock_timeout, bool) or not isinstance(lock_timeout, (int, float)) or not lock_timeout >= 0:
@@ -55,7 +50,20 @@ def open_engine(
     directory = Path(os.path.abspath(name))
     if sys.platform == "win32":
         raise UnsupportedError(directory, "Windows is not supported: the journal and the locks need a POSIX system")
-    settings = Settings.resolve(explicit, {})  # Wrong arguments are refused before anything is touched.
+    Settings.resolve(explicit, {})
+    return directory
+
+
+def open_engine(
+    directory: Path,
+    flag: str,
+    explicit: Mapping[str, object],
+    lock_timeout: float,
+    allow_network: bool,
+    clock: Clock,
+) -> Engine:
+    """The engine of the store in a directory.  Raises the errors of `errors` and nothing else."""
+    settings = Settings.resolve(explicit, {})
     try:
         _check_path(directory, flag)
         if not allow_network and (kind := files.filesystem_type(_existing(directory))) in files.NETWORK_FILESYSTEMS:
@@ -74,6 +82,8 @@ def open_engine(
             raise StoreFullError(directory, "the disk is full; free some space") from None
         if error.errno == errno.EROFS:
             raise ReadOnlyError(directory, "the file system is read-only; open with flag='r'") from None
+        if error.errno == errno.EMFILE:
+            raise StoreError(directory, files.TOO_MANY_FILES) from None
         raise StoreError(error.filename or directory, f"{error.strerror or error}") from error
 
 

@@ -118,7 +118,7 @@ def state_name(engine: Engine) -> str:
         return "poisoned"
     if engine.full or engine.capped:
         return "full"
-    return "read-only" if engine.journal is None else "open"
+    return "read-only" if engine.readonly else "open"
 
 
 def stats_of(engine: Engine, records: int, hits: int) -> Stats:

@@ -2,8 +2,8 @@
 
 A hit takes no lock.  It is one lookup in the hot tier's table and one move in its
 order, each atomic in CPython with its interpreter lock; where the entry leaves between the
-two, the value is simply read again from below.  Closing and forking empty the table, so that every
-later call comes to the engine, which knows.
+two, the value is simply read again from below.  Closing and forking take the table away (`handles`), so that
+every later call comes to the engine, or to what stands in for it.
 """
 
 from __future__ import annotations
@@ -11,24 +11,20 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
-import sys
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from itertools import islice
-from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from tiered import codec, keys, ranges, record
 from tiered.check import Finding, check_engine
 from tiered.clock import Clock
 from tiered.config import SETTINGS, setting_named
-from tiered.engine import Engine
 from tiered.errors import ConfigError
+from tiered.handles import TEMPORARY, Ended, Handle, Inherited
 from tiered.hot import Expiring, Packed, cost, entry_of, value_of
 from tiered.journal import Dirty, record_bytes
 from tiered.moment import passing
-from tiered.opening import open_engine
 from tiered.stats import Explanation, MemoryStats, Stats, memory_stats_of, state_name, stats_of
 from tiered.sub import Sub
 from tiered.tiers import Where
@@ -47,24 +43,17 @@ _DECODE = codec.DECODERS[codec.MSGPACK]
 _PLAIN = codec.PLAIN_TYPES
 _RECORD_BYTES = record_bytes(b"", b"")
 CHUNK_RECORDS = 1000
+COMPLETIONS_MAX = 100
 _COMPRESSIONS = {0: "none", 1: "zstd", 2: "zlib"}
 
 
-class Store(RangedMapping[K, V], MutableMapping[K, V]):
+class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
     """A mapping larger than memory that survives restarts; made by `tiered.open`.
 
     Keys are `str`, `bytes`, `int` and tuples of them.  Any number of threads may use one
     store.  Every method may raise `ClosedError`, `ForkedError`, `CorruptionError`; every
     method that writes also `ReadOnlyError`, `PoisonedError`, `StoreFullError`.
     """
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._table = engine.hot.table
-        self._hit = engine.hot.hit
-        self._hits = 0
-        self._lock = engine.lock
-        self._owned = engine.owned
 
     # Reading
 
@@ -479,6 +468,8 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
     def _iterate(self, bounds: ranges.Range, what: str) -> Iterator[Any]:
         engine = self._engine
         for encoded, found in ranges.items(ranges.live(engine), bounds, what != "keys"):
+            if self._engine is not engine:
+                self._engine.check_readable()  # The handle was closed meanwhile, though its engine may not be.
             yield ranges.shown(engine, encoded, found, what)
 
     # Many operations, one moment
@@ -535,27 +526,6 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
         Needs room for the new copy beside the old one.
         """
         self._engine.compact()
-
-    def close(self) -> None:
-        """Checkpoint what is dirty and let go of the files.  Again is allowed and does nothing.
-
-        Raises what kept the last checkpoint from being made; the journal holds its records then.
-        """
-        self._engine.close()
-
-    def __enter__(self) -> Store[K, V]:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        engine = getattr(self, "_engine", None)
-        if engine is not None and not engine.closed and not engine.forked and not sys.is_finalizing():
-            warnings.warn(f"unclosed store {engine.directory}", ResourceWarning, source=self, stacklevel=2)
-            engine.close()
 
     # Looking inside
 
@@ -637,18 +607,20 @@ class Store(RangedMapping[K, V], MutableMapping[K, V]):
 
     def __repr__(self) -> str:
         engine = self._engine
+        if isinstance(engine, (Ended, Inherited)):
+            return f"<tiered.Store {self.path!r} {engine.word}>"
         return (
             f"<tiered.Store {str(engine.directory)!r} {state_name(engine)}: "
             f"{engine.state.records:,} records checkpointed, "
             f"{sum(len(buffer.positions) for buffer in engine.buffers):,} dirty, {engine.hot.used_bytes:,} bytes hot>"
         )
 
-    def __reduce__(self) -> Any:
-        raise TypeError(f"a Store cannot be pickled; open {self.path!r} again where it is needed, with flag='r'")
+    def _ipython_key_completions_(self) -> list[K]:
+        return list(islice(self, COMPLETIONS_MAX))
 
 
 def open(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] = TEMPORARY,
     flag: str = "c",
     *,
     lock_timeout: float = 0.0,
@@ -656,16 +628,17 @@ def open(
     clock: Clock | None = None,
     **settings: Any,
 ) -> Store[Any, Any]:
-    """Open the store in the directory `path`.
+    """Open the store in the directory `path`; without one, a temporary store, removed when it is closed.
 
     `flag` is as in `dbm`: "c" create if missing, "w" existing, "r" existing and
     read-only beside any writer, "n" always new.  `settings` are those of `config`:
     memory, eviction, durability, save, compression, default_ttl, disk, helper.  One
     process at a time may have a store open for writing; others get `LockedError`,
-    after `lock_timeout` seconds.
+    after `lock_timeout` seconds.  Opened again in the same process, it is another handle on
+    the same engine, and settings that differ from those in force are a `ConfigError`.
 
     Raises `NotAStoreError`, `LockedError`, `CorruptionError`, `FormatError`,
     `ReadOnlyError`, `UnsupportedError`, `ConfigError`.  Opens in a few milliseconds,
     more if a crashed program left a journal to be applied.
     """
-    return Store(open_engine(path, flag, settings, lock_timeout, allow_network, clock or Clock()))
+    return Store(path, flag, settings, lock_timeout, allow_network, clock)

@@ -114,6 +114,7 @@ class Tiers:
         self.time_sent_ms = 0  # Told to nobody yet: whoever knew it may have left with more to expire.
         self.cold_used_bytes = cold.used_bytes()
         self.transaction_id = cold.transaction_id()
+        self.readonly = journal is None
         self.closed = False
         self.forked = False
         self.poisoned = ""
@@ -157,12 +158,22 @@ class Tiers:
     def check_readable(self) -> None:
         """Raise `ClosedError` or `ForkedError`, or an error kept from the background."""
         if self.forked:
-            raise ForkedError(self.directory, "opened before fork; call tiered.open() again in the child")
+            raise ForkedError(
+                self.directory,
+                "opened for writing before fork; in the child, open it again with tiered.open(path, flag='r'), "
+                "or for writing once the parent has closed it",
+            )
         if self.closed:
             raise ClosedError(self.directory, "the store is closed")
         if self._background is not None:
             error, self._background = self._background, None
             raise error
+
+    def in_place(self) -> bool:
+        """Whether the files that are open are those at the path: a directory may be removed and made anew."""
+        if self._lock_file is not None:
+            return self._lock_file.in_place()
+        return self.cold.in_place() or self.cold.state().moved
 
     def dirty(self, stored_key: bytes) -> Where:
         """Buffer and position of a key's latest record, negative if deleted; None if only the cold tier can know."""
@@ -265,6 +276,34 @@ class Tiers:
                     self.hot.put(keys.canonical(key), entry, deadline)
             self.counters.promotions += len(kept)
 
+    def follow(self) -> None:
+        """A read-only handle: look for a newer checkpoint, and forget what it may have changed."""
+        current = self.cold.transaction_id()
+        # One marked as moved gets no more transactions, and its successor is named a moment later.
+        if current == self.transaction_id and not self.state.moved:
+            return
+        with self.lock:
+            self.transaction_id = current
+            self.state = self.cold.state()
+            if self.state.moved:
+                self._follow_move()
+            self.clock.advance(self.state.time_ms)
+            self.generation += 1
+            self.hot.clear()
+
+    def _follow_move(self) -> None:
+        live = files.read_current(self.directory)
+        if live is None or files.cold_path(self.directory, live) == self.cold.directory:
+            return
+        try:
+            self.cold = Cold(files.cold_path(self.directory, live), readonly=True)
+        except StoreError:
+            if files.read_current(self.directory) == live:
+                raise
+            return  # Compacted once more meanwhile: the next look finds that one.
+        self.state = self.cold.state()
+        self.transaction_id = self.cold.transaction_id()
+
     def _load_dictionary(self, number: int) -> bytes:
         with self.cold.read() as reader:
             return reader.dictionary(number)
@@ -305,6 +344,14 @@ class Tiers:
         self.hot.budget_bytes = max(memory // HOT_SHARE_MIN, memory - self._buffer_bytes - pinned)
         if self.hot.used_bytes > self.hot.budget_bytes:
             self.hot.shrink()
+
+    def keep_view(self, view: Pinning) -> None:
+        """Note a view, as long as it is referred to."""
+        self.views = [*self.views, weakref.ref(view)]
+
+    def drop_view(self, view: Pinning) -> None:
+        """Forget a view, and those that were collected."""
+        self.views = [kept for kept in self.views if (other := kept()) is not None and other is not view]
 
     def open_views(self) -> list[Pinning]:
         """The views that are open, oldest first."""

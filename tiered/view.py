@@ -15,7 +15,6 @@ one at a time does.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -54,8 +53,7 @@ class View(RangedMapping[K, V]):
         with engine.lock:
             self._opened_at = engine.clock.monotonic()
             self._moment = Moment(engine, stays=True)
-            engine.serve()  # Which ends it when it is too old.
-            engine.views = [*engine.views, weakref.ref(self)]
+            engine.keep_view(self)
 
     @property
     def buffers(self) -> tuple[WriteBuffer, ...]:
@@ -77,8 +75,7 @@ class View(RangedMapping[K, V]):
             if not self._ended and not self._forked:
                 self._ended = reason
                 self._moment.close()
-                views = self._engine.views
-                self._engine.views = [kept for kept in views if (view := kept()) is not None and view is not self]
+                self._engine.drop_view(self)
 
     def abandon(self) -> None:
         """In a forked child: every read raises `ForkedError`."""
