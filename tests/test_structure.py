@@ -34,7 +34,7 @@ LAYERS = [
     ["sub"],
     ["transaction", "view"],
     ["store"],
-    ["__init__"],
+    ["__init__", "aio"],
 ]
 IMPORTERS = {
     "lmdb": {"cold", "helper"},  # The helper only looks where the package is.

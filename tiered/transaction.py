@@ -419,6 +419,11 @@ def edited(engine: Engine, key: Any, default: Any) -> Iterator[Any]:
         yield value
 
 
+def backoff_seconds(attempt: int) -> float:
+    """How long to wait after a conflict; jittered, so that those who met do not meet again."""
+    return random.uniform(0, _BACKOFF_SECONDS * min(2**attempt, 64))
+
+
 def transacted(engine: Engine, run: Callable[[Transaction[K, V]], T], attempts: int) -> T:
     """What `Store.transact` does."""
     for attempt in range(attempts):
@@ -429,6 +434,5 @@ def transacted(engine: Engine, run: Callable[[Transaction[K, V]], T], attempts: 
         except ConflictError:
             if attempt == attempts - 1:
                 raise
-            # Jittered, so that those who met do not meet again.
-            time.sleep(random.uniform(0, _BACKOFF_SECONDS * min(2**attempt, 64)))
+            time.sleep(backoff_seconds(attempt))
     raise ValueError(f"attempts={attempts!r} is not a number from 1 on")
