@@ -41,7 +41,7 @@ from tiered.store import Store
 from tiered.sub import Sub, SubView
 from tiered.transaction import ATTEMPTS, Transaction, backoff_seconds
 from tiered.view import AGE_SECONDS_MAX, View
-from tiered.views import RangedMapping
+from tiered.views import ONE, Pairs, RangedMapping
 from tiered.writing import UNSET
 
 K = TypeVar("K")
@@ -200,7 +200,7 @@ class AsyncMutableMapping(AsyncMapping[K, V]):
         value = self._at_once(key)
         return cast(V, value) if value is not UNSET else await self._run(self._mapping.setdefault, key, default)
 
-    async def incr(self, key: K, by: Any = 1) -> Any:
+    async def incr(self, key: K, by: V = ONE) -> V:
         return await self._run(self._mapping.incr, key, by)
 
     async def touch(self, key: K, ttl: float | None) -> bool:
@@ -215,14 +215,14 @@ class AsyncMutableMapping(AsyncMapping[K, V]):
     async def delete_many(self, unwanted: Iterable[K]) -> int:
         return await self._run(self._mapping.delete_many, unwanted)
 
-    async def update(self, other: Any = (), /, **named: Any) -> None:
+    async def update(self, other: Pairs[K, V] = (), /, **named: V) -> None:
         await self._run(self._mapping.update, other, **named)
 
     async def clear(self) -> None:
         await self._run(self._mapping.clear)
 
     @asynccontextmanager
-    async def edit(self, key: K, default: Any = UNSET) -> AsyncIterator[Any]:
+    async def edit(self, key: K, default: V = UNSET) -> AsyncIterator[V]:
         context = self._mapping.edit(key, default)
         value = await _finished(context.__enter__)
         try:
