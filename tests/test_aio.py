@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 import threading
 import time
@@ -398,7 +399,7 @@ def test_hits_and_writes_that_find_room_use_no_thread(opened: Opened, in_threads
                 assert await store.contains(key)
                 assert await store.setdefault(key, 2) == value
             assert await store.get("expiring") == [1]
-            del in_threads[:]
+            assert in_threads == []
             async with store.transaction() as txn:
                 await txn.set("t", 1)
                 assert (await txn.get("t"), await txn.get("str")) == (1, "x")
@@ -422,7 +423,8 @@ def test_a_cold_read_and_a_write_without_room_use_a_thread(opened: Opened, in_th
             await store.config_set("durability", "always")
             in_threads.clear()
             await store.set("k", 2)
-            assert len(in_threads) == 1
+            await store.set("k", 3)  # There is room, but it waits for the disk.
+            assert len(in_threads) == 2
 
     asyncio.run(main())
 
@@ -478,6 +480,20 @@ def test_hits_count_in_the_stats(opened: Opened) -> None:
             for _ in range(3):
                 await store.get("k")
             assert (await store.stats()).hits == before + 3
+
+    asyncio.run(main())
+
+
+def test_threads_see_the_context_variables_of_their_task(opened: Opened) -> None:
+    who: contextvars.ContextVar[str] = contextvars.ContextVar("who", default="nobody")
+
+    async def main() -> None:
+        async with opened() as store:
+            who.set("main")
+            await store.set_many((key, who.get()) for key in "ab")
+            async with store.transaction() as txn:
+                await txn.set_many((key, who.get()) for key in "cd")
+            assert await store.get_many("abcd") == dict.fromkeys("abcd", "main")
 
     asyncio.run(main())
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import os
 import time
@@ -55,7 +56,8 @@ _FETCH_SECONDS = 0.005
 
 async def _finished(call: Callable[..., T], /, *args: Any, **named: Any) -> T:
     """What `call` gives in a thread; a cancellation is raised when it has ended."""
-    future = asyncio.get_running_loop().run_in_executor(None, partial(call, *args, **named))
+    run = partial(contextvars.copy_context().run, call, *args, **named)
+    future = asyncio.get_running_loop().run_in_executor(None, run)
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
