@@ -36,7 +36,7 @@ LAYERS = [
     ["handles", "sub"],
     ["transaction", "view"],
     ["store"],
-    ["__init__"],
+    ["__init__", "aio"],
 ]
 IMPORTERS = {
     "lmdb": {"cold", "environment", "helper"},  # The helper only looks where the package is.

@@ -18,8 +18,6 @@ import errno
 import json
 import os
 import re
-import shutil
-import socket
 import sys
 import time
 import weakref
@@ -219,7 +217,7 @@ class FileLock:
                     if time.monotonic() >= limit:
                         raise LockedError(self.path.parent, self._describe(fd)) from None
                     time.sleep(0.005)
-            holder = {"host": socket.gethostname(), "pid": os.getpid(), "command": " ".join(sys.orig_argv)[:200]}
+            holder = {"host": os.uname().nodename, "pid": os.getpid(), "command": " ".join(sys.orig_argv)[:200]}
             holder["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
             os.ftruncate(fd, 0)
             os.pwrite(fd, json.dumps(holder).encode(), 0)
@@ -272,7 +270,14 @@ def abandon_locks() -> None:
 
 def remove_cold(directory: Path, number: int) -> None:
     """Remove a cold tier that is not the live one; processes that still read it keep their mapping."""
-    shutil.rmtree(cold_path(directory, number), ignore_errors=True)
+    remove_tree(cold_path(directory, number), ignore_errors=True)
+
+
+def remove_tree(directory: Path, ignore_errors: bool = False) -> None:
+    """Remove a directory and what is in it."""
+    import shutil  # Takes time, with the compression modules that it imports.
+
+    shutil.rmtree(directory, ignore_errors=ignore_errors)
 
 
 def disk_bytes(directory: Path) -> int:

@@ -34,7 +34,6 @@ import os
 import resource
 import select
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Generator
 from dataclasses import asdict
@@ -275,6 +274,8 @@ class HelperProcess:
     """The program's end of the pipes."""
 
     def __init__(self) -> None:
+        import subprocess  # Takes time, which a program that starts no helper does not spend.
+
         roots = {str(Path(str(module.__file__)).resolve().parents[1]) for module in (lmdb, msgpack, zstandard)}
         roots.add(str(Path(__file__).resolve().parents[1]))
         # Raises OSError where no process may be started; the caller then works inline.

@@ -43,7 +43,6 @@ key compares the full encoding, which is in the record.
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from operator import index
 from typing import Any, TypeAlias
 
@@ -140,6 +139,8 @@ def stored(encoded: bytes) -> bytes:
     """The form of an encoded key that the cold tier uses: itself, or a head and a digest."""
     if len(encoded) <= STORED_BYTES_EXACT:
         return encoded
+    from hashlib import blake2b  # Takes time, with OpenSSL; few programs have such keys.
+
     head = encoded[:_HEAD_BYTES].ljust(_HEAD_BYTES, b"\x00")
     return head + blake2b(encoded, digest_size=_DIGEST_BYTES).digest()
 

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -206,7 +205,7 @@ def _remove_contents(directory: Path) -> None:
     for number in files.segment_numbers(directory):
         files.segment_path(directory, number).unlink()
     for number in files.cold_numbers(directory):
-        shutil.rmtree(files.cold_path(directory, number))
+        files.remove_tree(files.cold_path(directory, number))
 
 
 def _recover(directory: Path, cold: Cold, explicit: Mapping[str, object], lock: files.FileLock, clock: Clock) -> Engine:

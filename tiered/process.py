@@ -1,11 +1,11 @@
 """What the operating system says of this process, and gives back to it.
 
-Every figure is 0 where the system does not tell (anything but Linux).
+Every figure is 0 where the system does not tell (anything but Linux).  `ctypes` is imported where
+it is used, long after the start of a program.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -33,6 +33,8 @@ def written_bytes() -> int:
 
 @lru_cache(maxsize=1)
 def _malloc_trim() -> Callable[[int], int] | None:
+    import ctypes
+
     try:
         trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError):
@@ -49,4 +51,6 @@ def trim_heap() -> None:
 
 def keep_for_ever(kept: object) -> None:
     """Never let go of an object, not even when the interpreter ends."""
+    import ctypes
+
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))

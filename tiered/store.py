@@ -14,7 +14,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from itertools import islice
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, overload
 
 from tiered import codec, keys, ranges, record
 from tiered.check import Finding, check_engine
@@ -30,7 +30,7 @@ from tiered.sub import Sub
 from tiered.tiers import Where
 from tiered.transaction import ATTEMPTS, Transaction, added, edited, transacted
 from tiered.view import AGE_SECONDS_MAX, View
-from tiered.views import RangedMapping
+from tiered.views import ONE, Pairs, RangedMapping, pairs_of
 from tiered.writing import UNSET, Batch, Change
 
 K = TypeVar("K")
@@ -85,6 +85,10 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
                     engine.counters.expired_hot += 1
         return self._load(key, default)
 
+    @overload
+    def get(self, key: K) -> V | None: ...
+    @overload
+    def get(self, key: K, default: V | T) -> V | T: ...
     def get(self, key: K, default: Any = None) -> Any:
         """The value under `key`, or `default`."""
         # Not by the KeyError of a missing key: reading a registered type may raise one of its own.
@@ -275,6 +279,10 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
         engine.acknowledged(sequence)
         return found
 
+    @overload
+    def pop(self, key: K) -> V: ...
+    @overload
+    def pop(self, key: K, default: V | T) -> V | T: ...
     def pop(self, key: K, default: Any = _UNSET) -> Any:
         """Remove a key and return its value, atomically; `default` if it is absent, else KeyError."""
         engine = self._engine
@@ -303,6 +311,10 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
             if value is not _MISSING:
                 return last, value
 
+    @overload
+    def setdefault(self: Store[K, T | None], key: K, default: None = None) -> T | None: ...
+    @overload
+    def setdefault(self, key: K, default: V) -> V: ...
     def setdefault(self, key: K, default: Any = None) -> Any:
         """The value under `key`, which is `default` from now on if there was none; atomic."""
         value = self.get(key, _MISSING)
@@ -338,7 +350,7 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
         assert found is not None
         return engine.value_of(keys.stored(encoded), found)
 
-    def incr(self, key: K, by: Any = 1) -> Any:
+    def incr(self, key: K, by: V = ONE) -> V:
         """Add `by` to a number, 0 if absent, atomically; returns the sum.  Keeps the time to live.
 
         Raises `TypeError` if the value there is not an int or float.
@@ -348,7 +360,7 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
             number, payload = codec.encode(added(found, key, by))
             return number, payload, self._engine.deadline_after(_UNSET) if found is None else found.deadline
 
-        return self._change(key, add)
+        return self._change(key, add)  # type: ignore[no-any-return]
 
     def touch(self, key: K, ttl: float | None) -> bool:
         """Give a key another time to live, in seconds from now, None for ever; False if it is absent."""
@@ -437,16 +449,13 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
             engine.acknowledged(sequence)
         return removed
 
-    def update(self, other: Any = (), /, **named: Any) -> None:
+    def update(self, other: Pairs[K, V] = (), /, **named: V) -> None:
         """Write all of a mapping, of an iterable of pairs, and of keyword arguments; in chunks as `set_many`."""
-        pairs = other
-        if hasattr(other, "keys") and not isinstance(other, Mapping):
-            pairs = ((key, other[key]) for key in other.keys())  # noqa: SIM118
-        self.set_many(pairs)
+        self.set_many(pairs_of(other))
         if named:
             self.set_many(cast("dict[K, V]", named))
 
-    def __ior__(self, other: Any) -> Store[K, V]:
+    def __ior__(self, other: Pairs[K, V]) -> Store[K, V]:
         self.update(other)
         return self
 
@@ -488,7 +497,7 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
         """
         return transacted(self._engine, run, attempts)
 
-    def edit(self, key: K, default: Any = _UNSET) -> contextlib.AbstractContextManager[Any]:
+    def edit(self, key: K, default: V = _UNSET) -> contextlib.AbstractContextManager[V]:
         """A value to be changed in place in a `with` block, written back at its end if it changed, keeping its TTL.
 
         `default` is stored and given if the key is absent, else KeyError.  `ConflictError`

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from tiered import keys
 from tiered.ranges import Range
-from tiered.views import RangedMapping
+from tiered.views import ONE, Pairs, RangedMapping, pairs_of
 from tiered.writing import UNSET
 
 K = TypeVar("K")
@@ -88,9 +88,9 @@ class SubView(RangedMapping[K, V]):
         """Seconds left to live, None for ever.  KeyError if the key is absent."""
         return self._whole.ttl(self._full(key))  # type: ignore[no-any-return]
 
-    def sub(self, *prefix: Any) -> Any:
+    def sub(self, *prefix: Any) -> SubView[Any, V]:
         """A sub-store of this one."""
-        return type(self)(self._whole, (*self._prefix, *prefix) if prefix else ())
+        return SubView(self._whole, (*self._prefix, *prefix) if prefix else ())
 
     def __repr__(self) -> str:
         return f"<tiered.{type(self).__name__} {self._prefix!r} of {self._whole!r}>"
@@ -102,6 +102,10 @@ class Sub(SubView[K, V], MutableMapping[K, V]):
     def __setitem__(self, key: K, value: V) -> None:
         self._whole[self._full(key)] = value
 
+    def sub(self, *prefix: Any) -> Sub[Any, V]:
+        """A sub-store of this one."""
+        return Sub(self._whole, (*self._prefix, *prefix) if prefix else ())
+
     def set(self, key: K, value: V, ttl: float | None = UNSET) -> None:
         """Write a value, as `Store.set`."""
         self._whole.set(self._full(key), value, ttl)
@@ -112,6 +116,10 @@ class Sub(SubView[K, V], MutableMapping[K, V]):
         except KeyError:
             raise KeyError(key) from None
 
+    @overload
+    def pop(self, key: K) -> V: ...
+    @overload
+    def pop(self, key: K, default: V | T) -> V | T: ...
     def pop(self, key: K, default: Any = UNSET) -> Any:
         """Remove a key and return its value, atomically; `default` if it is absent, else KeyError."""
         value = self._whole.pop(self._full(key), _MISSING)
@@ -129,6 +137,10 @@ class Sub(SubView[K, V], MutableMapping[K, V]):
                 return key, value
         raise KeyError("popitem(): there is nothing")
 
+    @overload
+    def setdefault(self: Sub[K, T | None], key: K, default: None = None) -> T | None: ...
+    @overload
+    def setdefault(self, key: K, default: V) -> V: ...
     def setdefault(self, key: K, default: Any = None) -> Any:
         """The value under `key`, which is `default` from now on if there was none; atomic."""
         return self._whole.setdefault(self._full(key), default)
@@ -138,15 +150,13 @@ class Sub(SubView[K, V], MutableMapping[K, V]):
         items = pairs.items() if isinstance(pairs, Mapping) else pairs
         self._whole.set_many(((self._full(key), value) for key, value in items), ttl)
 
-    def update(self, other: Any = (), /, **named: Any) -> None:
+    def update(self, other: Pairs[K, V] = (), /, **named: V) -> None:
         """Write all of a mapping, of an iterable of pairs, and of keyword arguments; as `Store.update`."""
-        if hasattr(other, "keys") and not isinstance(other, Mapping):
-            other = ((key, other[key]) for key in other.keys())  # noqa: SIM118
-        self.set_many(other)
+        self.set_many(pairs_of(other))
         if named:
             self.set_many(named)  # type: ignore[arg-type]
 
-    def __ior__(self, other: Any) -> Sub[K, V]:
+    def __ior__(self, other: Pairs[K, V]) -> Sub[K, V]:
         self.update(other)
         return self
 
@@ -158,9 +168,9 @@ class Sub(SubView[K, V], MutableMapping[K, V]):
         """Delete every key of this part, in chunks as `Store.delete_many`."""
         self.delete_many(self.keys())
 
-    def incr(self, key: K, by: Any = 1) -> Any:
+    def incr(self, key: K, by: V = ONE) -> V:
         """As `Store.incr`."""
-        return self._whole.incr(self._full(key), by)
+        return self._whole.incr(self._full(key), by)  # type: ignore[no-any-return]
 
     def touch(self, key: K, ttl: float | None) -> bool:
         """As `Store.touch`."""
@@ -170,7 +180,7 @@ class Sub(SubView[K, V], MutableMapping[K, V]):
         """As `Store.persist`."""
         return bool(self._whole.persist(self._full(key)))
 
-    def edit(self, key: K, default: Any = UNSET) -> contextlib.AbstractContextManager[Any]:
+    def edit(self, key: K, default: V = UNSET) -> contextlib.AbstractContextManager[V]:
         """As `Store.edit`."""
         return self._whole.edit(self._full(key), default)  # type: ignore[no-any-return]
 
@@ -184,7 +194,7 @@ class Sub(SubView[K, V], MutableMapping[K, V]):
         """As `Store.transact`; `run` is called with this part within a transaction."""
         return self._whole.transact(lambda txn: run(Sub(txn, self._prefix)), *attempts)  # type: ignore[no-any-return]
 
-    def view(self, *max_age: float) -> Any:
+    def view(self, *max_age: float) -> contextlib.AbstractContextManager[SubView[K, V]]:
         """This part at this moment, as `Store.view`; a context manager."""
         return _closing(self._whole.view(*max_age), self._prefix)
 

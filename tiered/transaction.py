@@ -35,7 +35,7 @@ from tiered.hot import Expiring, entry_of, value_of
 from tiered.journal import Dirty
 from tiered.moment import passing
 from tiered.sub import Sub
-from tiered.views import RangedMapping
+from tiered.views import ONE, RangedMapping
 from tiered.writing import UNSET, Change
 
 K = TypeVar("K")
@@ -286,26 +286,26 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
             return key, value
         raise KeyError("popitem(): there is nothing")
 
-    def incr(self, key: K, by: Any = 1) -> Any:
+    def incr(self, key: K, by: V = ONE) -> V:
         """Add `by` to a number, 0 if absent; returns the sum.  Keeps the time to live."""
         encoded = keys.encode(key)
         found = self._find(encoded)
-        value = added(found, key, by)
+        value: V = added(found, key, by)
         self._put(key, value, found.deadline if found is not None else self._engine.deadline_after(UNSET))
         return value
 
     @contextlib.contextmanager
-    def edit(self, key: K, default: Any = UNSET) -> Iterator[Any]:
+    def edit(self, key: K, default: V = UNSET) -> Iterator[V]:
         """A value to be changed in place, as `Store.edit`."""
         found = self._find(keys.encode(key))
         if found is None and default is UNSET:
             raise KeyError(key)
         number, payload = (found.codec, found.payload) if found is not None else codec.encode(default)
-        value = codec.decode(number, payload)
+        value: Any = codec.decode(number, payload)
         if value.__class__ in _FIXED:
             raise TypeError(f"edit() changes a value in place, which {type(value).__name__} does not allow: assign it")
         if is_array(value):
-            value = cast(Any, value).copy()  # As it comes from the store it is read-only.
+            value = value.copy()  # As it comes from the store it is read-only.
         yield value
         if found is None or codec.encode(value) != (number, payload):
             self._put(key, value, found.deadline if found is not None else self._engine.deadline_after(UNSET))
@@ -419,6 +419,11 @@ def edited(engine: Engine, key: Any, default: Any) -> Iterator[Any]:
         yield value
 
 
+def backoff_seconds(attempt: int) -> float:
+    """How long to wait after a conflict; jittered, so that those who met do not meet again."""
+    return random.uniform(0, _BACKOFF_SECONDS * min(2**attempt, 64))
+
+
 def transacted(engine: Engine, run: Callable[[Transaction[K, V]], T], attempts: int) -> T:
     """What `Store.transact` does."""
     for attempt in range(attempts):
@@ -429,6 +434,5 @@ def transacted(engine: Engine, run: Callable[[Transaction[K, V]], T], attempts: 
         except ConflictError:
             if attempt == attempts - 1:
                 raise
-            # Jittered, so that those who met do not meet again.
-            time.sleep(random.uniform(0, _BACKOFF_SECONDS * min(2**attempt, 64)))
+            time.sleep(backoff_seconds(attempt))
     raise ValueError(f"attempts={attempts!r} is not a number from 1 on")

@@ -6,17 +6,32 @@ The views hold no data and are live, as those of a dict; each iteration is one o
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
 
 from tiered import keys
 from tiered.ranges import Range
 
+if TYPE_CHECKING:
+    from _typeshed import SupportsKeysAndGetItem
+
 K = TypeVar("K")
 V = TypeVar("V")
+T = TypeVar("T")
+ONE: Any = 1
+Pairs: TypeAlias = "SupportsKeysAndGetItem[K, V] | Iterable[tuple[K, V]]"
+"""What `update` takes."""
 _MISSING: Any = object()
 _COMPLETIONS_MAX = 100
+
+
+def pairs_of(given: Pairs[K, V]) -> Mapping[K, V] | Iterable[tuple[K, V]]:
+    """What `update` was given, as `set_many` takes it."""
+    if hasattr(given, "keys") and not isinstance(given, Mapping):
+        mapping = cast("SupportsKeysAndGetItem[K, V]", given)
+        return ((key, mapping[key]) for key in mapping.keys())  # noqa: SIM118
+    return cast("Mapping[K, V] | Iterable[tuple[K, V]]", given)
 
 
 class RangedMapping(Mapping[K, V]):
@@ -38,6 +53,10 @@ class RangedMapping(Mapping[K, V]):
     def __bool__(self) -> bool:
         return next(iter(self), _MISSING) is not _MISSING
 
+    @overload
+    def get(self, key: K) -> V | None: ...
+    @overload
+    def get(self, key: K, default: V | T) -> V | T: ...
     def get(self, key: K, default: Any = None) -> Any:
         """The value under `key`, or `default`."""
         try:

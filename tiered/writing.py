@@ -71,6 +71,11 @@ class Writing(Checkpoints):
             return False
         return self._make_room(size, frees)
 
+    def has_room_now(self, size: int) -> bool:
+        """Whether `reserve` would return at once, having done nothing."""
+        buffer = self._active
+        return buffer is not None and buffer.segment.position + size <= self._room_until
+
     def _make_room(self, size: int, frees: bool) -> bool:
         waited = False
         # Again after each wait: another thread may have begun a segment meanwhile, too small for this.

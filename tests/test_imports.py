@@ -1,0 +1,45 @@
+"""What `import tiered` brings along: nothing that takes long and that many programs never use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import tiered
+
+HEAVY = [
+    *("asyncio", "concurrent.futures", "ctypes", "hashlib", "html", "multiprocessing", "pickle", "shutil", "socket"),
+    *("sqlite3", "ssl", "subprocess", "tempfile", "unittest", "urllib.request", "xml"),
+    *("click", "numpy", "pytest", "rich"),
+]
+
+
+@pytest.fixture(scope="module")
+def imported() -> set[str]:
+    """The modules of a program that does nothing but import the package, apart from those of an empty one."""
+    listing = "import sys; before = set(sys.modules)\n{}\nprint(*set(sys.modules) - before, sep='\\n')"
+    path = os.pathsep.join([os.path.dirname(os.path.dirname(tiered.__file__)), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", listing.format("import tiered")],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.split())
+
+
+def test_the_package_is_imported_with_what_it_always_needs(imported: set[str]) -> None:
+    assert {"tiered", "tiered.store", "lmdb", "msgpack"} <= imported
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_a_heavy_module_is_not_imported_before_it_is_used(imported: set[str], name: str) -> None:
+    assert name not in imported
+
+
+def test_the_facade_for_asyncio_is_imported_only_when_asked_for(imported: set[str]) -> None:
+    assert "tiered.aio" not in imported
