@@ -42,7 +42,15 @@ def read(path):
     """What a segment says: kind, flags, number, key, payload, deadline, codec of each record."""
     segment = SegmentFile(path)
     return [
-        (entry.kind, entry.flags, entry.sequence, entry.key, segment.slice(entry.start, entry.end), entry.deadline, entry.codec)
+        (
+            entry.kind,
+            entry.flags,
+            entry.sequence,
+            entry.key,
+            segment.slice(entry.start, entry.end),
+            entry.deadline,
+            entry.codec,
+        )
         for entry in segment.entries()
     ]
 

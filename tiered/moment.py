@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from operator import itemgetter
 
 from tiered import keys, process, record
-from tiered.cold import translated
+from tiered.cold import deadline_key, translated
 from tiered.journal import Dirty
 from tiered.tiers import Tiers
 from tiered.write_buffer import WriteBuffer
@@ -28,6 +28,7 @@ from tiered.write_buffer import WriteBuffer
 PAGE_RECORDS = 256
 PAGE_BYTES = 1 << 20
 _EXAMINED_MAX = 4096
+_NEVER_MS = (1 << 63) - 1
 
 Item = tuple[bytes, Dirty]
 _Source = Iterator[tuple[bytes, "WriteBuffer | None", "bytes | None"]]
@@ -163,6 +164,13 @@ class Moment:
                 if buffer.cleared:
                     break
         return latest
+
+    def next_deadline(self) -> int:
+        """No record expires before this, 0 if none does; under the lock."""
+        later = [at for buffer in self.buffers for at in buffer.deadlines.values() if at > self.now_ms]
+        with translated(self.cold.path):
+            first = next(self._reader.due(_NEVER_MS, deadline_key(self.now_ms + 1, b"")), None)
+        return min([*later, *([] if first is None else [int.from_bytes(first[:8], "big")])], default=0)
 
     def count(self, dirty: dict[bytes, bool]) -> int:
         """Live records over all tiers, given `dirty()`.
