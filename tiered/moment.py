@@ -47,14 +47,13 @@ class Moment:
         # What the newest buffer holds from here on came later.
         self._filled = self._active.segment.position if stays and self._active is not None else None
         self._ordered: list[list[bytes]] | None = None
-        self._open = contextlib.ExitStack()
-        self._reader = self._open.enter_context(self.cold.read())
+        self._reader = self.cold.begin()
         if stays and self._active is not None:
             self._active.pin(id(self))
 
     def close(self) -> None:
         """End the transaction and let go of the buffers."""
-        self._open.close()
+        self._reader.end()
         if self._stays and self._active is not None:
             self._active.unpin(id(self))
             self._active = None
@@ -66,8 +65,12 @@ class Moment:
             self._active.pins.discard(id(self))
 
     def abandon(self) -> None:
-        """In a forked child: let go of everything but the transaction, whose slot is the parent's."""
-        process.keep_for_ever(self._open)
+        """In a forked child: forget everything.
+
+        The transaction's slot is the parent's.  Ended, it would be free and what the parent sees
+        written over; merely forgotten, it stays (py-lmdb looks at the process), and the child can open the store.
+        """
+        del self._reader, self.cold
         self.buffers = ()
 
     def find(self, stored_key: bytes, encoded: bytes) -> Dirty | None:

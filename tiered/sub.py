@@ -6,7 +6,8 @@ its own; it forwards, so that budget, transactions and durability are the store'
 
 The key given back for `("users", 42)` is `42`, for `("users", 42, "name")` it is
 `(42, "name")`, and for `("users", ("a", 1))`, whose rest is one tuple, `(("a", 1),)`: each leads back to
-where it came from.
+where it came from.  `("x",)` is another name of `"x"`.  Its order is the store's: `"a"`,
+`("a", 1)`, `"b"`; a text as a prefix takes in tuples whose first element begins with it.
 """
 
 from __future__ import annotations
@@ -140,9 +141,10 @@ class Sub(SubView[K, V], MutableMapping[K, V]):
 
     def update(self, other: Any = (), /, **named: Any) -> None:
         """Write all of a mapping, of an iterable of pairs, and of keyword arguments; as `Store.update`."""
+        pairs = other
         if hasattr(other, "keys") and not isinstance(other, Mapping):
-            other = ((key, other[key]) for key in other.keys())  # noqa: SIM118
-        self.set_many(other)
+            pairs = ((key, other[key]) for key in other.keys())  # noqa: SIM118
+        self.set_many(pairs)
         if named:
             self.set_many(named)  # type: ignore[arg-type]
 
