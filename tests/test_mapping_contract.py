@@ -7,7 +7,7 @@ from collections import UserDict
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from contracts import KEYS, MappingContract, evict, merge, set_aside
@@ -62,7 +62,7 @@ class TestSub(MappingContract):
     """Beside keys that are not its own."""
 
     # Tuples of one element that is no tuple are another name of that element.
-    some_keys = [key for key in KEYS if not (isinstance(key, tuple) and len(key) == 1 and key[0] != ())]
+    some_keys: ClassVar = [key for key in KEYS if not (isinstance(key, tuple) and len(key) == 1 and key[0] != ())]
 
     @pytest.fixture
     def mapping(self, opener: Any) -> Any:

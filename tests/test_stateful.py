@@ -264,7 +264,7 @@ class StoreMachine(RuleBasedStateMachine):
     # Many operations, one moment
 
     @rule(
-        steps=st.lists(st.tuples(st.sampled_from(TXN_STEPS), some_key, some_value), max_size=8),
+        steps=st.lists(st.tuples(st.sampled_from(TXN_STEPS), some_key, some_value), max_size=4),
         end=st.sampled_from(["commit", "commit", "roll back", "conflict"]),
         pause=st.sampled_from(["nothing", "save", "evict", "begin_a_checkpoint"]),
     )
@@ -350,7 +350,7 @@ class StoreMachine(RuleBasedStateMachine):
             ranks = [rank(key, HEAD) for key in found]
             assert ranks == sorted(ranks, reverse=reverse)
         except ViewExpiredError as error:
-            assert "share of the memory" in str(error)
+            assert "share of the memory" in str(error)  # noqa: PT017
             close = True
         if close:
             view.close()

@@ -172,7 +172,7 @@ def test_disjoint_sub_stores_do_not_conflict(store: Any) -> None:
         store["one"] = 1
         txn["a"] = 1
     assert one == {"a": 1}
-    with pytest.raises(ConflictError), one.transaction() as txn:
+    with pytest.raises(ConflictError), one.transaction() as txn:  # noqa: PT012
         assert len(txn) == 1
         one["b"] = txn["c"] = 1
 
@@ -213,9 +213,9 @@ def test_equality_union_and_what_a_dict_does(store: Any) -> None:
     assert sub.pop("x", "none") == "none"
     with pytest.raises(KeyError, match="'x'"):
         sub.pop("x")
-    with pytest.raises(KeyError, match="^'x'$"):
+    with pytest.raises(KeyError, match=r"^'x'$"):
         sub["x"]
-    with pytest.raises(KeyError, match="^'x'$"):
+    with pytest.raises(KeyError, match=r"^'x'$"):
         del sub["x"]
     assert sub.setdefault("y", 1) == [2]
     assert sub.setdefault("w", 1) == 1

@@ -1,4 +1,4 @@
-"""Transactions: one moment or none, conflicts where something read was changed and nowhere else, one unit in the journal."""
+"""Transactions: one moment or none; conflicts where something read was changed, and nowhere else; one journal unit."""
 
 from __future__ import annotations
 
@@ -53,6 +53,11 @@ def fails(txn: Any) -> str:
     return caught.value.message
 
 
+def suppressed(error: type[Exception], function: Callable[[Any], Any], argument: Any) -> None:
+    with pytest.raises(error):
+        function(argument)
+
+
 # Visibility
 
 
@@ -82,7 +87,7 @@ def test_own_writes_are_seen_within_at_once_and_by_others_at_the_end(store: Any,
 def test_an_exception_leaves_the_store_as_it_was(store: Any, move: str) -> None:
     store.update({"a": 1, "b": 2})
     MOVES[move](store)
-    with pytest.raises(ZeroDivisionError), store.transaction() as txn:
+    with pytest.raises(ZeroDivisionError), store.transaction() as txn:  # noqa: PT012
         txn["a"] = 5
         txn["new"] = 1
         del txn["b"]
@@ -223,7 +228,7 @@ def test_transactions_of_asyncio_tasks_do_not_mix(store: Any) -> None:
 
 
 def test_no_reader_sees_a_part_of_a_transaction(store: Any) -> None:
-    store.update({number: 0 for number in range(20)})
+    store.update(dict.fromkeys(range(20), 0))
     crowd = Crowd()
 
     def write() -> None:
@@ -308,7 +313,7 @@ def test_what_was_read_and_then_changed_is_a_conflict(store: Any, read: str, cha
 ABSENCES: dict[str, Callable[[Any], Any]] = {
     "get": lambda txn: txn.get("k"),
     "in": lambda txn: "k" in txn,
-    "a missing key": lambda txn: pytest.raises(KeyError, txn.__getitem__, "k"),
+    "a missing key": lambda txn: suppressed(KeyError, txn.__getitem__, "k"),
     "setdefault": lambda txn: txn.setdefault("k", 5),
     "a missing key popped": lambda txn: txn.pop("k", None),
     "an empty range": lambda txn: list(txn.keys(start="j", stop="l")),
@@ -449,11 +454,11 @@ def test_a_transaction_that_only_read_never_fails_at_its_end(store: Any) -> None
 
 def test_reads_after_a_change_fail_rather_than_show_two_moments(store: Any) -> None:
     store.update(a=1, b=1)
-    with pytest.raises(ConflictError), store.transaction() as txn:
+    with pytest.raises(ConflictError), store.transaction() as txn:  # noqa: PT012
         assert txn["a"] == 1
         store.update(a=2, b=2)
         pytest.fail(f"read {txn['b']}")
-    with pytest.raises(ConflictError), store.transaction() as txn:
+    with pytest.raises(ConflictError), store.transaction() as txn:  # noqa: PT012
         for _ in txn.items():
             store.update(a=3, b=3)
             list(txn.items())
@@ -507,11 +512,10 @@ def test_transfers_by_many_threads_keep_the_sum_and_lose_none(opener: Any, helpe
         step = thread
         while not crowd.stop.is_set():
             step = step * 31 + 7 & 0xFFFF
-            source, target = step % 8, step // 8 % 8
 
-            def move(txn: Any, source: int = source, target: int = target) -> None:
-                txn[source] -= 1
-                txn[target] += 1
+            def move(txn: Any, step: int = step) -> None:
+                txn[step % 8] -= 1
+                txn[step // 8 % 8] += 1
                 txn.incr("count")
                 txn["filling", step] = bytes(2000)
 
@@ -543,23 +547,23 @@ def test_an_ended_transaction_raises_closed_error(store: Any) -> None:
         txn = store.transaction()
         txn["mine"] = 1
         getattr(txn, end)()
-        uses: list[Callable[[], Any]] = [
-            lambda: txn["k"],
-            lambda: txn["mine"],
-            lambda: "k" in txn,
-            lambda: len(txn),
-            lambda: list(txn),
-            lambda: txn.set("k", 2),
-            lambda: txn.__delitem__("k"),
-            lambda: txn.get_many(["k"]),
-            lambda: txn.incr("k"),
-            lambda: txn.ttl("k"),
-            lambda: txn.clear(),
-            lambda: txn.commit(),
+        uses: list[Callable[[Any], Any]] = [
+            lambda txn: txn["k"],
+            lambda txn: txn["mine"],
+            lambda txn: "k" in txn,
+            lambda txn: len(txn),
+            lambda txn: list(txn),
+            lambda txn: txn.set("k", 2),
+            lambda txn: txn.__delitem__("k"),
+            lambda txn: txn.get_many(["k"]),
+            lambda txn: txn.incr("k"),
+            lambda txn: txn.ttl("k"),
+            lambda txn: txn.clear(),
+            lambda txn: txn.commit(),
         ]
         for use in uses:
             with pytest.raises(ClosedError, match="ended"):
-                use()
+                use(txn)
         txn.rollback()
         assert "ended" in repr(txn)
     assert store["k"] == 1
@@ -587,7 +591,7 @@ def test_a_read_only_store_refuses_a_transaction_when_it_begins(opener: Any) -> 
 def test_a_transaction_above_the_write_buffer_is_refused_and_changes_nothing(store: Any) -> None:
     store["k"] = 1
     value = bytes(10_000)
-    with pytest.raises(BatchTooLargeError, match="262,144"), store.transaction() as txn:
+    with pytest.raises(BatchTooLargeError, match="262,144"), store.transaction() as txn:  # noqa: PT012
         txn["k"] = 2
         for number in range(100):
             txn[number] = value
@@ -627,7 +631,7 @@ def test_an_abandoned_transaction_leaves_nothing(store: Any) -> None:
     gc.collect()
     assert store._engine.watchers == []
     assert dict(store) == {"k": 1}
-    with pytest.raises(ConflictError), store.transaction() as txn:
+    with pytest.raises(ConflictError), store.transaction() as txn:  # noqa: PT012
         txn["k"]
         store["k"] = txn["x"] = 2
     assert store._engine.watchers == []
@@ -675,7 +679,7 @@ def test_an_interrupt_in_the_middle_of_the_end_leaves_all_or_nothing(
             raise KeyboardInterrupt
 
         monkeypatch.setattr(owner, name, interrupted)
-        with pytest.raises(KeyboardInterrupt), store.transaction() as txn:
+        with pytest.raises(KeyboardInterrupt), store.transaction() as txn:  # noqa: PT012
             txn.update(a=name, c=name)
             del txn["b"]
         monkeypatch.undo()
@@ -851,7 +855,7 @@ def test_edit_writes_nothing_when_nothing_was_changed(opener: Any, value: Any) -
 
 def test_edit_while_another_writes_the_key_is_a_conflict_and_leaves_the_others_value(store: Any) -> None:
     store["k"] = [1]
-    with pytest.raises(ConflictError), store.edit("k") as value:
+    with pytest.raises(ConflictError), store.edit("k") as value:  # noqa: PT012
         value.append(2)
         store["k"] = ["other"]
     assert store["k"] == ["other"]

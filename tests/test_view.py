@@ -402,7 +402,7 @@ def test_past_its_share_of_the_memory_the_oldest_view_ends(opener: Any) -> None:
             assert len(view) in (100, 101)
         except ViewExpiredError as error:
             ended += 1
-            assert "share of the memory" in str(error)
+            assert "share of the memory" in str(error)  # noqa: PT017
     assert 10 < ended < 40
     assert highest <= PINNED_SHARE * (1 << 20) + 70_000
     assert [view.buffers == () for view in views] == [True] * ended + [False] * (40 - ended), "the oldest go first"
@@ -420,7 +420,7 @@ def test_views_collected_unclosed_let_go_of_everything(opener: Any, clock: Manua
         assert len(list(view)) == 100
     assert len(store._engine.views) <= 3, "a program that closes none must not keep one for each"
     assert len(buffer.pins) == 1
-    store.update({number: b"" for number in range(100)})
+    store.update(dict.fromkeys(range(100), b""))
     del view
     gc.collect()
     assert buffer.pins == set()
@@ -506,7 +506,7 @@ def test_a_view_survives_compactions_with_other_dictionaries(opener: Any) -> Non
 @pytest.mark.parametrize("helper", [False, True], ids=["inline", "helper"])
 def test_many_threads_read_one_view_while_others_write(opener: Any, helper: bool) -> None:
     store = opener(helper=helper, memory="8MB")
-    store.update({number: 0 for number in range(1000)})
+    store.update(dict.fromkeys(range(1000), 0))
     crowd = Crowd()
     view = store.view()
 
@@ -520,7 +520,7 @@ def test_many_threads_read_one_view_while_others_write(opener: Any, helper: bool
         step = 0
         while not crowd.stop.is_set():
             step += 1
-            store.update({number: step for number in range(first, 1000, 2)})
+            store.update(dict.fromkeys(range(first, 1000, 2), step))
             store.update({("new", first, step % 100, number): 1 for number in range(10)})
             if step % 20 == 0:
                 store.save()
@@ -535,13 +535,13 @@ def test_many_threads_read_one_view_while_others_write(opener: Any, helper: bool
 def test_views_opened_beside_writers_always_show_a_whole_batch(opener: Any) -> None:
     store = opener(memory="4MB")
     crowd = Crowd()
-    store.set_many({number: 0 for number in range(50)})
+    store.set_many(dict.fromkeys(range(50), 0))
 
     def write() -> None:
         step = 0
         while not crowd.stop.is_set():
             step += 1
-            store.set_many({number: step for number in range(50)})
+            store.set_many(dict.fromkeys(range(50), step))
 
     def look() -> None:
         while not crowd.stop.is_set():
@@ -572,7 +572,7 @@ def test_closing_a_view_while_a_thread_reads_it_gives_closed_error_and_no_crash(
                         assert value == [key]
                         begun.set()
             except BaseException as error:
-                errors.append(error)
+                errors.append(error)  # noqa: B023
 
         thread = threading.Thread(target=read)
         thread.start()

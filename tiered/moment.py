@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from operator import itemgetter
 
-from tiered import keys, process, record
+from tiered import keys, record
 from tiered.cold import deadline_key, translated
 from tiered.journal import Dirty
 from tiered.tiers import Tiers
