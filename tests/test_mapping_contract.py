@@ -7,10 +7,10 @@ from collections import UserDict
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from contracts import MappingContract, evict, merge, set_aside
+from contracts import KEYS, MappingContract, evict, merge, set_aside
 
 import tiered
 
@@ -56,6 +56,56 @@ class TestStoreWithHelper(MappingContract):
     @pytest.fixture
     def settle(self, mapping: Any) -> Callable[[], None]:
         return lambda: (mapping.save(), evict(mapping))
+
+
+class TestSub(MappingContract):
+    """Beside keys that are not its own."""
+
+    # Tuples of one element that is no tuple are another name of that element.
+    some_keys: ClassVar = [key for key in KEYS if not (isinstance(key, tuple) and len(key) == 1 and key[0] != ())]
+
+    @pytest.fixture
+    def mapping(self, opener: Any) -> Any:
+        store = opener(stepwise=True)
+        store.update({("part", "of"): 1, ("part", "or", 1): 2, "part": 3})
+        return store.sub("part", "on")
+
+    @pytest.fixture(params=["hot", "set aside", "cold"])
+    def settle(self, request: pytest.FixtureRequest, mapping: Any) -> Callable[[], None]:
+        return lambda: MOVES[request.param](mapping._whole)
+
+
+class TestTransaction(MappingContract):
+    """With keys of the store below, all of them deleted in the transaction."""
+
+    @pytest.fixture
+    def mapping(self, opener: Any) -> Any:
+        store = opener(stepwise=True)
+        store.update(dict.fromkeys(KEYS[::2], "below"))
+        txn = store.transaction()
+        txn.clear()
+        yield txn
+        expected = dict(txn)
+        txn.commit()
+        assert dict(store) == expected
+
+    @pytest.fixture(params=["hot", "cold"])
+    def settle(self, request: pytest.FixtureRequest, mapping: Any) -> Callable[[], None]:
+        store = tiered.Store(mapping._engine)
+        yield lambda: MOVES[request.param](store)
+        store._engine = None
+
+
+class TestSubOfATransaction(MappingContract):
+    some_keys = TestSub.some_keys
+
+    @pytest.fixture
+    def mapping(self, opener: Any) -> Any:
+        store = opener(stepwise=True)
+        store.update({("part", number): number for number in range(40)})
+        sub = store.transaction().sub("part")
+        sub.clear()
+        return sub
 
 
 if mapping_tests is not None:
@@ -122,6 +172,25 @@ if mapping_tests is not None:
                 key, value = store.popitem()
                 assert value == int(key)
             assert not store
+
+    class TestMappingProtocolOfCPythonForSubStores(TestMappingProtocolOfCPython):
+        """The same on a part of a store."""
+
+        def type2test(self) -> Any:
+            store = super().type2test()
+            store["beside"] = store["part", "of"] = 1
+            return store.sub("part", "on")
+
+    class TestMappingProtocolOfCPythonForTransactions(TestMappingProtocolOfCPython):
+        """The same on a transaction, whose keys are the store's that it began with and its own."""
+
+        def type2test(self) -> Any:
+            return super().type2test().transaction()
+
+        def _full_mapping(self, data: dict[Any, Any]) -> Any:
+            store = super().type2test()
+            store.update(data)
+            return store.transaction()
 
     def test_the_adapted_class_passes_for_a_plain_python_mapping_where_it_was_not_adapted() -> None:
         """That the subclass above runs the tests of CPython at all."""

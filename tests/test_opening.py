@@ -320,6 +320,7 @@ def test_leftovers_of_programs_that_were_killed_are_removed(opener: Any, tmp_pat
     store.save()
     assert files.cold_numbers(path) == [1]
     assert not (path / files.PREPARED).exists()
+    assert not (path / "CURRENT.new").exists()
 
 
 def test_an_empty_store_is_small_opens_fast_and_starts_nothing(opener: Any, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import tiered
+from tiered import ConflictError, ViewExpiredError
 from tiered.clock import ManualClock
 
 EPOCH_MS = 1_700_000_000_000
@@ -69,6 +70,13 @@ some_value = st.one_of(
 some_pairs = st.lists(st.tuples(some_key, some_value), max_size=6)
 
 
+TXN_STEPS = ["set", "set", "set with ttl", "pop", "get", "touch", "sub", "range"]
+
+
+class Stop(Exception):
+    """Ends a transaction."""
+
+
 class StoreMachine(RuleBasedStateMachine):
     """`model` maps a key to its value and deadline in milliseconds, None for none; expired ones are dropped first."""
 
@@ -82,6 +90,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.now_ms = EPOCH_MS
         self.default_ttl = default_ttl
         self.model: dict[Any, tuple[Any, int | None]] = {}
+        self.views: list[tuple[Any, dict[Any, Any]]] = []
         self.clock = ManualClock(EPOCH_MS)
         self._open(default_ttl=default_ttl, save=save)
 
@@ -252,6 +261,131 @@ class StoreMachine(RuleBasedStateMachine):
         for key in KEYS:
             assert (key in keys) == (key in expected)
 
+    # Many operations, one moment
+
+    @rule(
+        steps=st.lists(st.tuples(st.sampled_from(TXN_STEPS), some_key, some_value), max_size=4),
+        end=st.sampled_from(["commit", "commit", "roll back", "conflict"]),
+        pause=st.sampled_from(["nothing", "save", "evict", "begin_a_checkpoint"]),
+    )
+    def transaction(self, steps: list[tuple[str, Any, Any]], end: str, pause: str) -> None:
+        before, raised = dict(self.model), Stop if end == "roll back" else ConflictError
+        try:
+            with self.store.transaction() as txn:
+                for step, key, value in steps:
+                    self._step_of(txn, step, key, value)
+                if pause != "nothing":
+                    getattr(self, pause)()
+                items = {key: value for key, (value, _) in self.model.items()}
+                assert dict(txn.items()) == items
+                assert len(txn) == len(items)
+                if end == "roll back":
+                    raise Stop
+                if end == "conflict":
+                    self.model = dict(before)
+                    self.set("a", "another's")
+                    before = dict(self.model)
+                    txn["mine"] = 1
+        except raised:
+            assert end != "commit"
+            self.model = before
+        else:
+            assert end == "commit"
+
+    def _step_of(self, txn: Any, step: str, key: Any, value: Any) -> None:
+        """One step of a transaction and of the model, which stays only if it commits."""
+        known = self.model.get(key)
+        if step == "set":
+            txn[key] = value
+            self._put(key, value, self.default_ttl)
+        elif step == "set with ttl":
+            txn.set(key, value, ttl=30)
+            self._put(key, value, 30)
+        elif step == "pop":
+            assert txn.pop(key, "none") == self.model.pop(key, ("none",))[0]
+        elif step == "get":
+            assert txn.get(key, "none") == (known or ("none",))[0]
+        elif step == "touch":
+            assert txn.touch(key, 5) == (known is not None)
+            if known:
+                self._put(key, known[0], 5)
+        elif step == "sub" and isinstance(key, tuple) and key:
+            part = txn.sub(key[0])
+            part[key[1:]] = value
+            self._put(key, value, self.default_ttl)
+        elif step == "range":
+            keys = [other for other in self.model if rank(other) >= rank(key)]
+            assert set(txn.keys(start=key)) == set(keys)
+
+    @rule(key=some_key, addition=some_value)
+    def edit(self, key: Any, addition: Any) -> None:
+        value, deadline = self.model.get(key, ([], self._deadline(self.default_ttl)))
+        if type(value) is not list:
+            with pytest.raises(TypeError), self.store.edit(key):
+                pass
+            return
+        with self.store.edit(key, []) as edited:
+            edited.append(addition)
+        self.model[key] = [*value, addition], deadline
+
+    @precondition(lambda self: len(self.views) < 3)
+    @rule()
+    def open_view(self) -> None:
+        moment = {key: value for key, (value, _) in self.model.items()}
+        self.views.append((self.store.view(max_age=1e9), moment))
+
+    @precondition(lambda self: self.views)
+    @rule(key=some_key, prefix=st.sampled_from(PREFIXES), start=some_key, reverse=st.booleans(), close=st.booleans())
+    def look_at_view(self, key: Any, prefix: Any, start: Any, reverse: bool, close: bool) -> None:
+        view, moment = self.views.pop(0)
+        try:
+            assert dict(view.items()) == moment
+            assert len(view) == len(moment)
+            assert view.get(key, "none") == moment.get(key, "none")
+            assert view.get_many([key, start]) == {key: moment[key] for key in (key, start) if key in moment}
+            expected = {key for key in moment if starts_with(key, prefix) and rank(key) >= rank(start)}
+            found = list(view.keys(prefix=prefix, start=start, reverse=reverse))
+            assert set(found) == expected
+            assert len(found) == len(expected)
+            ranks = [rank(key, HEAD) for key in found]
+            assert ranks == sorted(ranks, reverse=reverse)
+        except ViewExpiredError as error:
+            assert "share of the memory" in str(error)  # noqa: PT017
+            close = True
+        if close:
+            view.close()
+        else:
+            self.views.append((view, moment))
+
+    @rule(prefix=st.sampled_from([("a",), ("a", 1), ("b",), ("a", "l" * 700)]))
+    def sub(self, prefix: tuple[Any, ...]) -> None:
+        expected = {}
+        for key, (value, _) in self.model.items():
+            if starts_with(key, prefix):
+                rest = key[len(prefix) :]
+                expected[rest[0] if len(rest) == 1 and not isinstance(rest[0], tuple) else rest] = value
+        part = self.store.sub(*prefix)
+        assert dict(part.items()) == expected
+        assert len(part) == len(expected)
+        for key, value in expected.items():
+            assert part[key] == value
+        with self.store.view() as view:
+            assert dict(view.sub(*prefix)) == expected
+
+    @rule(prefix=st.sampled_from([("a",), ("b",)]), clear=st.booleans(), value=some_value)
+    def write_through_sub(self, prefix: tuple[Any, ...], clear: bool, value: Any) -> None:
+        part = self.store.sub(*prefix)
+        if clear:
+            part.clear()
+            self.model = {key: found for key, found in self.model.items() if not starts_with(key, prefix)}
+        part[1] = value
+        self._put((*prefix, 1), value, self.default_ttl)
+
+    def _close_views(self) -> None:
+        for view, _ in self.views:
+            view.close()
+        self.views.clear()
+
     # What users should not notice
 
     @rule(seconds=st.sampled_from([0.001, 0.499, 1, 2, 10, 35, 5000]))
@@ -308,6 +442,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
+        self._close_views()
         self.store.close()
         self._open()
         assert self.store.config_get("default_ttl")["default_ttl"] == self.default_ttl
@@ -319,6 +454,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.copies += 1
         left = self.directory / f"copy-{self.copies}"
         shutil.copytree(self.path, left)
+        self._close_views()
         self.store.close()
         self.path = left
         self._open()
@@ -343,6 +479,11 @@ class StoreMachine(RuleBasedStateMachine):
             try:
                 items = dict(self.store.items())
                 assert items == {key: value for key, (value, _) in self.model.items()}
+                for view, moment in self.views:
+                    try:
+                        assert dict(view) == moment
+                    except ViewExpiredError:
+                        continue
             finally:
                 self.store.close()
                 shutil.rmtree(self.directory)

@@ -46,6 +46,23 @@ def is_array(value: object) -> bool:
     return ndarray is not None and type(value) is ndarray
 
 
+def writable(value: Any) -> Any:
+    """A decoded value with its arrays, which are read-only, copied so that they can be changed."""
+    if _numpy_type("ndarray") is None:
+        return value
+    if is_array(value):
+        return value.copy(order="K")
+    kind = type(value)
+    if kind is list:
+        value[:] = map(writable, value)
+    elif kind is dict:
+        for key, element in value.items():
+            value[key] = writable(element)
+    elif kind is tuple:
+        return tuple(map(writable, value))
+    return value
+
+
 def is_numpy_scalar(value: Any) -> bool:
     generic = _numpy_type("generic")
     return generic is not None and isinstance(value, generic) and type(value).__module__ == "numpy"

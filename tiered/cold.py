@@ -185,6 +185,11 @@ class Cold:
         with translated(self.path), self._env.begin() as txn:
             yield Reader(self, txn)
 
+    def begin(self) -> Reader:
+        """A read transaction that stays, until `Reader.end`."""
+        with translated(self.path):
+            return Reader(self, self._env.begin())
+
     def get(self, stored_key: bytes) -> bytes | None:
         """The record under a key, markers resolved, in a transaction of its own.  About 2 µs."""
         try:
@@ -356,6 +361,10 @@ class Reader(_Access):
     def transaction_id(self) -> int:
         """Number of the write transaction this moment is the result of."""
         return int(self.txn.id())
+
+    def end(self) -> None:
+        """End it, where that is not done by a `with`."""
+        self.txn.abort()
 
 
 class Update(_Access):

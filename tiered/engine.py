@@ -144,10 +144,11 @@ class Engine(Writing):
         if self.closed or self.forked:
             return TICK_SECONDS_MAX
         self.refuse_reentry()
+        now = self.clock.monotonic()
+        self._end_old_views(now)
         if self.journal is None:
             self.follow()
             return FOLLOW_SECONDS
-        now = self.clock.monotonic()
         self._check_helper(now)
         if self.poisoned:
             return TICK_SECONDS_MAX
@@ -165,7 +166,6 @@ class Engine(Writing):
             with contextlib.suppress(StoreFullError):
                 journal.prepare()
         self._trim()
-        self._end_old_views(now)
         again = TICK_SECONDS_MAX / 2
         if now >= self._expire_at:
             more = self._expire_cycle()

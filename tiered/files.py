@@ -26,9 +26,9 @@ from pathlib import Path
 from tiered.errors import LockedError, StoreFullError
 
 CURRENT, LOCK, APPLY, PREPARED = "CURRENT", "LOCK", "APPLY", "journal-prepared.log"
+CURRENT_NEW = "CURRENT.new"
 _SEGMENT = re.compile(r"journal-(\d{8}|[1-9]\d{8,})\.log")
 _COLD = re.compile(r"cold-(\d{4}|[1-9]\d{4,})")
-_LEFTOVERS = re.compile(r"CURRENT\.new")
 NETWORK_FILESYSTEMS = frozenset(
     ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "afs", "beegfs", "fuse.sshfs")
 )
@@ -59,8 +59,8 @@ def cold_numbers(directory: Path) -> list[int]:
 
 def is_store_file(name: str) -> bool:
     """Whether a file of this name may lie in a store's directory."""
-    return name in (CURRENT, LOCK, APPLY, PREPARED) or any(
-        pattern.fullmatch(name) for pattern in (_SEGMENT, _COLD, _LEFTOVERS)
+    return name in (CURRENT, CURRENT_NEW, LOCK, APPLY, PREPARED) or any(
+        pattern.fullmatch(name) for pattern in (_SEGMENT, _COLD)
     )
 
 
@@ -77,7 +77,7 @@ def read_current(directory: Path) -> int | None:
 
 def write_current(directory: Path, number: int) -> None:
     """Make cold tier `number` the live one, atomically and durably."""
-    fresh = directory / f"{CURRENT}.new"
+    fresh = directory / CURRENT_NEW
     try:
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:

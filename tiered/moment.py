@@ -19,8 +19,8 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from operator import itemgetter
 
-from tiered import keys, process, record
-from tiered.cold import translated
+from tiered import keys, record
+from tiered.cold import deadline_key, translated
 from tiered.journal import Dirty
 from tiered.tiers import Tiers
 from tiered.write_buffer import WriteBuffer
@@ -28,6 +28,7 @@ from tiered.write_buffer import WriteBuffer
 PAGE_RECORDS = 256
 PAGE_BYTES = 1 << 20
 _EXAMINED_MAX = 4096
+_NEVER_MS = (1 << 63) - 1
 
 Item = tuple[bytes, Dirty]
 _Source = Iterator[tuple[bytes, "WriteBuffer | None", "bytes | None"]]
@@ -47,15 +48,14 @@ class Moment:
         # What the newest buffer holds from here on came later.
         self._filled = self._active.segment.position if stays and self._active is not None else None
         self._ordered: list[list[bytes]] | None = None
-        self._open = contextlib.ExitStack()
-        self._reader = self._open.enter_context(self.cold.read())
         self._stays = stays
+        self._reader = self.cold.begin()
         if stays and self._active is not None:
             self._active.pin(id(self))
 
     def close(self) -> None:
         """End the transaction and let go of the buffers."""
-        self._open.close()
+        self._reader.end()
         if self._stays and self._active is not None:
             self._active.unpin(id(self))
             self._active = None
@@ -67,8 +67,12 @@ class Moment:
             self._active.pins.discard(id(self))
 
     def abandon(self) -> None:
-        """In a forked child: let go of everything but the transaction, whose slot is the parent's."""
-        process.keep_for_ever(self._open)
+        """In a forked child: forget everything.
+
+        The transaction's slot is the parent's.  Ended, it would be free and what the parent sees
+        written over; merely forgotten, it stays (py-lmdb looks at the process), and the child can open the store.
+        """
+        del self._reader, self.cold
         self.buffers = ()
 
     def find(self, stored_key: bytes, encoded: bytes) -> Dirty | None:
@@ -165,6 +169,13 @@ class Moment:
                 if buffer.cleared:
                     break
         return latest
+
+    def next_deadline(self) -> int:
+        """No record expires before this, 0 if none does; under the lock."""
+        later = [at for buffer in self.buffers for at in buffer.deadlines.values() if at > self.now_ms]
+        with translated(self.cold.path):
+            first = next(self._reader.due(_NEVER_MS, deadline_key(self.now_ms + 1, b"")), None)
+        return min([*later, *([] if first is None else [int.from_bytes(first[:8], "big")])], default=0)
 
     def count(self, dirty: dict[bytes, bool]) -> int:
         """Live records over all tiers, given `dirty()`.

@@ -232,7 +232,8 @@ def _recover(directory: Path, cold: Cold, explicit: Mapping[str, object], lock: 
     if state.moved:
         with cold.update() as update:
             update.current.moved = False
-    (directory / files.PREPARED).unlink(missing_ok=True)
+    for name in (files.PREPARED, files.CURRENT_NEW):
+        (directory / name).unlink(missing_ok=True)
     numbers = files.segment_numbers(directory)
     for number in numbers:
         files.segment_path(directory, number).unlink()

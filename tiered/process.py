@@ -47,10 +47,3 @@ def trim_heap() -> None:
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
-
-
-def keep_for_ever(kept: object) -> None:
-    """Never let go of an object, not even when the interpreter ends."""
-    import ctypes
-
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))

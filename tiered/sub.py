@@ -6,7 +6,8 @@ its own; it forwards, so that budget, transactions and durability are the store'
 
 The key given back for `("users", 42)` is `42`, for `("users", 42, "name")` it is
 `(42, "name")`, and for `("users", ("a", 1))`, whose rest is one tuple, `(("a", 1),)`: each leads back to
-where it came from.
+where it came from.  `("x",)` is another name of `"x"`.  Its order is the store's: `"a"`,
+`("a", 1)`, `"b"`; a text as a prefix takes in tuples whose first element begins with it.
 """
 
 from __future__ import annotations

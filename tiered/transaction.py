@@ -22,13 +22,12 @@ import contextlib
 import heapq
 import random
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from tiered import codec, keys, ranges
-from tiered.arrays import is_array
+from tiered.arrays import writable
 from tiered.engine import Engine
 from tiered.errors import BatchTooLargeError, ClosedError, ConflictError
 from tiered.hot import Expiring, entry_of, value_of
@@ -41,7 +40,6 @@ from tiered.writing import UNSET, Change
 K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")
-_FIXED = codec.PLAIN_TYPES | {tuple, frozenset, complex}
 ATTEMPTS = 100
 _BACKOFF_SECONDS = 0.0005
 
@@ -172,6 +170,7 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
             self._reads.spans.append(Span(b"", None))
             with passing(engine) as moment:
                 count = moment.count(moment.dirty())
+                self._reads.lives_until(moment.next_deadline())
                 for encoded, change in self._pending.items():
                     there = not change.deleted and not 0 < change.deadline <= moment.now_ms
                     count += there - (moment.find(keys.stored(encoded), encoded) is not None)
@@ -199,9 +198,8 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
         below = ranges.items(self._pages(span), bounds, values)
         own = self._own(bounds)
         previous = None
-        for encoded, _, found in heapq.merge(
-            own, ((key, 1, found) for key, found in below), key=lambda item: item[0], reverse=bounds.reverse
-        ):
+        # In the order of stored keys, which is another one for long keys.
+        for encoded, found in heapq.merge(own, below, key=lambda item: keys.stored(item[0]), reverse=bounds.reverse):
             if encoded == previous:
                 continue
             previous = encoded
@@ -213,13 +211,10 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
             if pending is None or found is not None:
                 yield encoded, cast(Dirty, found)
 
-    def _own(self, bounds: ranges.Range) -> Iterator[tuple[bytes, int, Dirty | None]]:
+    def _own(self, bounds: ranges.Range) -> list[tuple[bytes, Dirty | None]]:
         """Keys written in a range, as they were when the iteration began."""
-        ordered = sorted(self._pending)
-        low = bisect_left(ordered, bounds.lower)
-        high = len(ordered) if bounds.upper is None else bisect_left(ordered, bounds.upper)
-        own = ordered[low:high]
-        return ((encoded, 0, None) for encoded in (reversed(own) if bounds.reverse else own))
+        own = sorted(filter(bounds.holds, self._pending), key=keys.stored, reverse=bounds.reverse)
+        return [(encoded, None) for encoded in own]
 
     def _pages(self, span: Span) -> ranges.Pages:
         """Pages of the store; each extends what the transaction has read."""
@@ -304,10 +299,10 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
         value: Any = codec.decode(number, payload)
         if value.__class__ in _FIXED:
             raise TypeError(f"edit() changes a value in place, which {type(value).__name__} does not allow: assign it")
-        if is_array(value):
-            value = value.copy()  # As it comes from the store it is read-only.
+        value = writable(value)
+        before = codec.encode(value)  # Sets may come in another order than they were written in.
         yield value
-        if found is None or codec.encode(value) != (number, payload):
+        if found is None or codec.encode(value) != before:
             self._put(key, value, found.deadline if found is not None else self._engine.deadline_after(UNSET))
 
     def touch(self, key: K, ttl: float | None) -> bool:
@@ -327,6 +322,10 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
         entry = self._engine.entry_of(keys.stored(encoded), found)
         self._pend(Change(self._canonical(key), encoded, False, found.codec, found.payload, entry, deadline))
         return found.deadline
+
+    def __ior__(self, other: Any) -> Transaction[K, V]:
+        self.update(other)
+        return self
 
     def set_many(self, pairs: Mapping[K, V] | Iterable[tuple[K, V]], ttl: float | None = UNSET) -> None:
         """Write many values."""

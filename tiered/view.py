@@ -43,7 +43,6 @@ class View(RangedMapping[K, V]):
     def __init__(self, engine: Engine, max_age: float = AGE_SECONDS_MAX) -> None:
         if isinstance(max_age, bool) or not isinstance(max_age, (int, float)) or not max_age > 0:
             raise ConfigError(f"max_age={max_age!r} is not a number of seconds above 0")
-        engine.check_readable()
         engine.refuse_reentry()
         self._engine = engine
         self._lock = threading.RLock()
@@ -51,6 +50,7 @@ class View(RangedMapping[K, V]):
         self._forked = False
         self._max_age = max_age
         with engine.lock:
+            engine.check_readable()
             self._opened_at = engine.clock.monotonic()
             self._moment = Moment(engine, stays=True)
             engine.keep_view(self)

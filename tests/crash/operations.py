@@ -8,6 +8,8 @@ from typing import Any
 KEYS = 400
 BATCH = 30
 
+KINDS = ("set", "delete", "batch", "many", "incr", "persist", "transaction")
+
 Operation = tuple[str, Any]
 
 
@@ -22,16 +24,29 @@ def value_of(thread: int, step: int, key: int) -> Any:
 def operation(thread: int, step: int) -> Operation:
     """What a thread does in a step."""
     uniform = random.Random(f"{thread} {step}")
-    kind = uniform.choices(("set", "delete", "batch", "many", "incr", "persist"), (60, 15, 6, 4, 12, 3))[0]
+    kind = uniform.choices(KINDS, (60, 15, 6, 4, 12, 3, 8))[0]
     if kind == "batch":
         numbers = uniform.sample(range(KEYS), BATCH)
         return kind, {(thread, number): f"{thread} {step} {number} " * 5 for number in numbers}
+    if kind == "transaction":
+        numbers = uniform.sample(range(KEYS), BATCH)
+        return kind, {(thread, number): number % 3 and f"{thread} {step} {number} " * 5 for number in numbers}
     if kind == "many":
         return kind, [(thread, number) for number in uniform.sample(range(KEYS), BATCH)]
     key = (thread, uniform.randrange(KEYS))
     if kind == "incr":
         return kind, (thread, "count", key[1] % 5)
     return kind, (key, value_of(thread, step, key[1])) if kind == "set" else key
+
+
+def _exchange(mapping: Any, pairs: dict[Any, Any]) -> None:
+    """Writes and deletions, and one value that depends on what was read."""
+    mapping[next(iter(pairs))[0], "there"] = sum(key in mapping for key in pairs)
+    for key, value in pairs.items():
+        if value:
+            mapping[key] = value
+        else:
+            mapping.pop(key, None)
 
 
 def perform(store: Any, made: Operation) -> None:
@@ -45,6 +60,8 @@ def perform(store: Any, made: Operation) -> None:
         store.set_many(what)
     elif kind == "many":
         store.delete_many(what)
+    elif kind == "transaction":
+        store.transact(lambda txn: _exchange(txn, what))
     elif kind == "incr":
         store.incr(what)
     elif kind == "persist":
@@ -64,5 +81,7 @@ def imitate(model: dict[Any, Any], made: Operation) -> None:
     elif kind == "many":
         for key in what:
             model.pop(key, None)
+    elif kind == "transaction":
+        _exchange(model, what)
     elif kind == "incr":
         model[what] = model.get(what, 0) + 1
