@@ -419,6 +419,7 @@ _SCALARS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
     UUID: (_UUID, scalars.pack_uuid),
     complex: (_COMPLEX, scalars.pack_complex),
 }
+IMMUTABLE_TYPES = PLAIN_TYPES | {tuple, frozenset, *_SCALARS}
 
 
 # -- decoding ----------------------------------------------------------------------------------

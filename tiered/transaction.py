@@ -297,7 +297,7 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
             raise KeyError(key)
         number, payload = (found.codec, found.payload) if found is not None else codec.encode(default)
         value: Any = codec.decode(number, payload)
-        if value.__class__ in _FIXED:
+        if value.__class__ in codec.IMMUTABLE_TYPES:
             raise TypeError(f"edit() changes a value in place, which {type(value).__name__} does not allow: assign it")
         value = writable(value)
         before = codec.encode(value)  # Sets may come in another order than they were written in.
