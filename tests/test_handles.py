@@ -11,6 +11,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -237,8 +238,8 @@ def test_a_read_only_handle_beside_a_writing_one_writes_nothing(opener: Any) -> 
 def test_every_method_of_an_engine_is_one_that_a_reader_may_call_or_one_that_it_may_not() -> None:
     """A new one that only reads goes into `READS` of `handles`, another here."""
     writes = """
-        check_writable clear close compact delete delete_many disown on_event poison put put_many put_setting
-        reserve rotate save sync wait_for
+        check_writable clear close compact deadline_after delete disown has_room_now on_event poison put put_many
+        put_setting reserve rotate save serve sync tell wait_for watch write
     """
     public = {name for name in dir(Engine) if not name.startswith("_") and callable(getattr(Engine, name))}
     assert public == handles.READS | set(writes.split())
@@ -465,7 +466,7 @@ def test_another_flag_without_a_path_is_a_config_error(flag: str) -> None:
 def test_a_temporary_store_that_cannot_be_opened_leaves_no_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handles.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(tiered.ConfigError):
         tiered.open(memory="1 byte")
     assert os.listdir(tmp_path) == []

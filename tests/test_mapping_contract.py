@@ -91,9 +91,9 @@ class TestTransaction(MappingContract):
 
     @pytest.fixture(params=["hot", "cold"])
     def settle(self, request: pytest.FixtureRequest, mapping: Any) -> Callable[[], None]:
-        store = tiered.Store(mapping._engine)
+        store = tiered.open(mapping._engine.directory)
         yield lambda: MOVES[request.param](store)
-        store._engine = None
+        store.close()
 
 
 class TestSubOfATransaction(MappingContract):

@@ -25,6 +25,8 @@ from tiered.tiers import Tiers
 LOG = logging.getLogger("tiered")
 HELPER_DEATHS_MAX = 3
 FULL_RETRY_SECONDS = 1.0
+_PASSING = (StoreFullError.__name__, MemoryError.__name__)
+"""Failures that say nothing against the store: the disk may have room again, and memory too."""
 
 
 class Checkpoints(Tiers):
@@ -168,7 +170,7 @@ class Checkpoints(Tiers):
     def _on_failed(self, event: Event) -> None:
         if self._compacting:  # The checkpointer began anew, without it.
             self._on_compaction_failed(event)
-        if event["error"] == StoreFullError.__name__:
+        if event["error"] in _PASSING:
             self.full = event["message"]
             self._full_since = self.clock.monotonic()
             LOG.warning("%s: checkpoint put off: %s", self.directory, self.full)

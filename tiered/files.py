@@ -195,10 +195,11 @@ _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 class FileLock:
     """An exclusive lock on a file which says who holds it."""
 
+    _fd = -1
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.held = False
-        self._fd = -1
 
     def acquire(self, timeout_seconds: float = 0.0) -> None:
         """Take the lock, waiting up to `timeout_seconds`; `LockedError` names the holder if it stays taken."""

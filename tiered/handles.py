@@ -25,9 +25,7 @@ import atexit
 import contextlib
 import logging
 import os
-import shutil
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -38,6 +36,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar, cast
 
+from tiered import files
 from tiered.clock import Clock
 from tiered.config import Settings
 from tiered.engine import Engine
@@ -156,7 +155,7 @@ class Shared:
             self.engine.close()
         finally:
             if self.temporary:
-                shutil.rmtree(self.engine.directory, ignore_errors=True)
+                files.remove_tree(self.engine.directory, ignore_errors=True)
 
 
 class Handle:
@@ -317,13 +316,15 @@ class Handles:
     ) -> None:
         if flag not in ("c", "n"):
             raise ConfigError(f"flag={flag!r} needs a path; without one there is only a new, temporary store")
+        import tempfile  # Takes time, with what it imports.
+
         directory = tempfile.mkdtemp(prefix="tiered-")
         try:
             self.open(handle, directory, "c", explicit, lock_timeout, clock)
             assert handle._shared is not None
             handle._shared.temporary = True
         except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
+            files.remove_tree(Path(directory), ignore_errors=True)
             raise
 
     def _try_open(

@@ -156,6 +156,8 @@ class Job:
         message = error.message if isinstance(error, StoreError) else repr(error)
         if isinstance(error, OSError) and files.is_full(error):
             name, message = StoreFullError.__name__, "the disk is full; free some space"
+        if isinstance(error, MemoryError):
+            message = "not enough memory for a checkpoint; it is tried again"
         return self._event(event, error=name, path=path, message=message)
 
     def _apply(self) -> Event:

@@ -298,7 +298,8 @@ class Journal:
         try:
             segment.write(position, data)
         except OSError as error:
-            # What was written of it is written over by the next record.
+            # What was written of it is written over by the next record; a batch lacks its last record.
+            segment.touched = 0
             if files.is_full(error):
                 raise StoreFullError(segment.path, "no room for the journal; free some space") from None
             self.on_failure(f"writing the journal failed: {error}")
