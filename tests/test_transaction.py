@@ -604,6 +604,7 @@ def test_an_ended_transaction_raises_closed_error(store: Any) -> None:
                 use(txn)
         txn.rollback()
         assert "ended" in repr(txn)
+        assert not txn._pending, "its memory is let go of, even while somebody keeps it"
     assert store["k"] == 1
 
 
@@ -742,6 +743,11 @@ def test_a_deadline_is_journaled_with_each_key_of_a_transaction(opener: Any, clo
         txn.set("short", 1, ttl=5)
         txn.set("long", 1, ttl=500)
         txn["ever"] = 1
+        txn.set("shortest", 1, ttl=1)
+    clock.sleep(2)
+    assert len(store) == 3
+    store.set("short", 1, ttl=5)
+    store.set("long", 1, ttl=500)
     store.close()
     store = opener(stepwise=True, clock=clock)
     assert (store.ttl("short"), store.ttl("long"), store.ttl("ever")) == (5, 500, None)
