@@ -175,6 +175,14 @@ class SerialMachine(RuleBasedStateMachine):
         if there and (own or not writer.doomed):
             writer.writes[key] = ABSENT
 
+    @rule(number=some_writer, key=some_key, other=some_key, how=st.sampled_from(["get", "in", "get_many"]))
+    def meet(self, number: int, key: Any, other: Any, how: str) -> None:
+        """What seldom comes about by single steps: a read, another's write of the same, a write, the end."""
+        self.read(number, key, how)
+        self.write_outside(key)
+        self.write(number, other)
+        self.commit(number)
+
     # Ends
 
     @rule(number=some_writer)
