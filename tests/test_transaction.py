@@ -259,6 +259,44 @@ def test_no_reader_sees_a_part_of_a_transaction(store: Any) -> None:
         pass
 
 
+def test_between_any_two_steps_of_the_end_nobody_finds_an_old_value_after_a_new_one(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.update(a=1, b=[1], c=1, gone=1)
+    store.save()
+    store.update(b=[1], c=1)
+    engine = store._engine
+    found: list[list[Any]] = []
+
+    def look(*_: Any) -> None:
+        for keys in ("abcde", "edcba"):
+            found.append([str(store.get("gone" if key == "e" else key, None)) for key in keys])
+
+    def watch(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def watched(*arguments: Any) -> Any:
+            look()
+            done = original(*arguments)
+            look()
+            return done
+
+        monkeypatch.setattr(owner, name, watched)
+
+    with store.transaction() as txn:
+        txn.update(a=2, b=[2], c=2, d=2)
+        del txn["gone"]
+        watch(engine.journal, "append_batch")
+        watch(engine._active, "put_many")
+        watch(engine.hot, "put")
+        watch(engine.hot, "discard")
+        watch(engine, "tell")
+    monkeypatch.undo()
+    old, new = ["1", "[1]", "1", "None", "1"], ["2", "[2]", "2", "2", "None"]
+    states = [values if number % 2 == 0 else values[::-1] for number, values in enumerate(found)]
+    assert [state for at, state in enumerate(states) if at == 0 or state != states[at - 1]] == [old, new]
+
+
 # Conflicts
 
 READS: dict[str, Callable[[Any], Any]] = {
@@ -566,6 +604,7 @@ def test_an_ended_transaction_raises_closed_error(store: Any) -> None:
                 use(txn)
         txn.rollback()
         assert "ended" in repr(txn)
+        assert not txn._pending, "its memory is let go of, even while somebody keeps it"
     assert store["k"] == 1
 
 
@@ -704,6 +743,11 @@ def test_a_deadline_is_journaled_with_each_key_of_a_transaction(opener: Any, clo
         txn.set("short", 1, ttl=5)
         txn.set("long", 1, ttl=500)
         txn["ever"] = 1
+        txn.set("shortest", 1, ttl=1)
+    clock.sleep(2)
+    assert len(store) == 3
+    store.set("short", 1, ttl=5)
+    store.set("long", 1, ttl=500)
     store.close()
     store = opener(stepwise=True, clock=clock)
     assert (store.ttl("short"), store.ttl("long"), store.ttl("ever")) == (5, 500, None)
@@ -872,6 +916,13 @@ def test_an_exception_in_edit_writes_nothing(store: Any) -> None:
         value.append(object())
     assert store["k"] == [1]
     assert store._engine.watchers == []
+
+
+def test_edit_of_a_value_larger_than_a_batch_is_as_good_as_an_assignment(store: Any) -> None:
+    store["k"] = [bytes(300_000)]
+    with store.edit("k") as value:
+        value.append(bytes(500_000))
+    assert store["k"] == [bytes(300_000), bytes(500_000)]
 
 
 def test_edit_within_a_transaction_belongs_to_it(store: Any) -> None:

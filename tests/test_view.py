@@ -230,6 +230,7 @@ def test_closing_the_store_ends_its_views(opener: Any) -> None:
     store["k"] = 1
     view = store.view()
     store.close()
+    assert view.buffers == ()
     for use in (lambda: view["k"], lambda: len(view), lambda: list(view), store.view):
         with pytest.raises(ClosedError):
             use()
@@ -383,6 +384,24 @@ def test_positions_kept_for_a_view_are_counted_and_let_go_of(opener: Any) -> Non
         assert dict(view) == {number: number for number in range(500)}
     assert buffer.replaced == {}
     assert buffer.used_bytes() < kept - 500 * 100
+
+
+def test_the_keys_in_order_that_only_a_view_keeps_are_counted(opener: Any) -> None:
+    store = opener(stepwise=True, memory="16MB")
+    with store.view():
+        pass
+    views = []
+    for step in range(5):
+        store.update({(step, number): 1 for number in range(500)})
+        views.append(store.view())
+        assert len(list(views[-1])) == 500 * (step + 1)
+        list(store)
+    kept = {id(buffer): buffer for view in views for buffer in view.buffers if buffer not in store._engine.buffers}
+    orders = store.stats().view_bytes - sum(buffer.used_bytes() for buffer in kept.values())
+    assert orders == sum(view.order_bytes for view in views) >= 2 * 500 * 8
+    for view in views:
+        view.close()
+    assert store.stats().view_bytes == 0
 
 
 def test_past_its_share_of_the_memory_the_oldest_view_ends(opener: Any) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import sys
 from bisect import bisect_left
 from collections.abc import Iterator
 from operator import itemgetter
@@ -101,6 +102,12 @@ class Moment:
             with self._tiers.lock:
                 self._ordered = [buffer.sorted_keys() for buffer in self.buffers]
         return self._ordered
+
+    @property
+    def order_bytes(self) -> int:
+        """Lists of keys in order that only this moment keeps, since their buffers have newer ones."""
+        pairs = zip(self._ordered or (), self.buffers, strict=False)
+        return sum(sys.getsizeof(ordered) for ordered, buffer in pairs if not buffer.is_order(ordered))
 
     def page(self, start: bytes, stop: bytes | None, reverse: bool, values: bool) -> tuple[list[Item], bytes | None]:
         """Live records from `start` on, and the last key looked at, None when there are no more.

@@ -76,6 +76,8 @@ class Pinning(Protocol):
     @property
     def buffers(self) -> tuple[WriteBuffer, ...]: ...
     @property
+    def order_bytes(self) -> int: ...
+    @property
     def age_seconds(self) -> float: ...
     def end(self, reason: str) -> None: ...
     def overdue(self, now: float) -> bool: ...
@@ -359,10 +361,11 @@ class Tiers:
 
     def pinned_bytes(self) -> int:
         """What views keep of the write buffers that the store has let go of."""
-        kept = {id(buffer): buffer for view in self.open_views() for buffer in view.buffers}
+        views = self.open_views()
+        kept = {id(buffer): buffer for view in views for buffer in view.buffers}
         for buffer in self.buffers:
             kept.pop(id(buffer), None)
-        return sum(buffer.used_bytes() for buffer in kept.values())
+        return sum(buffer.used_bytes() for buffer in kept.values()) + sum(view.order_bytes for view in views)
 
     def watch(self, watcher: Watcher) -> None:
         """Tell a transaction of writes, as long as it is referred to."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -90,6 +91,7 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
         self._engine = engine
         self._pending: dict[bytes, Change] = {}
         self._bytes = 0
+        self._bytes_max: float = engine.batch_bytes_max
         self._reads = Reads()
         self._ended = False
         engine.watch(self._reads)
@@ -260,10 +262,10 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
             self._check()
         old = self._pending.get(change.encoded)
         size = self._bytes + change.bytes - (old.bytes if old is not None else 0)
-        limit = self._engine.batch_bytes_max
-        if size > limit:
+        if size > self._bytes_max:
             raise BatchTooLargeError(
-                f"the transaction's records are above {limit:,} bytes, what one batch may take with this much memory"
+                f"the transaction's records are above {self._bytes_max:,} bytes, "
+                "what one batch may take with this much memory"
             )
         self._pending[change.encoded] = change
         self._bytes = size
@@ -414,8 +416,10 @@ def added(found: Dirty | None, key: object, by: Any) -> Any:
 @contextlib.contextmanager
 def edited(engine: Engine, key: Any, default: Any) -> Iterator[Any]:
     """What `Store.edit` does."""
-    with Transaction[Any, Any](engine) as txn, txn.edit(key, default) as value:
-        yield value
+    with Transaction[Any, Any](engine) as txn:
+        txn._bytes_max = math.inf  # One record is no batch, and may be as large as in `set`.
+        with txn.edit(key, default) as value:
+            yield value
 
 
 def backoff_seconds(attempt: int) -> float:

@@ -61,6 +61,11 @@ class View(RangedMapping[K, V]):
         return self._moment.buffers
 
     @property
+    def order_bytes(self) -> int:
+        """What it keeps beside them: their keys in order."""
+        return self._moment.order_bytes
+
+    @property
     def age_seconds(self) -> float:
         """How long ago it was opened."""
         return self._engine.clock.monotonic() - self._opened_at

@@ -131,6 +131,10 @@ class WriteBuffer:
             index += sys.getsizeof(self.replaced) + len(self.replaced) * LIST_BYTES + self._replaced_count * 40
         return self.segment.position - HEADER_BYTES + index + sys.getsizeof(self._sorted)
 
+    def is_order(self, ordered: list[bytes]) -> bool:
+        """Whether a list of `sorted_keys` is the one that the buffer itself keeps, and counts."""
+        return ordered is self._sorted
+
     def sorted_keys(self) -> list[bytes]:
         """The keys in order, deletions included; a new list when keys came since the last call.
 
