@@ -92,7 +92,8 @@ class Job:
         if (segment, until) in self._waiting:
             self._held = False
         else:
-            self._waiting.append((segment, until))
+            # In order, also when an earlier one is handed over again because nobody heard that it was applied.
+            self._waiting = sorted([*self._waiting, (segment, until)])
 
     def compact(self) -> None:
         """Start compaction, unless one is running."""
@@ -170,10 +171,11 @@ class Job:
             SegmentFile(files.segment_path(self.directory, number)) for number, last in waiting if last > applied
         ]
         records = applier.apply(segments, until) if segments else 0
-        del self._waiting[: len(waiting)]
         state = asdict(applier.cold.state())
         used = applier.cold.used_bytes()
-        return self._event("applied", until=until, records=records, state=state, used=used)
+        event = self._event("applied", until=until, records=records, state=state, used=used)
+        del self._waiting[: len(waiting)]
+        return event
 
     def _compact_step(self) -> Event | bool:
         assert self._compaction is not None
