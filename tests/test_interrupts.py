@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import functools
 import linecache
@@ -47,10 +48,11 @@ def leaves(frame: FrameType) -> bool:
 
 
 class Interrupter:
-    """Raises at the n-th line that runs inside the package."""
+    """Raises, or calls a handler, at the n-th line that runs inside the package."""
 
-    def __init__(self, error: type[BaseException]) -> None:
+    def __init__(self, error: type[BaseException], handler: Callable[[], object] | None = None) -> None:
         self.error = error
+        self.handler = handler
         self.at = 0
         self.seen = 0
         self.place = ""
@@ -65,7 +67,9 @@ class Interrupter:
             self.seen += 1
             if self.seen == self.at:
                 self.place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
-                raise self.error(f"at {self.place}")
+                if self.handler is None:
+                    raise self.error(f"at {self.place}")
+                self.handler()
         return self._trace
 
     def run(self, operation: Callable[[], object], at: int) -> bool:
@@ -222,3 +226,70 @@ def test_an_interrupt_at_any_line_leaves_old_or_new_and_no_lock_held(
             store.save()
         # Lines of one loop are alike: the further in, the larger the steps.
         at += STRIDE if at < 400 else STRIDE + at // 100
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_signal_handler_at_any_line_does_what_it_says_or_is_refused(opener: Any, name: str, state: str) -> None:
+    operation, done = OPERATIONS[name]
+    store = opener(stepwise=True, save="")
+    written = refused = 0
+    last: Any = None
+
+    def handler() -> None:
+        nonlocal written, refused, last
+        assert store.get("k2") in ("old", "new", None)
+        len(list(store.items()))
+        for write in (
+            lambda: store.set("handler", interrupter.at),
+            lambda: store.set_many({"handler": interrupter.at}),
+            lambda: store.transact(lambda txn: txn.set("handler", interrupter.at), 1),
+        ):
+            try:
+                write()
+            except (tiered.ReentrantError, tiered.ConflictError):
+                refused += 1
+            else:
+                written += 1
+                last = interrupter.at
+        for call in (store.sync, store.save, lambda: store.pop("handler2", None), lambda: store.view().close()):
+            with contextlib.suppress(tiered.ReentrantError):
+                call()
+
+    interrupter = Interrupter(KeyboardInterrupt, handler)
+    at = 1 + sum(map(ord, name + state)) % STRIDE
+    while True:
+        reset(store)
+        STATES[state](store)
+        last = None
+        reached = interrupter.run(lambda: operation(store), at)
+        where = f"{name} of a {state} key, a handler at {interrupter.place}"
+        found = dict(store)
+        assert found.pop("handler", None) in ((last, None) if name in ("clear", "popitem") else (last,)), where
+        # What met a conflict, or an iteration that a handler's key came into, is not judged by it.
+        assert found in (OLD, OLD if done is None else done) or name == "popitem", where
+        assert store.check() == [], where
+        assert free(store._engine.lock), where
+        if not reached:
+            break
+        at += STRIDE if at < 400 else STRIDE + at // 100
+    assert written + refused or name == "in"  # Of which a hit has two lines.
+
+
+def test_an_iterator_left_half_way_and_collected_in_another_thread_keeps_nothing_open(opener: Any) -> None:
+    store = opener(stepwise=True)
+    store.update(dict.fromkeys(range(2000), "x" * 100))
+    store.save()
+    view = store.view()
+    with store.transaction() as txn:
+        left = [iter(mapping.items()) for mapping in (store, view, txn, store.sub("a"), view.sub("a"))]
+        for iterator in left:
+            next(iterator, None)
+        thread = threading.Thread(target=left.clear)
+        thread.start()
+        thread.join()
+    view.close()
+    assert store._engine.cold.readers() == 0
+    assert free(store._engine.lock)
+    store[1] = "new"
+    assert store.check() == []
