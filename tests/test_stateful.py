@@ -447,6 +447,23 @@ class StoreMachine(RuleBasedStateMachine):
         self._open()
         assert self.store.config_get("default_ttl")["default_ttl"] == self.default_ttl
 
+    @rule()
+    def change_handles(self) -> None:
+        """Another handle on the same engine takes over; the first one is closed, and its engine goes on."""
+        before = self.store
+        self.store = tiered.open(self.path)
+        before.close()
+        with pytest.raises(tiered.ClosedError):
+            before.get("any")
+
+    @rule(key=some_key, value=some_value)
+    def read_through_another_handle(self, key: Any, value: Any) -> None:
+        with tiered.open(self.path, "r") as reader:
+            assert reader.get(key, "none") == self.model.get(key, ("none", None))[0]
+            assert len(reader) == len(self.model)
+            with pytest.raises(tiered.ReadOnlyError):
+                reader[key] = value
+
     @precondition(lambda self: not self.helper)
     @rule()
     def die(self) -> None:
