@@ -1184,7 +1184,10 @@ Point("1")
 """
     )
     found = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "program.py"],
+        [
+            *(sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache")),
+            *("--config-file", str(Path(tiered.__file__).parents[1] / "pyproject.toml"), "program.py"),
+        ],
         cwd=tmp_path,
         env={**os.environ, "MYPYPATH": str(Path(tiered.__file__).parents[1])},
         capture_output=True,

@@ -349,7 +349,7 @@ class Tiers:
 
     def keep_view(self, view: Pinning) -> None:
         """Note a view, as long as it is referred to."""
-        self.views = [*self.views, weakref.ref(view)]
+        self.views = [*(kept for kept in self.views if kept() is not None), weakref.ref(view)]
 
     def drop_view(self, view: Pinning) -> None:
         """Forget a view, and those that were collected."""

@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from tiered import codec, keys, ranges
-from tiered.arrays import writable
+from tiered.arrays import is_numpy_scalar, writable
 from tiered.engine import Engine
 from tiered.errors import BatchTooLargeError, ClosedError, ConflictError
 from tiered.hot import Expiring, entry_of, value_of
@@ -299,7 +299,7 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
             raise KeyError(key)
         number, payload = (found.codec, found.payload) if found is not None else codec.encode(default)
         value: Any = codec.decode(number, payload)
-        if value.__class__ in codec.IMMUTABLE_TYPES:
+        if value.__class__ in codec.IMMUTABLE_TYPES or is_numpy_scalar(value):
             raise TypeError(f"edit() changes a value in place, which {type(value).__name__} does not allow: assign it")
         value = writable(value)
         before = codec.encode(value)  # Sets may come in another order than they were written in.
