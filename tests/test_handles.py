@@ -238,7 +238,7 @@ def test_a_read_only_handle_beside_a_writing_one_writes_nothing(opener: Any) -> 
 def test_every_method_of_an_engine_is_one_that_a_reader_may_call_or_one_that_it_may_not() -> None:
     """A new one that only reads goes into `READS` of `handles`, another here."""
     writes = """
-        check_writable clear close compact deadline_after delete disown has_room_now on_event poison put put_many
+        check_writable clear close compact deadline_after disown has_room_now on_event poison put put_many
         put_setting reserve rotate save serve sync tell wait_for watch write
     """
     public = {name for name in dir(Engine) if not name.startswith("_") and callable(getattr(Engine, name))}

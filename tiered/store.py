@@ -275,7 +275,7 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
                     return None
                 if not engine.reserve(size, frees=True):
                     break
-            sequence = engine.delete(key, encoded)
+            sequence = engine.write([Change(key, encoded, True)])
         engine.acknowledged(sequence)
         return found
 

@@ -182,25 +182,6 @@ class Writing(Checkpoints):
                 self.generation += 1
             self.tell((None if kind == CLEAR else keys.stored(key),))
 
-    def delete(self, key: Any, encoded: bytes) -> int:
-        """Write one deletion; room was reserved.  Returns its sequence number."""
-        buffer, journal = self._active, self.journal
-        assert buffer is not None
-        assert journal is not None
-        stored_key = keys.stored(encoded)
-        position = buffer.segment.position
-        try:
-            journal.append(DELETE, 0, encoded, b"", 0, 0)
-            self.hot.discard(key)
-            buffer.delete(stored_key, position)
-            if self.watchers:
-                self.tell((stored_key,))
-        except BaseException:
-            self._roll_forward(buffer, position)
-            raise
-        self._changes += 1
-        return journal.last
-
     def put_many(self, batch: Batch, deadline: int) -> int:
         """Write a batch; room was reserved."""
         buffer, journal = self._active, self.journal
