@@ -56,8 +56,8 @@ def lock_is_free(store: aio.AsyncStore[Any, Any]) -> bool:
     taken: list[bool] = []
 
     def take() -> None:
-        taken.append(store._engine.lock.acquire(timeout=10))
-        store._engine.lock.release()
+        taken.append(store._store._engine.lock.acquire(timeout=10))
+        store._store._engine.lock.release()
 
     thread = threading.Thread(target=take)
     thread.start()
@@ -201,7 +201,7 @@ def test_a_view_stays_as_it_was(opened: Opened) -> None:
                 assert await view.sub("a").get(1) == "old"
             with pytest.raises(tiered.ClosedError):
                 await view.get(("a", 1))
-            assert store._engine.open_views() == []
+            assert store._store._engine.open_views() == []
 
     asyncio.run(main())
 
@@ -433,7 +433,7 @@ def test_a_write_does_not_wait_in_the_loop_for_a_lock_that_another_thread_has(op
     async def main() -> None:
         async with opened() as store:
             await store.set("k", 1)
-            lock, held, let_go = store._engine.lock, threading.Event(), threading.Event()
+            lock, held, let_go = store._store._engine.lock, threading.Event(), threading.Event()
 
             def hold() -> None:
                 with lock:
@@ -571,7 +571,7 @@ def test_cancelling_at_random_moments_leaves_every_operation_done_or_not_whole(o
             threads.shutdown()  # What was cancelled may still be under way there.
             asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
             assert lock_is_free(store)
-            assert store._engine.open_views() == []
+            assert store._store._engine.open_views() == []
             assert sum(await all_of(store.values(prefix=("account",)))) == 1000
             for number in tasks:
                 assert await store.get(("pair", number)) == await store.get(("pair", -number))
@@ -684,7 +684,7 @@ def test_a_cancelled_close_has_closed(opened: Opened, monkeypatch: pytest.Monkey
             let_go.set()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert store._engine.closed
+            assert store._store._engine.closed
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -695,7 +695,7 @@ def test_a_cancelled_commit_is_whole(opened: Opened) -> None:
     async def main() -> None:
         async with opened() as store:
             await store.set("a", 0)
-            lock, held, let_go = store._engine.lock, threading.Event(), threading.Event()
+            lock, held, let_go = store._store._engine.lock, threading.Event(), threading.Event()
 
             def hold() -> None:
                 with lock:
@@ -739,7 +739,7 @@ def test_an_iteration_left_half_way_leaves_nothing_open(opened: Opened) -> None:
                 async for key in txn.keys():
                     await txn.set(key, 0)
                     break
-            slots = store._engine.cold._env.readers().splitlines()[1:]
+            slots = store._store._engine.cold._env.readers().splitlines()[1:]
             assert all(line.split()[2] == "-" for line in slots), slots  # No read transaction is open.
             assert await store.get(0) == 0
 

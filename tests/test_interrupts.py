@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import gc
 import linecache
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -293,3 +295,44 @@ def test_an_iterator_left_half_way_and_collected_in_another_thread_keeps_nothing
     assert free(store._engine.lock)
     store[1] = "new"
     assert store.check() == []
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("what", ["open", "open with a journal", "close", "with"])
+def test_an_interrupt_while_opening_or_closing_leaves_a_store_that_opens_and_holds_everything(
+    quick_path: Path, what: str, error: type[BaseException]
+) -> None:
+    path, left = quick_path / "store.tiered", quick_path / "left"
+    with tiered.open(path, helper=False) as store:
+        store.update(OLD)
+        shutil.copytree(path, left)
+    interrupter = Interrupter(error)
+    at = 1 + sum(map(ord, what + error.__name__)) % STRIDE
+
+    def opened_and_closed() -> None:
+        with tiered.open(path, helper=False) as store:
+            store["k"] = "old"
+
+    while True:
+        if what == "open with a journal":
+            shutil.rmtree(path)
+            shutil.copytree(left, path)
+        if what == "with":
+            reached = interrupter.run(opened_and_closed, at)
+        elif what == "close":
+            store = tiered.open(path, helper=False)
+            store["k"] = "old"
+            reached = interrupter.run(store.close, at)
+            store.close()
+            with pytest.raises(tiered.ClosedError):
+                store.get("k")
+        else:
+            reached = interrupter.run(lambda: tiered.open(path, helper=False).close(), at)
+        gc.collect()
+        with tiered.open(path, helper=False) as store:
+            assert dict(store) == OLD, f"{what}, interrupted at {interrupter.place}"
+            assert store.check() == []
+        if not reached:
+            break
+        at += STRIDE if at < 400 else STRIDE + at // 100

@@ -35,6 +35,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 from tiered import codec, keys, store
 from tiered.check import Finding
 from tiered.errors import ConflictError
+from tiered.handles import TEMPORARY
 from tiered.hot import Expiring, entry_of, value_of
 from tiered.journal import record_bytes
 from tiered.stats import Explanation, MemoryStats, Stats
@@ -270,10 +271,11 @@ class AsyncTransaction(AsyncMutableMapping[K, V]):
         if not engine.lock.acquire(blocking=False):
             return UNSET
         try:
-            at_hand = key in engine.hot.table or keys.encode(key) in txn._pending
-            return txn.get(key, UNSET) if at_hand else UNSET
+            entry = engine.hot.table.get(key, UNSET)
+            at_hand = (entry is not UNSET and entry.__class__ is not Expiring) or keys.encode(key) in txn._pending
         finally:
             engine.lock.release()
+        return txn.get(key, UNSET) if at_hand else UNSET
 
     def _set_at_once(self, key: Any, value: Any, ttl: float | None) -> bool:
         self._mapping.set(key, value, ttl)
@@ -300,33 +302,34 @@ class AsyncStore(AsyncMutableMapping[K, V]):
     def __init__(self, store: Store[K, V]) -> None:
         super().__init__(store)
         self._store = store
-        self._engine = store._engine
 
     def _at_once(self, key: Any) -> Any:
-        hot = self._engine.hot
+        store = self._store
         try:
-            entry = hot.table[key]
-            hot.hit(key)
+            entry = store._table[key]
+            store._hit(key)
         except KeyError:
             return UNSET
         if entry.__class__ is Expiring:
             entry, deadline = entry
-            if deadline <= self._engine.clock.now_ms():
+            if deadline <= store._engine.clock.now_ms():
                 return UNSET
-        self._store._hits += 1
+        store._hits += 1
         return value_of(entry)
 
     def _set_at_once(self, key: Any, value: Any, ttl: float | None) -> bool:
-        engine = self._engine
-        if engine.attended or engine.owned() or not engine.lock.acquire(blocking=False):
+        engine = self._store._engine
+        if engine.attended or engine.owned():
+            return False
+        encoded = keys.encode(key)
+        number, payload = codec.encode(value)
+        if not engine.lock.acquire(blocking=False):
             return False
         try:
-            encoded = keys.encode(key)
-            number, payload = codec.encode(value)
             if not engine.has_room_now(record_bytes(encoded, payload)):
                 return False
             deadline = engine.deadline_after(ttl)
-            entry = value if value.__class__ in codec.PLAIN_TYPES else entry_of(number, payload)
+            entry = value if type(value) in codec.PLAIN_TYPES else entry_of(number, payload)
             engine.put(keys.canonical(key), encoded, number, payload, entry, deadline)
         finally:
             engine.lock.release()
@@ -434,6 +437,6 @@ class Opening:
         await self._opened.close()
 
 
-def open(path: str | os.PathLike[str], flag: str = "c", **settings: Any) -> Opening:
+def open(path: str | os.PathLike[str] = TEMPORARY, flag: str = "c", **settings: Any) -> Opening:
     """Open a store as `tiered.open` does, with the same arguments and errors, when it is awaited or entered."""
     return Opening(partial(store.open, path, flag, **settings))

@@ -233,6 +233,9 @@ class Applier:
                 if fresh is not None:
                     fresh.close()
                 files.remove_cold(self.directory, number)
+                if self.cold.state().moved:
+                    with self.cold.update() as update:
+                        update.current.moved = False
 
     def _catch_up(self, fresh: Cold, applied: list[tuple[Sequence[SegmentFile], int]]) -> None:
         """Apply to the copy what was applied meanwhile, many segments at a time: faster than they come."""

@@ -29,6 +29,7 @@ class Checkpointer(Protocol):
     def finish(self) -> None: ...
     def run(self, slices: bool = False) -> bool: ...
     def reopened(self) -> Cold: ...
+    def abandon(self) -> None: ...
     def disown(self) -> None: ...
 
 
@@ -80,6 +81,10 @@ class InlineCheckpointer:
         """The cold tier after a compaction."""
         return self._job.cold
 
+    def abandon(self) -> None:
+        """Give the APPLY lock up now, whatever waits."""
+        self._job.abandon()
+
     def disown(self) -> None:
         """Let go in a forked child."""
         self._job.disown()
@@ -125,6 +130,10 @@ class HelperCheckpointer:
         number = files.read_current(self._directory)
         assert number is not None
         return Cold(files.cold_path(self._directory, number))
+
+    def abandon(self) -> None:
+        """Have the APPLY lock given up: the helper does so after what waits, and need not be waited for."""
+        self.finish()
 
     def disown(self) -> None:
         """Nothing to let go of: the pipes belong to `maintenance`."""

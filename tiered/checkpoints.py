@@ -10,9 +10,8 @@ lock, which its caller holds at one level.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from tiered import files
 from tiered.checkpointer import Checkpointer, HelperCheckpointer, InlineCheckpointer
@@ -80,7 +79,7 @@ class Checkpoints(Tiers):
 
     def save(self) -> None:
         """Checkpoint now and wait for it."""
-        self.refuse_reentry()
+        self.refuse_waiting()
         with self.lock:
             self.check_writable()
             until = self.rotate()
@@ -102,21 +101,23 @@ class Checkpoints(Tiers):
         """Let events happen, with the lock let go of; called at one level of it."""
         checkpointer = self.checkpointer
         if checkpointer is not None and checkpointer.name == "inline":
-            with self._unlocked():
-                checkpointer.run()
+            self._unlocked(checkpointer.run)
         elif MAINTENANCE.in_thread:
-            with self._unlocked():
-                MAINTENANCE.pump(0.01)
+            self._unlocked(lambda: MAINTENANCE.pump(0.01))
         else:
-            self.changed.wait(0.5)
+            try:
+                self.changed.wait(0.5)
+            finally:
+                if not self.owned():  # An interrupt between letting go of it and waiting.
+                    self.lock.acquire()
 
-    @contextlib.contextmanager
-    def _unlocked(self) -> Iterator[None]:
-        """Let go of the lock: nobody may wait for the checkpointer, or be told by it, while holding it."""
+    def _unlocked(self, work: Callable[[], object]) -> None:
+        """Do something without the lock: nobody may wait for the checkpointer, or be told by it, while holding it."""
+        # No context manager: an interrupt as it is entered would leave the lock to nobody.
         try:
             try:
                 self.lock.release()
-                yield
+                work()
             finally:
                 if not self.owned():
                     self.lock.acquire()
@@ -158,7 +159,10 @@ class Checkpoints(Tiers):
 
     def _on_compacted(self, event: Event) -> None:
         assert self.checkpointer is not None
-        self.cold = self.checkpointer.reopened()
+        live = files.read_current(self.directory)
+        # One compaction may have followed another before its word was heard.
+        if live is None or files.cold_path(self.directory, live) != self.cold.directory:
+            self.cold = self.checkpointer.reopened()
         self.generation += 1
         self._compactions += 1
         self._compacting = False

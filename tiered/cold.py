@@ -357,11 +357,6 @@ class _Access:
 class Reader(_Access):
     """A read transaction."""
 
-    @property
-    def transaction_id(self) -> int:
-        """Number of the write transaction this moment is the result of."""
-        return int(self.txn.id())
-
     def end(self) -> None:
         """End it, where that is not done by a `with`."""
         self.txn.abort()
@@ -523,8 +518,3 @@ def _packed_size(data: bytes) -> int:
         if flags & record.HAS_KEY:
             at += 2 + int.from_bytes(data[at : at + 2], "little")
     return payload_size(data[6], data[at:])
-
-
-def data_file_bytes(directory: Path) -> int:
-    """Bytes that the data file takes on the disk."""
-    return os.stat(directory / "data.mdb").st_blocks * 512

@@ -21,6 +21,7 @@ from tiered.cold import Cold
 from tiered.config import Settings, parse_ttl
 from tiered.errors import (
     PoisonedError,
+    ReentrantError,
     StoreError,
     StoreFullError,
 )
@@ -76,8 +77,9 @@ class Engine(Writing):
         """What every write does last, without the lock: wait for the disk where durability asks for it."""
         if self.always:
             self.sync(sequence)
-        if self.checkpointer is not None:
-            self.checkpointer.run()
+        checkpointer = self.checkpointer  # Which `close` takes away, without the lock.
+        if checkpointer is not None:
+            checkpointer.run()
 
     def configure(self, name: str, parsed: Any) -> None:
         """Put a setting in force."""
@@ -107,16 +109,19 @@ class Engine(Writing):
 
     def compact(self) -> None:
         """Rewrite the cold tier and wait for it; writes and reads go on."""
-        self.refuse_reentry()
+        self.refuse_waiting()
         with self.lock:
             self.check_writable()
             self.serve()
             checkpointer = self.checkpointer or self._make_checkpointer()
+            if self._compacting:  # One after the other.  The word of one that was interrupted may be lost: then again.
+                checkpointer.compact()
+                self.wait_for(lambda: not self._compacting)
             wanted = self._compactions + 1
-            self._compacting = True
             self._compaction_failure = None
             self._retry_full()
             checkpointer.compact()
+            self._compacting = True
             self.wait_for(lambda: self._compactions >= wanted or not self._compacting)
             if self._compactions < wanted:
                 self.check_writable()
@@ -131,6 +136,8 @@ class Engine(Writing):
             return self.tick()
         except PoisonedError:
             return TICK_SECONDS_MAX  # Every write from now on says so; reads go on.
+        except ReentrantError:
+            return TICK_SECONDS_MAX / 10  # Another store is being closed in the middle of this one's tick.
         except Exception as error:
             LOG.exception("%s: background work failed", self.directory)
             with self.lock:
@@ -145,7 +152,7 @@ class Engine(Writing):
             return TICK_SECONDS_MAX
         self.refuse_reentry()
         now = self.clock.monotonic()
-        self._end_old_views(now)
+        self._review_views(now)
         if self.journal is None:
             self.follow()
             return FOLLOW_SECONDS
@@ -171,7 +178,8 @@ class Engine(Writing):
             more = self._expire_cycle()
             self._expire_at = now + (0.005 if more else next_cycle(self._random))
             again = 0.005 if more else again
-        if self.checkpointer is not None and self.checkpointer.run(slices=True):
+        checkpointer = self.checkpointer
+        if checkpointer is not None and checkpointer.run(slices=True):
             again = 0.0
         return again
 
@@ -199,11 +207,17 @@ class Engine(Writing):
             self._trimmed_bytes = self.hot.evicted_bytes
             process.trim_heap()
 
-    def _end_old_views(self, now: float) -> None:
-        for view in self.open_views():
+    def _review_views(self, now: float) -> None:
+        """End those that are too old, and give back what others kept that are gone."""
+        views = self.open_views()
+        for view in views:
             if view.overdue(now):
                 with self.lock:
                     view.end("it was open for longer than its max_age")
+        if len(views) < self._views_counted and not self.closed:
+            with self.lock:
+                self._rebudget()
+        self._views_counted = len(views)
 
     def deadline_after(self, ttl: Any) -> int:
         """Deadline in milliseconds of what is written now with a `ttl`, 0 for none."""
@@ -223,14 +237,16 @@ class Engine(Writing):
 
     def close(self) -> None:
         """Checkpoint what is dirty, and let go of everything.  What cannot be checkpointed stays in the journal."""
-        self.refuse_reentry()
-        with self.lock:
+        self.refuse_waiting()
+        error: Exception | None = None
+        with contextlib.ExitStack() as ending, self.lock:
             if self.closed or self.forked:
                 return
+            # Interrupted from here on, it lets go of everything all the same; the journal has what is dirty.
+            ending.callback(self._let_go)
             self.closed = True
             for view in self.open_views():
                 view.end("the store was closed")
-            error = None
             if self.journal is not None:
                 try:
                     self._finish()
@@ -238,33 +254,48 @@ class Engine(Writing):
                     error = failure
                 self._close_journal()
             self.hot.clear()
+        if error is not None:
+            raise error
+
+    def _let_go(self) -> None:
+        """Let go of files, locks and the helper, whatever any of these steps raises."""
+        self.closed = True
+        with contextlib.ExitStack() as last_first:
+            if self._lock_file is not None:
+                last_first.callback(self._lock_file.release)
+            last_first.callback(self.cold.close)
+            last_first.callback(self._forget)
+            last_first.callback(self.dismiss)
+            if self.journal is not None:
+                last_first.callback(self.journal.let_go)
+
+    def dismiss(self) -> None:
+        """Give checkpointer and maintenance thread up."""
+        checkpointer = self.checkpointer
+        if checkpointer is not None and not self._finished:
+            checkpointer.abandon()
         if self._number:
             MAINTENANCE.dismiss(self._number)
+
+    def _forget(self) -> None:
         self.checkpointer = None
         self.buffers = ()
         self._active = None
         self._aside.clear()
-        self.cold.close()
-        if self._lock_file is not None:
-            self._lock_file.release()
-        if error is not None:
-            raise error
 
     def _finish(self) -> None:
         if not self.poisoned and self._active is not None:
             self.rotate()
         if self.checkpointer is not None:
             self._retry_full()
-            with self._unlocked():
-                self.checkpointer.finish()
+            self._unlocked(self.checkpointer.finish)
             limit = self.clock.monotonic() + CLOSE_SECONDS_MAX
             self.wait_for(lambda: self._finished or self._helper_gone() or self.clock.monotonic() > limit, closing=True)
         if self._aside and not self.poisoned:
             # The helper died meanwhile: what it left is applied here.
             self.checkpointer = InlineCheckpointer(self.directory, self.cold, self.settings.compression, self.on_event)
             self._resubmit()
-            with self._unlocked():
-                self.checkpointer.finish()
+            self._unlocked(self.checkpointer.finish)
         if self._aside or self._active is not None:
             reason = f"closed without a last checkpoint: {self.poisoned or self.full or 'the helper did not finish'}"
             kind = PoisonedError if self.poisoned else StoreFullError if self.full else StoreError
@@ -277,9 +308,6 @@ class Engine(Writing):
         elif not self.poisoned:
             with contextlib.suppress(OSError):
                 self.journal.sync(self.journal.last)
-        if self.checkpointer is not None and not self._finished:
-            self.checkpointer.disown()
-        self.journal.let_go()
 
     def disown(self) -> None:
         """In a forked child: every later use raises `ForkedError`; nothing of the parent's is touched."""

@@ -40,7 +40,8 @@ from tiered import files
 from tiered.clock import Clock
 from tiered.config import Settings
 from tiered.engine import Engine
-from tiered.errors import ClosedError, ConfigError, LockedError, ReadOnlyError, StoreError
+from tiered.errors import ClosedError, ConfigError, LockedError, ReadOnlyError, ReentrantError, StoreError
+from tiered.maintenance import MAINTENANCE
 from tiered.opening import check_arguments, open_engine
 
 LOG = logging.getLogger("tiered")
@@ -66,7 +67,9 @@ READS = frozenset(
         "pinned_bytes",
         "promote",
         "promote_many",
+        "refuse_inside_others",
         "refuse_reentry",
+        "refuse_waiting",
         "shrink",
         "tick",
         "tick_guarded",
@@ -153,8 +156,13 @@ class Shared:
         """Close the engine, and remove what was temporary."""
         try:
             self.engine.close()
+        except ReentrantError:
+            raise
+        except BaseException:
+            self.engine.close()  # Does nothing, unless it was interrupted before it had begun.
+            raise
         finally:
-            if self.temporary:
+            if self.temporary and self.engine.closed:
                 files.remove_tree(self.engine.directory, ignore_errors=True)
 
 
@@ -209,9 +217,11 @@ class Handle:
             shared, engine = self._shared, self._engine
             if engine.forked or (engine.closed and shared is None):
                 return
-            self._detach(Ended(engine.directory))
-            if shared is not None:
-                HANDLES.release(shared, self._member)
+            with contextlib.ExitStack() as ending:
+                if shared is not None:
+                    shared.engine.refuse_waiting()
+                    ending.callback(HANDLES.release, shared, self._member)
+                self._detach(Ended(engine.directory))
 
     def __enter__(self: Self) -> Self:
         return self
@@ -298,6 +308,7 @@ class Handles:
             self._open_temporary(handle, flag, explicit, lock_timeout, clock)
             return
         directory = check_arguments(path, flag, explicit, lock_timeout)
+        self.sweep()
         limit = time.monotonic() + lock_timeout
         while True:
             try:
@@ -337,34 +348,48 @@ class Handles:
             shared = self._shared.get(key)
             if shared is not None and (shared.engine.closed or not shared.engine.in_place()):
                 shared = None
-            if shared is None:
-                engine = open_engine(directory, flag, explicit, 0.0, handle._allow_network, clock or Clock())
-                shared = self._shared[key] = Shared(key, engine)
-            else:
-                _check_flag(shared.engine, flag)
-                _check_settings(shared.engine, explicit, clock)
-            handle._adopt(shared)
+            try:
+                if shared is None:
+                    engine = open_engine(directory, flag, explicit, 0.0, handle._allow_network, clock or Clock())
+                    shared = self._shared[key] = Shared(key, engine)
+                else:
+                    _check_flag(shared.engine, flag)
+                    _check_settings(shared.engine, explicit, clock)
+                handle._adopt(shared)
+            finally:
+                if shared is not None and not shared.members:
+                    self._drop(shared, handle._member)
 
     def release(self, shared: Shared, member: object) -> None:
         """A handle is closed; with the last one its engine is, before this returns."""
-        with self._claimed(shared.key) as claimed:
-            if claimed:
-                self._drop(shared, member)
-            else:  # A signal handler, in the middle of opening or closing the same path.
-                self._left.append((shared, member))
+        try:
+            with self._claimed(shared.key) as claimed:
+                if claimed:
+                    self._drop(shared, member)
+                else:  # A signal handler, in the middle of opening or closing the same path.
+                    self._left.append((shared, member))
+        except BaseException:
+            if member in shared.members:  # Interrupted before anything was done: somebody else will.
+                self.leave(shared, member)
+            raise
 
     def leave(self, shared: Shared, member: object) -> None:
-        """A handle was collected; waits for nobody."""
+        """A handle was collected; waits for nobody: the maintenance thread heeds the note, if there is one."""
         self._left.append((shared, member))
-        self._sweep()
+        if not MAINTENANCE.wake():
+            self.sweep()
 
     def _drop(self, shared: Shared, member: object) -> None:
         """Under the claim: one handle less."""
-        shared.members.discard(member)
-        if not shared.members:
-            if self._shared.get(shared.key) is shared:
-                del self._shared[shared.key]
-            shared.end()
+        with contextlib.ExitStack() as ending:  # Done to the end, though a step of it be interrupted.
+            if shared.members <= {member}:
+                ending.callback(self._forget, shared)
+                ending.callback(shared.end)
+            shared.members.discard(member)
+
+    def _forget(self, shared: Shared) -> None:
+        if self._shared.get(shared.key) is shared:
+            del self._shared[shared.key]
 
     @contextlib.contextmanager
     def _claimed(self, key: str) -> Iterator[bool]:
@@ -372,23 +397,29 @@ class Handles:
         claim = Claim()
         claims = self._claims
         try:
-            while (other := claims.setdefault(key, claim)) is not claim and other.thread != claim.thread:
-                with self._changed:
-                    if key in claims:
-                        self._changed.wait(1.0)
-            yield other is claim
+            try:
+                while (other := claims.setdefault(key, claim)) is not claim and other.thread != claim.thread:
+                    with self._changed:
+                        if key in claims:
+                            self._changed.wait(1.0)
+                yield other is claim
+            finally:
+                if claims.get(key) is claim:
+                    self._unclaim(key)
+                    self.sweep()
         finally:
-            if claims.get(key) is claim:
+            if claims.get(key) is claim:  # Interrupted just now.
                 self._unclaim(key)
-                self._sweep()
 
     def _unclaim(self, key: str) -> None:
         del self._claims[key]
         with self._changed:
             self._changed.notify_all()
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Heed the notes of handles that were collected, but for paths that are claimed: who claims them does it."""
+        if any(engine.owned() for engine in MAINTENANCE.open_engines()):
+            return  # In the middle of a store, as a signal handler may be: closing one has to wait for others.
         again = True
         while again:
             again = False
@@ -457,6 +488,7 @@ def _check_settings(engine: Engine, explicit: Mapping[str, object], clock: Clock
 
 
 HANDLES = Handles()
+MAINTENANCE.chores.append(HANDLES.sweep)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=HANDLES.disown)  # After the engines were told, by `maintenance`.
 atexit.register(HANDLES.end_temporary)

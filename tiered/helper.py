@@ -15,7 +15,7 @@ and from it:
 
     event   opened, applied, compacted, compaction_failed, closed, failed
     store   as above
-    ...     applied: until, state; failed: error (name of the class), path, message; all: memory
+    ...     applied: until, state; failed: error (name of the class), path, message; all: memory, written
 
 The helper takes a store's APPLY lock at `open` and gives it up at `close`.  After a
 failure it drops the store's environment, so that the next try starts from what is on
@@ -254,7 +254,7 @@ def _accept(jobs: dict[int, Job], message: dict[str, Any]) -> Event | None:
     try:
         if do == "open":
             jobs[store] = Job(store, Path(message["directory"]), message["compression"])
-            return {"event": "opened", "store": store, "memory": rss_anon_bytes(), "written": written_bytes()}
+            return _answer("opened", store)
         if do == "apply":
             jobs[store].submit(message["segment"], message["until"])
         elif do == "compact":
@@ -264,8 +264,12 @@ def _accept(jobs: dict[int, Job], message: dict[str, Any]) -> Event | None:
     except Exception as error:  # Reported to the program, as in Job.step.
         text = error.message if isinstance(error, StoreError) else repr(error)
         path = getattr(error, "path", "")
-        return {"event": "failed", "store": store, "error": type(error).__name__, "path": path, "message": text}
+        return _answer("failed", store, error=type(error).__name__, path=path, message=text)
     return None
+
+
+def _answer(event: str, store: int, **details: object) -> Event:
+    return {"event": event, "store": store, "memory": rss_anon_bytes(), "written": written_bytes(), **details}
 
 
 def _send(fd: int, event: Event) -> None:
@@ -318,9 +322,11 @@ class HelperProcess:
     def events(self, deliver: Callable[[Event], None]) -> None:
         """Deliver what has arrived; `dead` is set when the helper is gone."""
         while not self.dead:
-            data = None
-            with contextlib.suppress(BlockingIOError):
-                data = self._out.read(1 << 16)
+            try:
+                data: bytes | None = self._out.read(1 << 16)
+            except ValueError:  # Closed: thread and helper are being stopped.
+                self.dead = True
+                return
             if data is None:
                 return
             if not data:

@@ -173,13 +173,17 @@ class HotTier:
                 self.put(key, entry, deadline)
             return
         table, insert, largest = self.table, self._insert, self.budget_bytes // VALUE_SHARE_MAX
-        for key, entry in zip(keys, entries, strict=True):
-            if key in table:
-                self.discard(key)
-            size = cost(key, entry)
-            if size <= largest:
-                insert(key, entry)
-                self.entry_bytes += size
+        try:
+            for key, entry in zip(keys, entries, strict=True):
+                if key in table:
+                    self.discard(key)
+                size = cost(key, entry)
+                if size <= largest:
+                    insert(key, entry)
+                    self.entry_bytes += size
+        except BaseException:
+            self.clear()  # As in `put_new`.
+            raise
         self._table_bytes = self.policy.table_bytes()
         while self.used_bytes > self.budget_bytes and not self.shrink():
             pass
@@ -225,10 +229,14 @@ class HotTier:
     def expire(self, now_ms: int, limit: int) -> int:
         """Forget up to `limit` keys whose deadline has passed; returns how many were due."""
         due = self.deadlines.due(now_ms, limit)
-        for key in due:
-            entry = self.table.get(key)
-            if entry.__class__ is Expiring and entry[1] <= now_ms:
-                self.entry_bytes -= cost(key, self.policy.remove(key))
+        try:
+            for key in due:
+                entry = self.table.get(key)
+                if entry.__class__ is Expiring and entry[1] <= now_ms:
+                    self.entry_bytes -= cost(key, self.policy.remove(key))
+        except BaseException:
+            self.clear()
+            raise
         return len(due)
 
     def clear(self) -> None:

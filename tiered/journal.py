@@ -208,6 +208,8 @@ class Journal:
         self._unsynced: list[Segment] = []
         self._directory_changes = 0
         self._directory_synced = 0
+        self._sync_failure: OSError | None = None
+        self._ended = False
         # Both may be entered again by a signal handler: `sync` is complete in itself, and the
         # outer call then finds less to do; a segment is not begun while another is being made.
         self._sync_lock = threading.RLock()
@@ -242,7 +244,7 @@ class Journal:
     def prepare(self) -> None:
         """Make the next segment ahead of need, outside the store's lock."""
         with self._prepare_lock:
-            if self._prepared is None and self.active is not None:
+            if self._prepared is None and self.active is not None and not self._ended:
                 self._prepared = Segment(self.directory, self._capacity, self.mapped)
 
     @property
@@ -328,24 +330,34 @@ class Journal:
         with self._sync_lock:
             if self.synced >= wanted:
                 return
+            if self._sync_failure is not None:
+                # The system reports an error once, and has forgotten the pages by the next sync.
+                raise OSError(self._sync_failure.errno, f"an earlier sync failed: {self._sync_failure.strerror}")
             target, changes = self.last, self._directory_changes
-            if changes != self._directory_synced:
-                files.sync_directory(self.directory)
-                self._directory_synced = changes
-            for segment in list(self._unsynced):
-                files.sync_data(segment.fd)
-                if segment is not self.active and segment.last <= target and segment in self._unsynced:
-                    self._unsynced.remove(segment)
+            try:
+                if changes != self._directory_synced:
+                    files.sync_directory(self.directory)
+                    self._directory_synced = changes
+                for segment in list(self._unsynced):
+                    files.sync_data(segment.fd)
+                    if segment is not self.active and segment.last <= target and segment in self._unsynced:
+                        self._unsynced.remove(segment)
+            except OSError as error:
+                self._sync_failure = error
+                raise
             self.synced = max(self.synced, target)
 
     def discard_empty(self) -> None:
         """Remove the active and the prepared segment where nothing needs them any more."""
-        for segment in (self.active, self._prepared):
-            if segment is not None:
-                segment.path.unlink(missing_ok=True)
+        with self._prepare_lock:
+            self._ended = True  # What a thread is preparing is removed too, and nothing more is prepared.
+            for segment in (self.active, self._prepared):
+                if segment is not None:
+                    segment.path.unlink(missing_ok=True)
 
     def let_go(self) -> None:
         """Forget all segments; each is closed when the last thread that uses it is done."""
+        self._ended = True
         self.active = self._prepared = None
         self._unsynced.clear()
 

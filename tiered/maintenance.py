@@ -17,6 +17,7 @@ import os
 import select
 import threading
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tiered import files
@@ -40,10 +41,15 @@ class Maintenance:
         self._thread: threading.Thread | None = None
         self._process: HelperProcess | None = None
         self._wake: tuple[int, int] | None = None
+        self.chores: list[Callable[[], object]] = []
 
     def add(self, engine: Engine) -> None:
         """Note an open engine: it is closed when the interpreter ends, and told when the process forks."""
         self._open.add(engine)
+
+    def open_engines(self) -> list[Engine]:
+        """All of them."""
+        return list(self._open)
 
     def serve(self, engine: Engine) -> int:
         """Tick an engine and deliver its events from now on; returns its number."""
@@ -75,12 +81,14 @@ class Maintenance:
         if process is not None:
             process.stop()
 
-    def wake(self) -> None:
-        """Make the thread look around now."""
+    def wake(self) -> bool:
+        """Make the thread look around now; False if there is none."""
         with self._lock:
-            if self._wake is not None:
-                with contextlib.suppress(BlockingIOError):
-                    os.write(self._wake[1], b"\0")
+            if self._wake is None:
+                return False
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._wake[1], b"\0")
+            return True
 
     def process(self) -> HelperProcess | None:
         """The helper, started if need be; None where none can be."""
@@ -120,14 +128,17 @@ class Maintenance:
             if wake and wake[0] in ready:
                 os.read(wake[0], 4096)
         if process is not None:
-            with contextlib.suppress(ValueError):
-                process.events(self._deliver)
+            process.events(self._deliver)
         due = TICK_SECONDS_MAX
-        for reference in list(self._engines.values()):
+        for number, reference in list(self._engines.items()):
             engine = reference()
-            if engine is not None:
+            if engine is None:  # Lost while it was being opened.
+                self.dismiss(number)
+            else:
                 due = min(due, engine.tick_guarded())
             del engine
+        for chore in self.chores:
+            chore()
         return due
 
     def _deliver(self, event: Event) -> None:
@@ -135,7 +146,11 @@ class Maintenance:
             reference = self._engines.get(event["store"])
         engine = reference() if reference else None
         if engine is not None:
-            engine.on_event(event)
+            try:
+                engine.on_event(event)
+            except Exception as error:  # Of one store: the others must not lose their thread by it.
+                LOG.exception("%s: an event could not be heeded", engine.directory)
+                engine.poison(f"the word of the checkpointer could not be heeded: {error!r}")
 
     def disown(self) -> None:
         """In a forked child: nothing of the parent's thread and helper is ours."""
@@ -146,7 +161,9 @@ class Maintenance:
         if self._wake is not None:
             for fd in self._wake:
                 os.close(fd)
+        chores = self.chores
         self.__init__()  # type: ignore[misc]
+        self.chores = chores
         for engine in engines:
             engine.disown()
 

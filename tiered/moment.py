@@ -61,6 +61,7 @@ class Moment:
             self._active.unpin(id(self))
             self._active = None
         self.buffers = ()
+        self._ordered = None
 
     def __del__(self) -> None:
         # Collected without `close`, perhaps in a thread that has no lock: nothing but one atomic step.

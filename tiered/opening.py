@@ -252,8 +252,12 @@ def _recover(directory: Path, cold: Cold, explicit: Mapping[str, object], lock: 
         for name, value in settings.remembered().items()
         if name in explicit and Settings.resolve({}, remembered).remembered()[name] != value
     }
-    for name, value in changed.items():
-        with engine.lock:
-            sequence = engine.put_setting(name, value)
-        engine.acknowledged(sequence)
+    try:
+        for name, value in changed.items():
+            with engine.lock:
+                sequence = engine.put_setting(name, value)
+            engine.acknowledged(sequence)
+    except BaseException:
+        engine.dismiss()
+        raise
     return engine

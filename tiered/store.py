@@ -30,7 +30,7 @@ from tiered.sub import Sub
 from tiered.tiers import Where
 from tiered.transaction import ATTEMPTS, Transaction, added, edited, transacted
 from tiered.view import AGE_SECONDS_MAX, View
-from tiered.views import ONE, Pairs, RangedMapping, pairs_of
+from tiered.views import ABSENT, ONE, Pairs, RangedMapping, pairs_of
 from tiered.writing import UNSET, Batch, Change
 
 K = TypeVar("K")
@@ -38,12 +38,10 @@ V = TypeVar("V")
 T = TypeVar("T")
 
 _UNSET = UNSET
-_MISSING: Any = object()
 _DECODE = codec.DECODERS[codec.MSGPACK]
 _PLAIN = codec.PLAIN_TYPES
 _RECORD_BYTES = record_bytes(b"", b"")
 CHUNK_RECORDS = 1000
-COMPLETIONS_MAX = 100
 _COMPRESSIONS = {0: "none", 1: "zstd", 2: "zlib"}
 
 
@@ -99,6 +97,9 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
             return self._load(key, default)
         self._hits += 1
         return self._given(key, entry, default)
+
+    def _value(self, key: Any) -> Any:
+        return self.get(key, ABSENT)
 
     def __contains__(self, key: object) -> bool:
         if key in self._table and not isinstance(self._table.get(key), Expiring):
@@ -307,8 +308,8 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
             last = next(iter(self.keys(reverse=True)), _UNSET)
             if last is _UNSET:
                 raise KeyError("popitem(): the store is empty")
-            value = self.pop(last, _MISSING)
-            if value is not _MISSING:
+            value = self.pop(last, ABSENT)
+            if value is not ABSENT:
                 return last, value
 
     @overload
@@ -317,8 +318,8 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
     def setdefault(self, key: K, default: V) -> V: ...
     def setdefault(self, key: K, default: Any = None) -> Any:
         """The value under `key`, which is `default` from now on if there was none; atomic."""
-        value = self.get(key, _MISSING)
-        if value is not _MISSING:
+        value = self.get(key, ABSENT)
+        if value is not ABSENT:
             return value
         number, payload = codec.encode(default)
         deadline = self._engine.deadline_after(_UNSET)
@@ -623,9 +624,6 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
             f"{engine.state.records:,} records checkpointed, "
             f"{sum(len(buffer.positions) for buffer in engine.buffers):,} dirty, {engine.hot.used_bytes:,} bytes hot>"
         )
-
-    def _ipython_key_completions_(self) -> list[K]:
-        return list(islice(self, COMPLETIONS_MAX))
 
 
 def open(

@@ -66,11 +66,8 @@ class SubView(RangedMapping[K, V]):
             else:
                 yield self._rest(item) if what == "keys" else (self._rest(item[0]), item[1])
 
-    def __getitem__(self, key: K) -> V:
-        try:
-            return self._whole[self._full(key)]  # type: ignore[no-any-return]
-        except KeyError:
-            raise KeyError(key) from None
+    def _value(self, key: Any) -> Any:
+        return self._whole._value(self._full(key))
 
     def __contains__(self, key: object) -> bool:
         return self._full(key) in self._whole

@@ -46,6 +46,7 @@ from tiered.errors import (
 from tiered.expiry import next_cycle
 from tiered.hot import HotTier, entry_of, value_of
 from tiered.journal import Dirty, Journal
+from tiered.maintenance import MAINTENANCE
 from tiered.recovery import Plan
 from tiered.stats import Counters
 from tiered.write_buffer import WriteBuffer
@@ -106,6 +107,7 @@ class Tiers:
         self.counters = Counters()
         self.watchers: list[weakref.ref[Watcher]] = []
         self.views: list[weakref.ref[Pinning]] = []
+        self._views_counted = 0
         self.hot = HotTier(settings.eviction, settings.memory)
         self.lock = threading.RLock()
         self.owned: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
@@ -156,6 +158,17 @@ class Tiers:
                 "used by a signal handler, a finalizer or a codec in the middle of an operation of the same thread; "
                 "nothing was done: have it set a flag, and act on it afterwards",
             )
+
+    def refuse_waiting(self) -> None:
+        """`refuse_reentry` of what has to wait."""
+        self.refuse_reentry()
+        self.refuse_inside_others()
+
+    def refuse_inside_others(self) -> None:
+        """Raise `ReentrantError` where this thread is inside another store: whom it waits for may wait for that."""
+        for other in MAINTENANCE.open_engines():
+            if other is not self:
+                other.refuse_reentry()
 
     def check_readable(self) -> None:
         """Raise `ClosedError` or `ForkedError`, or an error kept from the background."""

@@ -35,7 +35,7 @@ from tiered.hot import Expiring, entry_of, value_of
 from tiered.journal import Dirty
 from tiered.moment import passing
 from tiered.sub import Sub
-from tiered.views import ONE, RangedMapping
+from tiered.views import ABSENT, ONE, RangedMapping
 from tiered.writing import UNSET, Change
 
 K = TypeVar("K")
@@ -131,7 +131,7 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
             self._reads.lives_until(found.deadline)
             return found
 
-    def __getitem__(self, key: K) -> V:
+    def _value(self, key: Any) -> Any:
         encoded = keys.encode(key)
         engine = self._engine
         if encoded not in self._pending:
@@ -144,19 +144,12 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
                 else:
                     entry = UNSET
             if entry is not UNSET:
-                return cast(V, value_of(entry))
+                return value_of(entry)
         found = self._find(encoded)
-        if found is None:
-            raise KeyError(key)
-        return cast(V, engine.value_of(keys.stored(encoded), found))
+        return ABSENT if found is None else engine.value_of(keys.stored(encoded), found)
 
     def __contains__(self, key: object) -> bool:
         return self._find(keys.encode(key)) is not None
-
-    def get_many(self, wanted: Iterable[K]) -> dict[K, V]:
-        """The values of those keys that exist, in the order asked for."""
-        found = ((key, self.get(key, UNSET)) for key in wanted)
-        return {key: value for key, value in found if value is not UNSET}
 
     def ttl(self, key: K) -> float | None:
         """Seconds left to live, None for ever.  KeyError if the key is absent."""
@@ -276,6 +269,22 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
             raise KeyError(key)
         self._pend(Change(self._canonical(key), encoded, True))
 
+    def pop(self, key: K, default: Any = UNSET) -> Any:
+        """Remove a key and return its value; `default` if it is absent, else KeyError."""
+        value = self._value(key)
+        if value is ABSENT:
+            if default is UNSET:
+                raise KeyError(key)
+            return default
+        del self[key]
+        return value
+
+    def setdefault(self, key: K, default: Any = None) -> Any:
+        """The value under `key`, which is `default` from now on if there was none."""
+        if self._value(key) is ABSENT:
+            self[key] = default
+        return self._value(key)
+
     def popitem(self) -> tuple[K, V]:
         """Remove and return the last key in key order and its value; KeyError if there is none."""
         for key, value in self.items(reverse=True):
@@ -294,7 +303,9 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
     @contextlib.contextmanager
     def edit(self, key: K, default: V = UNSET) -> Iterator[V]:
         """A value to be changed in place, as `Store.edit`."""
-        found = self._find(keys.encode(key))
+        encoded = keys.encode(key)
+        pending = self._pending.get(encoded)
+        found = self._find(encoded)
         if found is None and default is UNSET:
             raise KeyError(key)
         number, payload = (found.codec, found.payload) if found is not None else codec.encode(default)
@@ -305,6 +316,8 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
         before = codec.encode(value)  # Sets may come in another order than they were written in.
         yield value
         if found is None or codec.encode(value) != before:
+            if self._pending.get(encoded) is not pending:
+                raise ConflictError(self._engine.directory, f"{key!r} was written while edit() had its value out")
             self._put(key, value, found.deadline if found is not None else self._engine.deadline_after(UNSET))
 
     def touch(self, key: K, ttl: float | None) -> bool:
@@ -356,7 +369,7 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is None and not self._ended:
             self.commit()
         else:
             self.rollback()
@@ -427,13 +440,20 @@ def backoff_seconds(attempt: int) -> float:
     return random.uniform(0, _BACKOFF_SECONDS * min(2**attempt, 64))
 
 
+def _not_awaitable(result: T) -> T:
+    """The result, or TypeError for one that has yet to run: what it would do is no part of the transaction."""
+    if hasattr(result, "__await__") or hasattr(result, "gi_frame"):
+        raise TypeError("transact() calls an ordinary function; tiered.aio takes async ones")
+    return result
+
+
 def transacted(engine: Engine, run: Callable[[Transaction[K, V]], T], attempts: int) -> T:
     """What `Store.transact` does."""
     for attempt in range(attempts):
         txn = Transaction[K, V](engine)
         try:
             with txn:
-                return run(txn)
+                return _not_awaitable(run(txn))
         except ConflictError:
             if attempt == attempts - 1:
                 raise

@@ -15,9 +15,9 @@ one at a time does.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from tiered import keys, ranges
 from tiered.engine import Engine
@@ -25,7 +25,7 @@ from tiered.errors import ClosedError, ConfigError, ForkedError, ViewExpiredErro
 from tiered.journal import Dirty
 from tiered.moment import Item, Moment
 from tiered.sub import SubView
-from tiered.views import RangedMapping
+from tiered.views import ABSENT, RangedMapping
 from tiered.write_buffer import WriteBuffer
 
 K = TypeVar("K")
@@ -105,21 +105,13 @@ class View(RangedMapping[K, V]):
             self._check()
             return self._moment.find(keys.stored(encoded), encoded)
 
-    def __getitem__(self, key: K) -> V:
+    def _value(self, key: Any) -> Any:
         encoded = keys.encode(key)
         found = self._find(encoded)
-        if found is None:
-            raise KeyError(key)
-        return cast(V, self._engine.value_of(keys.stored(encoded), found))
+        return ABSENT if found is None else self._engine.value_of(keys.stored(encoded), found)
 
     def __contains__(self, key: object) -> bool:
         return self._find(keys.encode(key)) is not None
-
-    def get_many(self, wanted: Iterable[K]) -> dict[K, V]:
-        """The values of those keys that exist, in the order asked for."""
-        missing: Any = self
-        found = ((key, self.get(key, missing)) for key in wanted)
-        return {key: value for key, value in found if value is not missing}
 
     def ttl(self, key: K) -> float | None:
         """Seconds that the key had left to live at this moment, None for ever.  KeyError if it is absent."""

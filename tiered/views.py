@@ -23,6 +23,7 @@ ONE: Any = 1
 Pairs: TypeAlias = "SupportsKeysAndGetItem[K, V] | Iterable[tuple[K, V]]"
 """What `update` takes."""
 _MISSING: Any = object()
+ABSENT: Any = object()
 _COMPLETIONS_MAX = 100
 
 
@@ -40,6 +41,10 @@ class RangedMapping(Mapping[K, V]):
     @abstractmethod
     def _iterate(self, bounds: Range, what: str) -> Iterator[Any]:
         """The "keys", "values" or "items" of a range."""
+
+    @abstractmethod
+    def _value(self, key: Any) -> Any:
+        """The value under a key, `ABSENT` if there is none: a KeyError may be the user's, reading a registered type."""
 
     def _range(self, prefix: Any, start: Any, stop: Any, reverse: bool) -> Range:
         return Range.of(prefix, start, stop, reverse)
@@ -59,10 +64,19 @@ class RangedMapping(Mapping[K, V]):
     def get(self, key: K, default: V | T) -> V | T: ...
     def get(self, key: K, default: Any = None) -> Any:
         """The value under `key`, or `default`."""
-        try:
-            return self[key]
-        except KeyError:
-            return default
+        value = self._value(key)
+        return default if value is ABSENT else value
+
+    def get_many(self, wanted: Iterable[K]) -> dict[K, V]:
+        """The values of those keys that exist, in the order asked for."""
+        found = ((key, self._value(key)) for key in wanted)
+        return {key: value for key, value in found if value is not ABSENT}
+
+    def __getitem__(self, key: K) -> V:
+        value = self._value(key)
+        if value is ABSENT:
+            raise KeyError(key)
+        return value  # type: ignore[no-any-return]
 
     def keys(self, prefix: Any = None, start: Any = None, stop: Any = None, reverse: bool = False) -> KeysView[K]:
         """A view of the keys in key order; of those with a prefix, from `start` up to but without `stop`."""

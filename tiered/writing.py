@@ -119,6 +119,7 @@ class Writing(Checkpoints):
         # A buffer set aside is a little over its share, since it is closed when it has reached it.
         while sum(buffer.used_bytes() for buffer in self._aside) > self.share_bytes * 5 // 4:
             if not waited:
+                self.refuse_inside_others()
                 self.counters.writer_waits += 1
                 began = self.clock.monotonic()
             waited = True
