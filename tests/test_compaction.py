@@ -283,7 +283,7 @@ def test_a_compaction_that_fails_leaves_the_store_as_it_was(opener: Any, monkeyp
 class Recorder:
     """A checkpointer that does nothing, in whose place the test drives a job step by step."""
 
-    name, entered = "recorder", False
+    name, entered, ended = "recorder", False, False
 
     def __init__(self, job: Job) -> None:
         self.submit, self.compact, self.finish, self.reopened = job.submit, job.compact, job.finish, lambda: job.cold

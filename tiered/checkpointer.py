@@ -29,6 +29,8 @@ class Checkpointer(Protocol):
     def finish(self) -> None: ...
     def run(self, slices: bool = False) -> bool: ...
     def reopened(self) -> Cold: ...
+    @property
+    def ended(self) -> bool: ...
     def abandon(self) -> None: ...
     def disown(self) -> None: ...
 
@@ -81,6 +83,11 @@ class InlineCheckpointer:
         """The cold tier after a compaction."""
         return self._job.cold
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has given the APPLY lock up, even if its word was lost."""
+        return self._job.ended
+
     def abandon(self) -> None:
         """Give the APPLY lock up now, whatever waits."""
         self._job.abandon()
@@ -130,6 +137,11 @@ class HelperCheckpointer:
         number = files.read_current(self._directory)
         assert number is not None
         return Cold(files.cold_path(self._directory, number))
+
+    @property
+    def ended(self) -> bool:
+        """Whether the helper is gone."""
+        return self.process.dead
 
     def abandon(self) -> None:
         """Have the APPLY lock given up: the helper does so after what waits, and need not be waited for."""

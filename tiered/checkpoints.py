@@ -227,9 +227,6 @@ class Checkpoints(Tiers):
             self.full = ""
             self._resubmit()
 
-    def _helper_gone(self) -> bool:
-        return isinstance(self.checkpointer, HelperCheckpointer) and self.checkpointer.process.dead
-
     def _remove_old_colds(self) -> None:
         """Remove cold tiers that are not the live one any more; whoever still reads one keeps its mapping."""
         live = files.read_current(self.directory)

@@ -272,10 +272,12 @@ class Engine(Writing):
     def dismiss(self) -> None:
         """Give checkpointer and maintenance thread up."""
         checkpointer = self.checkpointer
-        if checkpointer is not None and not self._finished:
-            checkpointer.abandon()
-        if self._number:
-            MAINTENANCE.dismiss(self._number)
+        try:
+            if checkpointer is not None and not self._finished:
+                checkpointer.abandon()
+        finally:
+            if self._number:
+                MAINTENANCE.dismiss(self._number)
 
     def _forget(self) -> None:
         self.checkpointer = None
@@ -290,7 +292,8 @@ class Engine(Writing):
             self._retry_full()
             self._unlocked(self.checkpointer.finish)
             limit = self.clock.monotonic() + CLOSE_SECONDS_MAX
-            self.wait_for(lambda: self._finished or self._helper_gone() or self.clock.monotonic() > limit, closing=True)
+            checkpointer = self.checkpointer
+            self.wait_for(lambda: self._finished or checkpointer.ended or self.clock.monotonic() > limit, closing=True)
         if self._aside and not self.poisoned:
             # The helper died meanwhile: what it left is applied here.
             self.checkpointer = InlineCheckpointer(self.directory, self.cold, self.settings.compression, self.on_event)

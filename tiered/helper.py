@@ -111,6 +111,11 @@ class Job:
         return bool(work) and not self._ended
 
     @property
+    def ended(self) -> bool:
+        """Whether it does nothing any more."""
+        return self._ended
+
+    @property
     def cold(self) -> Cold:
         """The live cold tier."""
         return self._open().cold
@@ -138,11 +143,11 @@ class Job:
                 return self._apply()
             self._applied_last = False
             if self._finished is not None and not waiting:
-                finished, self._finished = self._finished, None
-                with contextlib.suppress(
-                    StoreError, OSError
-                ):  # What a dropped compaction leaves goes at the next open.
+                finished = self._finished
+                # What a dropped compaction leaves goes at the next open.
+                with contextlib.suppress(StoreError, OSError):
                     self.abandon()
+                self._finished = None
                 return finished
             if self._compaction is not None:
                 return self._compact_step()
