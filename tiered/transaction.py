@@ -25,7 +25,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, overload
 
 from tiered import codec, keys, ranges
 from tiered.arrays import is_numpy_scalar, writable
@@ -269,6 +269,10 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
             raise KeyError(key)
         self._pend(Change(self._canonical(key), encoded, True))
 
+    @overload
+    def pop(self, key: K) -> V: ...
+    @overload
+    def pop(self, key: K, default: V | T) -> V | T: ...
     def pop(self, key: K, default: Any = UNSET) -> Any:
         """Remove a key and return its value; `default` if it is absent, else KeyError."""
         value = self._value(key)

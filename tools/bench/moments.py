@@ -10,6 +10,7 @@ import argparse
 import random
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -59,7 +60,7 @@ def transactions(store: Any, records: int) -> list[list[object]]:
         numbers = rng.sample(range(records), 10)
         pairs = [(key(number), document(number)) for number in numbers]
         way = ways[turn % len(ways)]
-        taken[way.__name__].append(seconds(lambda way=way, pairs=pairs: way(store, pairs)) * 1e6)
+        taken[way.__name__].append(seconds(partial(way, store, pairs)) * 1e6)
     medians = {name: statistics.median(times) for name, times in taken.items()}
     return [
         ["writes", medians["singles"], medians["transaction"], medians["transaction"] / medians["singles"]],
@@ -82,7 +83,7 @@ def views(store: Any, dirty: int) -> list[object]:
         closed.append(seconds(view.close))
     with store.view() as view:
         for number in random.Random(2).sample(range(dirty or 1000), 1000):
-            reads.append(seconds(lambda number=number: view.get(key(number))))
+            reads.append(seconds(partial(view.get, key(number))))
     middle = (statistics.median(times) * 1e6 for times in (opened, closed, reads))
     return [f"view, {len_dirty(store):,} dirty keys", *middle]
 
