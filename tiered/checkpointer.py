@@ -145,7 +145,7 @@ class HelperCheckpointer:
 
     def abandon(self) -> None:
         """Have the APPLY lock given up: the helper does so after what waits, and need not be waited for."""
-        self.finish()
+        self._send("close")
 
     def disown(self) -> None:
         """Nothing to let go of: the pipes belong to `maintenance`."""

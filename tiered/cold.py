@@ -24,7 +24,9 @@ not closed, and goes when the last reader lets go of it.
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -47,6 +49,8 @@ from tiered.errors import (
     StoreFullError,
 )
 
+LOG = logging.getLogger("tiered")
+CLOSE_WAIT_SECONDS = 5.0
 FORMAT = 1
 _DATABASES = ("records", "recent", "expiry", "dictionaries", "meta")
 _DEADLINE_BYTES = 8
@@ -114,6 +118,11 @@ def deadline_key(deadline: int, stored_key: bytes) -> bytes:
     return deadline.to_bytes(_DEADLINE_BYTES, "big") + stored_key
 
 
+def split_deadline(entry: bytes) -> tuple[int, bytes]:
+    """Deadline and stored key of an entry of the expiry index."""
+    return int.from_bytes(entry[:_DEADLINE_BYTES], "big"), entry[_DEADLINE_BYTES:]
+
+
 def _sealed(value: object) -> bytes:
     packed = cast(bytes, msgpack.packb(value))
     return crc32(packed).to_bytes(4, "little") + packed
@@ -131,6 +140,8 @@ class Cold:
     def __init__(self, directory: Path, readonly: bool = False, create: bool = False) -> None:
         self.path = directory / "data.mdb"
         self.directory = directory
+        self._users: list[None] = []
+        self._closed = False
         if create:
             directory.mkdir(mode=0o700, exist_ok=True)
         elif not self.path.exists():
@@ -158,7 +169,8 @@ class Cold:
 
     def file_bytes(self) -> int:
         """Bytes of all pages, free ones included."""
-        return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
+        with self._used():
+            return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
 
     def _check_file(self) -> None:
         """Refuse a data file shorter than its pages: reading past its end would be SIGBUS."""
@@ -176,22 +188,58 @@ class Cold:
             return False
 
     def close(self) -> None:
-        """Close the environment; no thread may be reading."""
+        """Close the environment as soon as nobody is using it; who comes later gets `ClosedError`."""
+        # Unmapping what another thread is reading, without the interpreter lock, ends the process.
+        self._closed = True
+        limit = time.monotonic() + CLOSE_WAIT_SECONDS
+        while self._users:
+            if time.monotonic() > limit:
+                LOG.warning("%s: still in use, and closed when that ends", self.path)
+                return
+            time.sleep(0.0005)
         self._env.close()
+
+    def _enter(self) -> None:
+        """Keep the environment from being closed until `_leave`."""
+        self._users.append(None)  # Before the look at `_closed`, and both atomic: `close` sees one or is seen.
+        if self._closed:
+            self._users.pop()
+            raise ClosedError(self.path, "the store was closed meanwhile")
+
+    @contextmanager
+    def _used(self) -> Iterator[None]:
+        self._enter()
+        try:
+            yield
+        finally:
+            self._users.pop()
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
         """A short read transaction: one moment of the cold tier."""
-        with translated(self.path), self._env.begin() as txn:
+        with self._used(), translated(self.path), self._env.begin() as txn:
             yield Reader(self, txn)
 
     def begin(self) -> Reader:
-        """A read transaction that stays, until `Reader.end`."""
-        with translated(self.path):
-            return Reader(self, self._env.begin())
+        """A read transaction that stays, until `end`."""
+        self._enter()
+        try:
+            with translated(self.path):
+                return Reader(self, self._env.begin())
+        except BaseException:
+            self._users.pop()
+            raise
+
+    def end(self, reader: Reader) -> None:
+        """End a transaction that `begin` began."""
+        try:
+            reader.txn.abort()
+        finally:
+            self._users.pop()
 
     def get(self, stored_key: bytes) -> bytes | None:
         """The record under a key, markers resolved, in a transaction of its own.  About 2 µs."""
+        self._enter()
         try:
             with self._env.begin() as txn:
                 data = txn.get(stored_key, None, self.recent)
@@ -200,12 +248,14 @@ class Cold:
         except lmdb.Error:
             with translated(self.path):
                 raise
+        finally:
+            self._users.pop()
         return None if record.is_marker(data) else data
 
     @contextmanager
     def update(self) -> Iterator[Update]:
         """A write transaction: everything done through it is on the disk when the block ends, or nothing is."""
-        with translated(self.path):
+        with self._used(), translated(self.path):
             self._env.reader_check()
             with self._env.begin(write=True) as txn:
                 update = Update(self, txn)
@@ -223,7 +273,8 @@ class Cold:
 
     def transaction_id(self) -> int:
         """Number of the last committed write transaction."""
-        return int(self._env.info()["last_txnid"])
+        with self._used():
+            return int(self._env.info()["last_txnid"])
 
     def readers(self) -> int:
         """How many read transactions are open on this environment, in any process."""
@@ -357,10 +408,6 @@ class _Access:
 class Reader(_Access):
     """A read transaction."""
 
-    def end(self) -> None:
-        """End it, where that is not done by a `with`."""
-        self.txn.abort()
-
 
 class Update(_Access):
     """A write transaction.  `current`, the state, is written back when it ends."""
@@ -440,8 +487,7 @@ class Update(_Access):
         removed: list[bytes] = []
         for entry in due:
             self.txn.delete(entry, db=self.cold.expiry)
-            stored_key = entry[_DEADLINE_BYTES:]
-            deadline = int.from_bytes(entry[:_DEADLINE_BYTES], "big")
+            deadline, stored_key = split_deadline(entry)
             data = self.newest(stored_key)
             # Only the deadline in the record itself counts: the key may have been written again.
             if data is not None and record.deadline_of(data) == deadline:

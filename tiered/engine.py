@@ -17,7 +17,7 @@ from typing import Any
 from tiered import files, process
 from tiered.checkpointer import InlineCheckpointer
 from tiered.clock import Clock
-from tiered.cold import Cold
+from tiered.cold import Cold, split_deadline
 from tiered.config import Settings, parse_ttl
 from tiered.errors import (
     PoisonedError,
@@ -192,7 +192,7 @@ class Engine(Writing):
         with self.cold.read() as reader:
             first = next(reader.due(now_ms), None)
         # The checkpointer goes on by itself with what was due at the time it was last told.
-        if first is not None and int.from_bytes(first[:8], "big") > self.time_sent_ms:
+        if first is not None and split_deadline(first)[0] > self.time_sent_ms:
             with self.lock:
                 if not self.closed and not self._aside and not self.full:
                     if self._active is None:
@@ -216,8 +216,10 @@ class Engine(Writing):
                     view.end("it was open for longer than its max_age")
         if len(views) < self._views_counted and not self.closed:
             with self.lock:
+                for buffer in self.buffers:
+                    buffer.forget_replaced()
+                self._views_counted = len(self.open_views())
                 self._rebudget()
-        self._views_counted = len(views)
 
     def deadline_after(self, ttl: Any) -> int:
         """Deadline in milliseconds of what is written now with a `ttl`, 0 for none."""

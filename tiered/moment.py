@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from operator import itemgetter
 
 from tiered import keys, record
-from tiered.cold import deadline_key, translated
+from tiered.cold import deadline_key, split_deadline, translated
 from tiered.journal import Dirty
 from tiered.tiers import Tiers
 from tiered.write_buffer import WriteBuffer
@@ -56,15 +56,20 @@ class Moment:
 
     def close(self) -> None:
         """End the transaction and let go of the buffers."""
-        self._reader.end()
+        self._end_reading()
         if self._stays and self._active is not None:
             self._active.unpin(id(self))
             self._active = None
         self.buffers = ()
         self._ordered = None
 
+    def _end_reading(self) -> None:
+        if (reader := self.__dict__.pop("_reader", None)) is not None:
+            self.cold.end(reader)
+
     def __del__(self) -> None:
-        # Collected without `close`, perhaps in a thread that has no lock: nothing but one atomic step.
+        # Collected without `close`, perhaps in a thread that has no lock: nothing but atomic steps.
+        self._end_reading()
         if self._stays and self._active is not None:
             self._active.pins.discard(id(self))
 
@@ -180,10 +185,20 @@ class Moment:
 
     def next_deadline(self) -> int:
         """No record expires before this, 0 if none does; under the lock."""
-        later = [at for buffer in self.buffers for at in buffer.deadlines.values() if at > self.now_ms]
+        newer: set[bytes] = set()
+        later: list[int] = []
+        for buffer in self.buffers:
+            later += [at for key, at in buffer.deadlines.items() if at > self.now_ms and key not in newer]
+            newer.update(buffer.positions)
+            if buffer.cleared:
+                return min(later, default=0)
         with translated(self.cold.path):
-            first = next(self._reader.due(_NEVER_MS, deadline_key(self.now_ms + 1, b"")), None)
-        return min([*later, *([] if first is None else [int.from_bytes(first[:8], "big")])], default=0)
+            for entry in self._reader.due(_NEVER_MS, deadline_key(self.now_ms + 1, b"")):
+                deadline, stored_key = split_deadline(entry)
+                if stored_key not in newer:  # Else it was written again, with a deadline of its own or none.
+                    later.append(deadline)
+                    break
+        return min(later, default=0)
 
     def count(self, dirty: dict[bytes, bool]) -> int:
         """Live records over all tiers, given `dirty()`.

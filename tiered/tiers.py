@@ -363,6 +363,7 @@ class Tiers:
     def keep_view(self, view: Pinning) -> None:
         """Note a view, as long as it is referred to."""
         self.views = [*(kept for kept in self.views if kept() is not None), weakref.ref(view)]
+        self._views_counted += 1
 
     def drop_view(self, view: Pinning) -> None:
         """Forget a view, and those that were collected."""

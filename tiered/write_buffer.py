@@ -118,6 +118,10 @@ class WriteBuffer:
     def unpin(self, view: int) -> None:
         """A view lets go; with the last one goes what was kept for them."""
         self.pins.discard(view)
+        self.forget_replaced()
+
+    def forget_replaced(self) -> None:
+        """Forget what was kept for views, if none of them is left; under the store's lock."""
         if not self.pins:
             self.replaced = {}
             self._replaced_count = 0
