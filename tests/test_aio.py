@@ -744,3 +744,55 @@ def test_an_iteration_left_half_way_leaves_nothing_open(opened: Opened) -> None:
             assert await store.get(0) == 0
 
     asyncio.run(main())
+
+
+def test_a_closed_handle_answers_nothing_though_another_is_open(tmp_path: Path) -> None:
+    async def main() -> None:
+        with tiered.open(tmp_path / "store.tiered", helper=False) as other:
+            store = await aio.open(tmp_path / "store.tiered")
+            await store.set("k", 1)
+            await store.close()
+            for call in (store.get("k"), store.set("k", 2), store.delete("k"), store.contains("k")):
+                with pytest.raises(tiered.ClosedError):
+                    await call
+            assert other["k"] == 1
+
+    asyncio.run(main())
+
+
+class Busy:
+    """Packing and unpacking one writes to the store."""
+
+
+def test_no_lock_is_held_while_functions_of_registered_types_run(opened: Opened) -> None:
+    async def main() -> None:
+        async with opened() as store:
+            plain = store._store
+
+            def unpack(state: int) -> Busy:
+                plain["unpacked"] = state
+                return Busy()
+
+            def pack(value: Busy) -> int:
+                plain["packed"] = 1
+                return 7
+
+            tiered.register("busy", Busy, pack=pack, unpack=unpack)
+            await store.set("k", Busy())
+            assert isinstance(await store.get("k"), Busy)
+            async with store.transaction() as txn:
+                assert isinstance(await txn.get("k"), Busy)
+                await txn.set("other", Busy())
+            assert (plain["packed"], plain["unpacked"]) == (1, 7)
+
+    asyncio.run(main())
+
+
+def test_without_a_path_it_is_a_temporary_store() -> None:
+    async def main() -> Path:
+        async with aio.open(memory="1MB") as store:
+            await store.set("k", 1)
+            assert Path(store.path).is_dir()
+            return Path(store.path)
+
+    assert not asyncio.run(main()).exists()

@@ -327,3 +327,24 @@ def test_checkpoints_and_a_compaction_take_turns_even_while_a_merge_is_under_way
     finally:
         job.abandon()
         engine.checkpointer = None
+
+
+def test_a_compaction_that_fails_at_its_last_step_marks_nothing_as_moved(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(stepwise=True)
+    store.update(dict.fromkeys(range(300), "v" * 50))
+    store.save()
+
+    def full(directory: Path, number: int) -> None:
+        raise tiered.StoreFullError(directory, "the disk is full")
+
+    monkeypatch.setattr(files, "write_current", full)
+    with pytest.raises(tiered.StoreFullError):
+        store.compact()
+    monkeypatch.undo()
+    assert not store._engine.cold.state().moved
+    store["after"] = 1
+    store.save()
+    store.compact()
+    assert len(store) == 301

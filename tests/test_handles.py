@@ -955,3 +955,20 @@ def test_opening_using_and_closing_leaks_no_memory_descriptor_thread_slot_or_pro
         assert store._engine.cold.readers() == 0
         assert len(store._engine.cold._env.readers().splitlines()) <= 4, "a slot of its own for each"
         assert store.check() == []
+
+
+def test_a_close_that_is_refused_in_the_middle_of_an_operation_has_done_nothing(opener: Any) -> None:
+    store = opener()
+    temporary = tiered.open(memory="1MB", helper=False)
+    for handle in (store, temporary):
+        handle["k"] = 1
+        with handle._engine.lock, pytest.raises(tiered.ReentrantError):
+            handle.close()
+        assert handle["k"] == 1
+        handle["k"] = 2
+    place = Path(temporary.path)
+    assert place.is_dir()
+    temporary.close()
+    assert not place.exists()
+    store.close()
+    assert opener(flag="w")["k"] == 2

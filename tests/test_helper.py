@@ -348,3 +348,31 @@ def test_a_program_that_told_nothing_to_its_helper_can_be_asked_to_go_on(tmp_pat
         tell(program)
         assert line_of(program) == "closed"
         assert program.wait(10) == 0
+
+
+def test_a_segment_handed_over_again_because_its_word_was_lost_comes_before_later_ones(opener: Any) -> None:
+    store = opener(save="", stepwise=True)
+    engine = store._engine
+    segments = []
+    for number in range(2):
+        store[number] = number
+        with engine.lock:
+            segments.append(engine._active.segment)
+            engine.journal.close_segment(engine.clock.now_ms())
+            engine._aside.append(engine._active)
+            engine._active = None
+    job = Job(7, Path(store.path), "none", engine.cold)
+    first, second = segments
+    job.submit(first.number, first.last)
+    assert isinstance(job.step(), dict)  # Nobody hears it.
+    job.submit(second.number, second.last)
+    job.submit(first.number, first.last)
+    event = job.step()
+    assert isinstance(event, dict)
+    assert (event["event"], event["until"]) == ("applied", second.last)
+    assert engine.cold.state().applied == second.last
+    job.abandon()
+    for buffer in engine._aside:
+        buffer.handed_over = False
+    store.save()
+    assert dict(store) == {0: 0, 1: 1}

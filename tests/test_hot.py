@@ -272,3 +272,28 @@ def test_accounting_stays_right_under_churn_of_mixed_sizes():
     assert tier.entry_bytes == tier.recount()
     assert tier.evictions > 100
     assert hot.DECODERS
+
+
+@pytest.mark.parametrize("step", ["put_many", "expire"])
+def test_an_interrupt_in_the_middle_of_many_leaves_the_accounts_right(monkeypatch, step):
+    tier = HotTier("lru", MB)
+    tier.put_many(list(range(20)), [f"value {number}" for number in range(20)], 0)
+    for number in range(100, 120):
+        tier.put(number, "expiring", 1000)
+    real, calls = hot.cost, []
+
+    def interrupted(key, entry):
+        calls.append(key)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(key, entry)
+
+    monkeypatch.setattr(hot, "cost", interrupted)
+    steps = {
+        "put_many": lambda: tier.put_many(list(range(10, 30)), ["new"] * 20, 0),
+        "expire": lambda: tier.expire(2000, 20),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        steps[step]()
+    monkeypatch.undo()
+    assert tier.entry_bytes == tier.recount()

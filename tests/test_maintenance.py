@@ -202,3 +202,151 @@ def test_a_store_can_be_closed_from_the_background_thread(opener: Any, monkeypat
         wait_until(lambda: not any(thread.name == "tiered-maintenance" for thread in threading.enumerate()))
         with opener(f"{helper}", flag="w") as again:
             assert len(again) == 3000
+
+
+def test_a_write_that_waited_for_a_sync_which_failed_is_not_acknowledged_by_the_next_one(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(durability="always")
+    store["warm"] = 1
+    entered, go, calls, said = threading.Event(), threading.Event(), list[int](), dict[str, str]()
+    real = files.sync_data
+
+    def fails_once(fd: int) -> None:
+        calls.append(fd)
+        if len(calls) == 1:
+            entered.set()
+            assert go.wait(10)
+            raise OSError(errno.EIO, "Input/output error")
+        real(fd)
+
+    def write(key: str) -> None:
+        try:
+            store[key] = 1
+            said[key] = "acknowledged"
+        except tiered.PoisonedError:
+            said[key] = "refused"
+
+    monkeypatch.setattr(files, "sync_data", fails_once)
+    threads = [threading.Thread(target=write, args=(key,)) for key in "ab"]
+    threads[0].start()
+    assert entered.wait(10)
+    threads[1].start()
+    wait_until(lambda: store.stats().last_sequence == 3)
+    time.sleep(0.05)  # On to the lock that the failing sync has.
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert said == {"a": "refused", "b": "refused"}
+    assert store._engine.journal.synced < store._engine.journal.last
+    with pytest.raises(tiered.PoisonedError):
+        store.close()
+
+
+def test_a_store_that_the_helper_cannot_open_is_poisoned_and_others_are_served(opener: Any) -> None:
+    store, other = opener("bad.tiered", helper=True), opener("good.tiered", helper=True)
+    apply = Path(store.path) / "APPLY"
+    apply.unlink()
+    apply.mkdir()
+    store["k"] = other["k"] = 1
+    with pytest.raises(tiered.PoisonedError, match="checkpoint failed"):
+        store.save()
+    other.save()
+    assert other.stats().applied_sequence >= 1
+    apply.rmdir()
+    with pytest.raises(tiered.PoisonedError):
+        store.close()
+
+
+def test_an_event_that_cannot_be_heeded_poisons_its_store_and_no_other(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = opener("bad.tiered", helper=True), opener("good.tiered", helper=True)
+    store["k"] = other["k"] = 1
+
+    def broken(event: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(store._engine, "_on_applied", broken)
+    with pytest.raises(tiered.PoisonedError, match="Read-only file system"):
+        store.save()
+    other.save()
+    assert other.stats().state == "open"
+    monkeypatch.undo()
+    with pytest.raises(tiered.PoisonedError):
+        store.close()
+
+
+def test_what_failed_while_it_was_opened_leaves_no_thread_and_no_helper(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opener() as store:
+        store["k"] = 1
+
+    def broken(self: Any, name: str, value: object) -> int:
+        self.serve()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(engine_module.Engine, "put_setting", broken)
+    with pytest.raises(tiered.StoreFullError):
+        opener(flag="w", compression="none")
+    monkeypatch.undo()
+    assert not MAINTENANCE._engines
+    assert opener(flag="w")["k"] == 1
+
+
+def test_a_segment_that_is_being_prepared_while_the_store_closes_is_not_left_behind(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(stepwise=True)
+    store["k"] = 1
+    journal = store._engine.journal
+    inside, go = threading.Event(), threading.Event()
+    real = files.preallocate
+
+    def slow(path: Path, size: int) -> int:
+        inside.set()
+        assert go.wait(10)
+        return real(path, size)
+
+    monkeypatch.setattr(files, "preallocate", slow)
+    preparing = threading.Thread(target=journal.prepare)
+    preparing.start()
+    assert inside.wait(10)
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    time.sleep(0.05)
+    go.set()
+    preparing.join()
+    closing.join()
+    journal.prepare()  # A thread that comes too late.
+    assert not (Path(store.path) / files.PREPARED).exists()
+
+
+def test_a_handler_inside_one_store_may_not_wait_for_another(opener: Any) -> None:
+    """The thread it would wait for may be waiting for the store that was interrupted."""
+    store, other = opener("one.tiered", helper=True), opener("two.tiered", helper=True)
+    store["k"] = other["k"] = 1
+    with store._engine.lock:
+        other["k"] = 2  # What need not wait works.
+        for call in (other.save, other.compact, other.close):
+            with pytest.raises(tiered.ReentrantError):
+                call()
+        assert other["k"] == 2
+    other.save()
+    store.save()
+
+
+def test_a_store_collected_inside_another_ones_operation_does_not_wait_for_it(opener: Any) -> None:
+    store = opener("one.tiered", helper=True)
+    store["k"] = 1
+    store.save()
+    holder = [tiered.open(Path(store.path).parent / "two.tiered", helper=True)]
+    holder[0]["k"] = 1
+    begun = time.monotonic()
+    with store._engine.lock, pytest.warns(ResourceWarning, match="unclosed store"):
+        holder.clear()
+    assert time.monotonic() - begun < 5
+    store["k"] = 2
+    with tiered.open(Path(store.path).parent / "two.tiered", lock_timeout=10) as again:
+        assert again["k"] == 1

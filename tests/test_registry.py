@@ -1203,3 +1203,40 @@ Point("1")
     ], found.stdout
     assert [line for line in lines[4:] if line.startswith("error")], found.stdout
     assert len({line.split(":")[1] for line in found.stdout.splitlines() if ": error" in line}) == 4, found.stdout
+
+
+class Missing:
+    """Reading one raises a KeyError of its own."""
+
+
+def test_a_key_error_of_unpack_is_not_taken_for_an_absent_key(opener):
+    def unpack(state):
+        raise KeyError("field")
+
+    tiered.register("missing", Missing, pack=lambda value: 1, unpack=unpack)
+    store = opener()
+    key = "part", "k"
+    store[key] = Missing()
+    reads = [
+        lambda mapping, name: mapping[name],
+        lambda mapping, name: mapping.get(name, "default"),
+        lambda mapping, name: mapping.get_many([name]),
+        lambda mapping, name: mapping.setdefault(name, "overwritten"),
+        lambda mapping, name: mapping.pop(name, "default"),
+    ]
+    for round_ in range(2):
+        with store.view() as view, store.transaction() as txn:
+            for mapping, name in (
+                (store, key),
+                (view, key),
+                (txn, key),
+                (store.sub("part"), "k"),
+                (txn.sub("part"), "k"),
+            ):
+                for number, read in enumerate(reads[: 3 if mapping is view else 5]):
+                    with pytest.raises(KeyError) as caught:
+                        read(mapping, name)
+                    assert caught.value.args == ("field",), (round_, mapping, number)
+        store.save()
+        store._engine.hot.clear()
+    assert key in store

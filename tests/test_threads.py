@@ -497,3 +497,56 @@ def test_a_thread_late_with_background_work_does_nothing_to_a_store_that_was_clo
     assert sorted(engine.directory.iterdir()) == before
     assert not engine.poisoned
     assert opener(stepwise=True)["k"] == 1
+
+
+def test_closing_waits_for_whoever_reads_the_cold_tier_at_this_moment(opener: Any) -> None:
+    """What is read is mapped: unmapping it under a reader would end the process."""
+    store = opener(stepwise=True)
+    store.update(dict.fromkeys(range(500), "x" * 100))
+    store.save()
+    cold = store._engine.cold
+    inside, go = threading.Event(), threading.Event()
+    found: list[Any] = []
+
+    def read() -> None:
+        with cold.read() as reader:
+            inside.set()
+            assert go.wait(10)
+            found.append(sum(1 for _ in reader.scan()))
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    assert inside.wait(10)
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    closing.join(0.1)
+    assert closing.is_alive()
+    with pytest.raises(tiered.ClosedError):
+        cold.get(b"any")
+    go.set()
+    reading.join()
+    closing.join()
+    assert found == [500]
+
+
+def test_compactions_asked_for_by_many_threads_come_one_after_the_other(opener: Any) -> None:
+    store = opener(helper=True)
+    store.update(dict.fromkeys(range(500), "x" * 100))
+    failures: list[BaseException] = []
+
+    def compact() -> None:
+        try:
+            for _ in range(5):
+                store.compact()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=compact) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    store["k"] = 1
+    store.save()
+    assert len(store) == 501

@@ -964,3 +964,74 @@ def test_a_transaction_shows_its_path_and_never_its_values(store: Any) -> None:
         assert "1 write" in repr(txn)
         assert store.path in repr(txn)
         assert "secret" not in repr(txn)
+
+
+def test_len_is_no_conflict_when_only_a_deadline_passes_that_was_replaced(opener: Any, clock: ManualClock) -> None:
+    store = opener(stepwise=True, clock=clock)
+    store.set("cold", 1, ttl=10)
+    store.set("aside", 1, ttl=10)
+    store.set("dirty", 1, ttl=10)
+    store.save()
+    store.set("aside", 2, ttl=15)
+    set_aside(store)
+    for key in ("cold", "aside", "dirty"):
+        store.set(key, 3, ttl=None)
+    with store.transaction() as txn:
+        assert len(txn) == 3
+        txn["w"] = 1
+        clock.sleep(20)
+    store.set("soon", 1, ttl=10)
+    txn = store.transaction()
+    assert len(txn) == 5
+    txn["w"] = 2
+    clock.sleep(20)
+    assert "expired" in fails(txn)
+
+
+def test_two_edits_of_one_key_at_once_lose_none_silently(store: Any) -> None:
+    store["list"] = []
+
+    def nested(txn: Any) -> None:
+        with txn.edit("list") as outer:
+            with txn.edit("list") as inner:
+                inner.append("inner")
+            outer.append("outer")
+
+    with pytest.raises(ConflictError, match=r"edit\(\)"):
+        store.transact(nested, 1)
+    assert store["list"] == []
+    with store.transaction() as txn:
+        for word in ("one", "two"):
+            with txn.edit("list") as value:
+                value.append(word)
+    assert store["list"] == ["one", "two"]
+
+
+def test_a_transaction_may_be_ended_inside_its_block(store: Any) -> None:
+    with store.transaction() as txn:
+        txn["a"] = 1
+        txn.commit()
+    with store.transaction() as txn:
+        txn["b"] = 1
+        txn.rollback()
+    assert dict(store) == {"a": 1}
+
+
+def test_transact_refuses_what_has_yet_to_run(store: Any) -> None:
+    async def coroutine(txn: Any) -> None:
+        txn["a"] = 1
+
+    def generator(txn: Any) -> Any:
+        txn["a"] = 1
+        yield
+
+    def written_and_awaitable(txn: Any) -> Any:
+        txn["a"] = 1
+        return generator(txn)
+
+    with pytest.warns(RuntimeWarning, match="never awaited"), pytest.raises(TypeError, match=r"tiered\.aio"):
+        store.transact(coroutine)
+    for run in (generator, written_and_awaitable):
+        with pytest.raises(TypeError, match="ordinary function"):
+            store.transact(run)
+    assert dict(store) == {}

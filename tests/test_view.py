@@ -709,3 +709,24 @@ def test_forked_error_is_what_a_child_gets_even_from_an_ended_view(store: Any) -
             os._exit(1)
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_what_a_closed_or_collected_view_kept_is_given_back_to_the_hot_tier_by_the_next_tick(opener: Any) -> None:
+    store = opener(memory="8MB", stepwise=True, save="")
+    engine = store._engine
+    for end in ("close", "collect"):
+        views = [store.view()]
+        store.update(dict.fromkeys(range(50), "v" * 400))
+        views.append(store.view())
+        store.update(dict.fromkeys(range(50), "w" * 400))
+        assert engine._active.replaced
+        if end == "close":
+            while views:
+                views.pop().close()
+        views.clear()
+        gc.collect()
+        store.tick()
+        assert not engine._active.replaced
+        store.save()
+        store.tick()
+        assert (store.stats().view_bytes, engine.hot.budget_bytes) == (0, 8 << 20)

@@ -260,6 +260,8 @@ def _accept(jobs: dict[int, Job], message: dict[str, Any]) -> Event | None:
         if do == "open":
             jobs[store] = Job(store, Path(message["directory"]), message["compression"])
             return _answer("opened", store)
+        if store not in jobs:  # It could not be opened, or has been closed.
+            return _answer("closed", store) if do == "close" else None
         if do == "apply":
             jobs[store].submit(message["segment"], message["until"])
         elif do == "compact":
