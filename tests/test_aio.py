@@ -751,6 +751,7 @@ def test_a_closed_handle_answers_nothing_though_another_is_open(tmp_path: Path) 
         with tiered.open(tmp_path / "store.tiered", helper=False) as other:
             store = await aio.open(tmp_path / "store.tiered")
             await store.set("k", 1)
+            assert await store.get("k") == 1
             await store.close()
             for call in (store.get("k"), store.set("k", 2), store.delete("k"), store.contains("k")):
                 with pytest.raises(tiered.ClosedError):

@@ -967,6 +967,8 @@ def test_a_close_that_is_refused_in_the_middle_of_an_operation_has_done_nothing(
         assert handle["k"] == 1
         handle["k"] = 2
     place = Path(temporary.path)
+    with temporary._engine.lock, pytest.raises(tiered.ReentrantError):
+        temporary._shared.end()
     assert place.is_dir()
     temporary.close()
     assert not place.exists()

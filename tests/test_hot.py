@@ -275,25 +275,30 @@ def test_accounting_stays_right_under_churn_of_mixed_sizes():
 
 
 @pytest.mark.parametrize("step", ["put_many", "expire"])
-def test_an_interrupt_in_the_middle_of_many_leaves_the_accounts_right(monkeypatch, step):
+def test_an_interrupt_in_the_middle_of_many_leaves_the_accounts_right(step):
     tier = HotTier("lru", MB)
     tier.put_many(list(range(20)), [f"value {number}" for number in range(20)], 0)
     for number in range(100, 120):
         tier.put(number, "expiring", 1000)
-    real, calls = hot.cost, []
+    calls = []
 
-    def interrupted(key, entry):
-        calls.append(key)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return real(key, entry)
+    def interrupted(function):
+        def call(*arguments):
+            result = function(*arguments)
+            calls.append(arguments)
+            if len(calls) == 5:
+                raise KeyboardInterrupt
+            return result
 
-    monkeypatch.setattr(hot, "cost", interrupted)
-    steps = {
-        "put_many": lambda: tier.put_many(list(range(10, 30)), ["new"] * 20, 0),
-        "expire": lambda: tier.expire(2000, 20),
-    }
-    with pytest.raises(KeyboardInterrupt):
-        steps[step]()
-    monkeypatch.undo()
+        return call
+
+    if step == "put_many":
+        tier._insert = interrupted(tier._insert)
+        with pytest.raises(KeyboardInterrupt):
+            tier.put_many(list(range(10, 30)), ["new"] * 20, 0)
+    else:
+        tier.policy.remove = interrupted(tier.policy.remove)
+        with pytest.raises(KeyboardInterrupt):
+            tier.expire(2000, 20)
+    assert len(calls) == 5
     assert tier.entry_bytes == tier.recount()

@@ -18,6 +18,7 @@ import tiered
 from tiered import engine as engine_module
 from tiered import files, maintenance
 from tiered.clock import ManualClock
+from tiered.handles import HANDLES
 from tiered.maintenance import MAINTENANCE
 
 
@@ -309,6 +310,13 @@ def test_a_segment_that_is_being_prepared_while_the_store_closes_is_not_left_beh
         assert go.wait(10)
         return real(path, size)
 
+    let_go = journal.let_go
+
+    def let_go_late() -> None:
+        journal.prepare()  # A thread that comes too late.
+        let_go()
+
+    monkeypatch.setattr(journal, "let_go", let_go_late)
     monkeypatch.setattr(files, "preallocate", slow)
     preparing = threading.Thread(target=journal.prepare)
     preparing.start()
@@ -319,7 +327,6 @@ def test_a_segment_that_is_being_prepared_while_the_store_closes_is_not_left_beh
     go.set()
     preparing.join()
     closing.join()
-    journal.prepare()  # A thread that comes too late.
     assert not (Path(store.path) / files.PREPARED).exists()
 
 
@@ -347,6 +354,7 @@ def test_a_store_collected_inside_another_ones_operation_does_not_wait_for_it(op
     with store._engine.lock, pytest.warns(ResourceWarning, match="unclosed store"):
         holder.clear()
     assert time.monotonic() - begun < 5
+    wait_until(lambda: len(HANDLES._shared) == 1)  # The thread closes it.
     store["k"] = 2
     with tiered.open(Path(store.path).parent / "two.tiered", lock_timeout=10) as again:
         assert again["k"] == 1

@@ -12,6 +12,7 @@ import random
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -632,3 +633,24 @@ def test_a_kill_during_a_batch_leaves_it_out_whole(opener, tmp_path):
         again = opener(copy.name)
         assert dict(again.items()) == {"before": 1}, keep
         again.close()
+
+
+def test_nothing_of_an_interrupted_batch_comes_back_behind_a_record_written_over_its_first(
+    opener: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(stepwise=True, save="")
+    store["before"] = 0
+    real = Journal._write
+
+    def interrupted(self: Any, *arguments: Any) -> None:
+        real(self, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.set_many({f"k{number}": "value" for number in range(5)})
+    monkeypatch.undo()
+    assert dict(store) == {"before": 0}
+    store["k0"] = "other"  # As long as the batch's first record, and with its number.
+    shutil.copytree(store.path, tmp_path / "copy")
+    assert dict(opener("copy")) == {"before": 0, "k0": "other"}

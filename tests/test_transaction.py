@@ -966,7 +966,9 @@ def test_a_transaction_shows_its_path_and_never_its_values(store: Any) -> None:
         assert "secret" not in repr(txn)
 
 
-def test_len_is_no_conflict_when_only_a_deadline_passes_that_was_replaced(opener: Any, clock: ManualClock) -> None:
+def test_len_is_no_conflict_when_only_a_deadline_passes_that_was_replaced(
+    opener: Any, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = opener(stepwise=True, clock=clock)
     store.set("cold", 1, ttl=10)
     store.set("aside", 1, ttl=10)
@@ -974,12 +976,14 @@ def test_len_is_no_conflict_when_only_a_deadline_passes_that_was_replaced(opener
     store.save()
     store.set("aside", 2, ttl=15)
     set_aside(store)
+    monkeypatch.setattr(store._engine.checkpointer, "run", lambda slices=False: False)
     for key in ("cold", "aside", "dirty"):
         store.set(key, 3, ttl=None)
     with store.transaction() as txn:
         assert len(txn) == 3
         txn["w"] = 1
         clock.sleep(20)
+    monkeypatch.undo()
     store.set("soon", 1, ttl=10)
     txn = store.transaction()
     assert len(txn) == 5

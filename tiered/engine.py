@@ -114,13 +114,10 @@ class Engine(Writing):
             self.check_writable()
             self.serve()
             checkpointer = self.checkpointer or self._make_checkpointer()
-            if self._compacting:  # One after the other.  The word of one that was interrupted may be lost: then again.
-                checkpointer.compact()
-                self.wait_for(lambda: not self._compacting)
             wanted = self._compactions + 1
             self._compaction_failure = None
             self._retry_full()
-            checkpointer.compact()
+            checkpointer.compact()  # Where one is under way, it serves both.
             self._compacting = True
             self.wait_for(lambda: self._compactions >= wanted or not self._compacting)
             if self._compactions < wanted:
