@@ -310,13 +310,6 @@ def test_a_segment_that_is_being_prepared_while_the_store_closes_is_not_left_beh
         assert go.wait(10)
         return real(path, size)
 
-    let_go = journal.let_go
-
-    def let_go_late() -> None:
-        journal.prepare()  # A thread that comes too late.
-        let_go()
-
-    monkeypatch.setattr(journal, "let_go", let_go_late)
     monkeypatch.setattr(files, "preallocate", slow)
     preparing = threading.Thread(target=journal.prepare)
     preparing.start()
@@ -327,6 +320,24 @@ def test_a_segment_that_is_being_prepared_while_the_store_closes_is_not_left_beh
     go.set()
     preparing.join()
     closing.join()
+    assert not (Path(store.path) / files.PREPARED).exists()
+
+
+def test_nothing_is_prepared_for_a_store_that_has_just_been_closed(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(stepwise=True)
+    store["k"] = 1
+    journal = store._engine.journal
+    let_go = journal.let_go
+
+    def late() -> None:
+        journal.prepare()
+        let_go()
+
+    monkeypatch.setattr(journal, "let_go", late)
+    monkeypatch.setattr(journal, "active", journal.active)
+    store.close()
     assert not (Path(store.path) / files.PREPARED).exists()
 
 
@@ -350,8 +361,13 @@ def test_a_store_collected_inside_another_ones_operation_does_not_wait_for_it(op
     store.save()
     holder = [tiered.open(Path(store.path).parent / "two.tiered", helper=True)]
     holder[0]["k"] = 1
+    view = store.view(max_age=0.01)
+    time.sleep(0.02)
     begun = time.monotonic()
-    with store._engine.lock, pytest.warns(ResourceWarning, match="unclosed store"):
+    # The thread is on its way to end the view, and would not hear that the other store is checkpointed.
+    with view._lock, pytest.warns(ResourceWarning, match="unclosed store"):
+        MAINTENANCE.wake()
+        time.sleep(0.1)
         holder.clear()
     assert time.monotonic() - begun < 5
     wait_until(lambda: len(HANDLES._shared) == 1)  # The thread closes it.
