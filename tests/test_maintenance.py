@@ -323,24 +323,6 @@ def test_a_segment_that_is_being_prepared_while_the_store_closes_is_not_left_beh
     assert not (Path(store.path) / files.PREPARED).exists()
 
 
-def test_nothing_is_prepared_for_a_store_that_has_just_been_closed(
-    opener: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = opener(stepwise=True)
-    store["k"] = 1
-    journal = store._engine.journal
-    let_go = journal.let_go
-
-    def late() -> None:
-        journal.prepare()
-        let_go()
-
-    monkeypatch.setattr(journal, "let_go", late)
-    monkeypatch.setattr(journal, "active", journal.active)
-    store.close()
-    assert not (Path(store.path) / files.PREPARED).exists()
-
-
 def test_a_handler_inside_one_store_may_not_wait_for_another(opener: Any) -> None:
     """The thread it would wait for may be waiting for the store that was interrupted."""
     store, other = opener("one.tiered", helper=True), opener("two.tiered", helper=True)
@@ -361,13 +343,13 @@ def test_a_store_collected_inside_another_ones_operation_does_not_wait_for_it(op
     store.save()
     holder = [tiered.open(Path(store.path).parent / "two.tiered", helper=True)]
     holder[0]["k"] = 1
-    view = store.view(max_age=0.01)
-    time.sleep(0.02)
-    begun = time.monotonic()
+    view = store.view(max_age=0.2)
     # The thread is on its way to end the view, and would not hear that the other store is checkpointed.
     with view._lock, pytest.warns(ResourceWarning, match="unclosed store"):
+        time.sleep(0.3)
         MAINTENANCE.wake()
-        time.sleep(0.1)
+        wait_until(lambda: not store._engine.lock.acquire(blocking=False) or store._engine.lock.release())
+        begun = time.monotonic()
         holder.clear()
     assert time.monotonic() - begun < 5
     wait_until(lambda: len(HANDLES._shared) == 1)  # The thread closes it.

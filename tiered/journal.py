@@ -209,7 +209,6 @@ class Journal:
         self._directory_changes = 0
         self._directory_synced = 0
         self._sync_failure: OSError | None = None
-        self._ended = False
         # Both may be entered again by a signal handler: `sync` is complete in itself, and the
         # outer call then finds less to do; a segment is not begun while another is being made.
         self._sync_lock = threading.RLock()
@@ -244,7 +243,7 @@ class Journal:
     def prepare(self) -> None:
         """Make the next segment ahead of need, outside the store's lock."""
         with self._prepare_lock:
-            if self._prepared is None and self.active is not None and not self._ended:
+            if self._prepared is None and self.active is not None:
                 self._prepared = Segment(self.directory, self._capacity, self.mapped)
 
     @property
@@ -349,15 +348,13 @@ class Journal:
 
     def discard_empty(self) -> None:
         """Remove the active and the prepared segment where nothing needs them any more."""
-        with self._prepare_lock:
-            self._ended = True  # What a thread is preparing is removed too, and nothing more is prepared.
+        with self._prepare_lock:  # A thread may be preparing one at this moment.
             for segment in (self.active, self._prepared):
                 if segment is not None:
                     segment.path.unlink(missing_ok=True)
 
     def let_go(self) -> None:
         """Forget all segments; each is closed when the last thread that uses it is done."""
-        self._ended = True
         self.active = self._prepared = None
         self._unsynced.clear()
 
