@@ -343,6 +343,7 @@ def test_a_store_collected_inside_another_ones_operation_does_not_wait_for_it(op
     store.save()
     holder = [tiered.open(Path(store.path).parent / "two.tiered", helper=True)]
     holder[0]["k"] = 1
+    holder[0].save()  # From now on the helper has to be waited for.
     view = store.view(max_age=0.2)
     # The thread is on its way to end the view, and would not hear that the other store is checkpointed.
     with view._lock, pytest.warns(ResourceWarning, match="unclosed store"):
