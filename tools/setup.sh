@@ -51,11 +51,13 @@ find_venv() {
     fail "cannot make a virtual environment with$found: install its 'venv' module or pip (Debian, Ubuntu: apt install python3-venv)"
 }
 
-# The stamps say what was installed from which pyproject.toml in which directory; a change of either makes all of them stale.
+# The stamps say what was installed, from which project files and C sources, in which directory; any change makes all of them stale.
 install() {
     local stamp=$venv/.tiered-$1 state
     state=$(cd "$root" && "$python" -c 'import hashlib, os
-print(hashlib.sha256(os.fsencode(os.getcwd()) + open("pyproject.toml", "rb").read()).hexdigest())')
+import glob
+files = ["pyproject.toml", "setup.py", *sorted(glob.glob("tiered/compiled/*"))]
+print(hashlib.sha256(b"".join([os.fsencode(os.getcwd()), *(open(file, "rb").read() for file in files)])).hexdigest())')
     [ "$(cat "$stamp" 2>/dev/null)" = "$state" ] && return
     echo "installing tiered[$1] into $venv" >&2
     (cd "$root" && "$python" -m pip install "${pip_options[@]}" --editable ".[$1]") || fail "the installation failed, see above"

@@ -1,0 +1,10 @@
+/* What the files of the compiled part share: each adds its functions and types to the one module. */
+#ifndef TIERED_NATIVE_H
+#define TIERED_NATIVE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+int tiered_add_checksum(PyObject *module);
+
+#endif
