@@ -132,7 +132,10 @@ class Checkpoints(Tiers):
         self.counters.helper_written_bytes = event["written"]
         with self.lock:
             handler = getattr(self, f"_on_{event['event']}")
-            handler(event)
+            try:
+                handler(event)
+            except (StoreError, OSError) as error:
+                self.poison(f"the word of the checkpointer could not be heeded: {error}")
             self.changed.notify_all()
 
     def _on_opened(self, event: Event) -> None:
@@ -140,6 +143,8 @@ class Checkpoints(Tiers):
 
     def _on_applied(self, event: Event) -> None:
         assert self.journal is not None
+        if self._moved:
+            self._follow_compaction()
         until = event["until"]
         self.state = State(**event["state"])
         while self._aside and self._aside[0].segment.last <= until:
@@ -158,14 +163,20 @@ class Checkpoints(Tiers):
         self.buffers = (*active, *reversed(self._aside))
 
     def _on_compacted(self, event: Event) -> None:
+        self._compacting = False
+        self._moved = True
+        self._follow_compaction()
+        self._compactions += 1
+
+    def _follow_compaction(self) -> None:
+        """Read the new cold tier.  Until that is possible, no buffer is forgotten: what is applied is not in the old."""
         assert self.checkpointer is not None
         live = files.read_current(self.directory)
         # One compaction may have followed another before its word was heard.
         if live is None or files.cold_path(self.directory, live) != self.cold.directory:
             self.cold = self.checkpointer.reopened()
+        self._moved = False
         self.generation += 1
-        self._compactions += 1
-        self._compacting = False
         self.cold_used_bytes = self.cold.used_bytes()
 
     def _on_closed(self, event: Event) -> None:

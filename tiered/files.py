@@ -14,6 +14,7 @@ inherits the open file; the after-fork hook of `maintenance` closes it there.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -77,6 +78,8 @@ def read_current(directory: Path) -> int | None:
 
 def write_current(directory: Path, number: int) -> None:
     """Make cold tier `number` the live one, atomically and durably."""
+    # The name of the cold tier must not reach the disk after the one that leads to it.
+    sync_directory(directory)
     fresh = directory / CURRENT_NEW
     try:
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -218,14 +221,19 @@ class FileLock:
                     if time.monotonic() >= limit:
                         raise LockedError(self.path.parent, self._describe(fd)) from None
                     time.sleep(0.005)
-            holder = {"host": os.uname().nodename, "pid": os.getpid(), "command": " ".join(sys.orig_argv)[:200]}
-            holder["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps(holder).encode(), 0)
             self.held = True
+            self._sign(fd)
         except BaseException:
             self.abandon()
             raise
+
+    def _sign(self, fd: int) -> None:
+        """Say who holds it: a courtesy to others, which a full disk may deny them."""
+        holder = {"host": os.uname().nodename, "pid": os.getpid(), "command": " ".join(sys.orig_argv)[:200]}
+        holder["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(holder).encode(), 0)
 
     def _describe(self, fd: int) -> str:
         try:

@@ -52,6 +52,7 @@ no later record to carry a mark, cannot be told from ones never synced.
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import struct
@@ -64,6 +65,7 @@ from zlib import crc32
 from tiered import files
 from tiered.errors import CorruptionError, FormatError, ReentrantError, StoreError, StoreFullError
 
+LOG = logging.getLogger("tiered")
 HEADER = struct.Struct("<8sHHIQQQI")
 assert HEADER.size == 44
 HEADER_BYTES = 64
@@ -318,7 +320,10 @@ class Journal:
         if segment in self._unsynced:
             self._unsynced.remove(segment)
         self.synced = max(self.synced, applied)
-        segment.path.unlink(missing_ok=True)
+        try:
+            segment.path.unlink(missing_ok=True)
+        except OSError as error:  # In nobody's way: the next open finds it applied, and removes it.
+            LOG.warning("%s: applied, but cannot be removed: %s", segment.path, error)
 
     def sync(self, wanted: int) -> None:
         """Return when every record up to `wanted` is on the disk.  Threads that wait share one sync.

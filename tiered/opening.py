@@ -191,11 +191,12 @@ def _check_unfinished(directory: Path) -> None:
 
 
 def _create(directory: Path, number: int, settings: Settings) -> Cold:
+    # Before CURRENT makes a store of it, which nobody would do this for any more.
+    files.sync_directory(directory.parent)
     cold = Cold(files.cold_path(directory, number), create=True)
     with cold.update() as update:
         update.put_settings(settings.remembered())
     files.write_current(directory, number)
-    files.sync_directory(directory.parent)
     return cold
 
 
@@ -238,11 +239,12 @@ def _recover(directory: Path, cold: Cold, explicit: Mapping[str, object], lock: 
     for number in numbers:
         files.segment_path(directory, number).unlink()
     live = int(cold.directory.name.rpartition("-")[2])
-    for number in files.cold_numbers(directory):
-        if number != live:
-            files.remove_cold(directory, number)
-    if numbers:
+    others = [number for number in files.cold_numbers(directory) if number != live]
+    if numbers or others or not plan.until:
+        # Also the name of CURRENT may not be on the disk yet, where who wrote it failed in the end.
         files.sync_directory(directory)
+    for number in others:
+        files.remove_cold(directory, number)
     plan.segments = []
     settings = Settings.resolve(explicit, remembered)
     journal = Journal(directory, plan.until + 1, numbers[-1] + 1 if numbers else 1, plan.until)

@@ -139,4 +139,5 @@ def main() -> None:
     print(f"{stops.calls} calls, {kills} kills, {power_cuts} power cuts, {recoveries} of them recovered from in steps")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -217,8 +217,10 @@ class Run:
 
     def _tick(self) -> None:
         for _ in range(3):
-            self.store.tick()
+            self.store._engine.tick_guarded()
 
     def _reopen(self) -> None:
-        self.store.close()
-        self.store = self.open()
+        try:
+            self.store.close()
+        finally:
+            self.store = self.open()

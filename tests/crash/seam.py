@@ -123,6 +123,7 @@ class Disk:
         names, contents = self._now()
         self._durable_names, self._durable = names, contents
         self._gone: dict[int, bytes] = {}
+        self._dropped: dict[int, dict[int, bytes]] = {}
 
     def _intern(self, data: bytes) -> bytes:
         return self._kept.setdefault(data, data)
@@ -150,20 +151,46 @@ class Disk:
                 self._gone[os.stat(gone).st_ino] = self._intern(Path(gone).read_bytes())
         elif call.kind == "s" and after:
             self._synced(call)
-        elif call.kind == "w" and after and fcntl.fcntl(call.fd, fcntl.F_GETFL) & os.O_DSYNC:
+        if call.kind == "w" and after and self._dropped:
+            at = call.offset if call.offset >= 0 else os.lseek(call.fd, 0, os.SEEK_CUR) - call.size
+            for sector in range(at // SECTOR * SECTOR, at + call.size, SECTOR):  # To be written, from now on.
+                self._dropped.get(os.fstat(call.fd).st_ino, {}).pop(sector, None)
+        if call.kind == "w" and after and fcntl.fcntl(call.fd, fcntl.F_GETFL) & os.O_DSYNC:
             data = self._durable.get(os.fstat(call.fd).st_ino, b"")
             written = Path(call.path).read_bytes()[call.offset : call.offset + call.size]
             data = data.ljust(call.offset + call.size, b"\0")
             data = data[: call.offset] + written + data[call.offset + call.size :]
             self._durable[os.fstat(call.fd).st_ino] = self._intern(data)
 
+    def failed(self, call: Call) -> None:
+        """A sync failed: what it should have written is not on the disk, and the system takes it for written."""
+        if call.kind == "s" and not os.path.isdir(call.path):
+            inode = os.fstat(call.fd).st_ino
+            now, then = self._content(call), self._durable.get(inode, b"")
+            sectors = self._dropped.setdefault(inode, {})
+            for at in range(0, len(now), SECTOR):
+                if now[at : at + SECTOR] != then[at : at + SECTOR].ljust(min(SECTOR, len(now) - at), b"\0"):
+                    sectors[at] = now[at : at + SECTOR]
+
+    def _content(self, call: Call) -> bytes:
+        with open(f"/proc/self/fd/{call.fd}", "rb") as file:  # Its name may be gone.
+            return self._intern(file.read())
+
     def _synced(self, call: Call) -> None:
         if os.path.isdir(call.path):
             entries = {entry.name: entry.inode() for entry in os.scandir(call.path) if entry.name != "lock.mdb"}
             self._durable_names[os.path.relpath(call.path, self.root)] = entries
         else:
-            with open(f"/proc/self/fd/{call.fd}", "rb") as file:  # Its name may be gone.
-                self._durable[os.fstat(call.fd).st_ino] = self._intern(file.read())
+            inode = os.fstat(call.fd).st_ino
+            now, then = self._content(call), self._durable.get(inode, b"")
+            dropped = {at: was for at, was in self._dropped.get(inode, {}).items() if now[at : at + SECTOR] == was}
+            if dropped:
+                self._dropped[inode] = dropped
+                after = bytearray(now)
+                for at, was in dropped.items():
+                    after[at : at + len(was)] = then[at : at + len(was)].ljust(len(was), b"\0")
+                now = self._intern(bytes(after))
+            self._durable[inode] = now
 
     def image(self) -> Image:
         """This moment."""
