@@ -240,7 +240,12 @@ class Checkpoints(Tiers):
 
     def _remove_old_colds(self) -> None:
         """Remove cold tiers that are not the live one any more; whoever still reads one keeps its mapping."""
-        live = files.read_current(self.directory)
-        for number in files.cold_numbers(self.directory):
+        try:
+            live = files.read_current(self.directory)
+            numbers = files.cold_numbers(self.directory)
+        except OSError as error:
+            LOG.warning("%s: old cold tiers cannot be removed now: %s", self.directory, error)
+            return
+        for number in numbers:
             if live is not None and number < live:
                 files.remove_cold(self.directory, number)

@@ -6,6 +6,7 @@
     NAME/journal-prepared.log  the next one, made ahead of need
     NAME/LOCK                  held (flock) by the program that has the store open for writing
     NAME/APPLY                 held (flock) by whoever writes the cold tier
+    NAME/damaged-NNNN/         damaged files that `salvaging` put aside; nothing else looks into it
 
 Locks are `flock` locks: they belong to the open file, so that copying a store's files
 inside the program does not drop them, as it would with `fcntl` locks.  A forked child
@@ -29,6 +30,7 @@ from tiered.errors import LockedError, StoreFullError
 CURRENT, LOCK, APPLY, PREPARED = "CURRENT", "LOCK", "APPLY", "journal-prepared.log"
 CURRENT_NEW = "CURRENT.new"
 _SEGMENT = re.compile(r"journal-(\d{8}|[1-9]\d{8,})\.log")
+_DAMAGED = re.compile(r"damaged-(\d{4}|[1-9]\d{4,})")
 _COLD = re.compile(r"cold-(\d{4}|[1-9]\d{4,})")
 NETWORK_FILESYSTEMS = frozenset(
     ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "afs", "beegfs", "fuse.sshfs")
@@ -58,10 +60,25 @@ def cold_numbers(directory: Path) -> list[int]:
     return sorted(int(match[1]) for name in os.listdir(directory) if (match := _COLD.fullmatch(name)))
 
 
+def damaged_paths(directory: Path) -> list[Path]:
+    """Where damaged files were put aside, oldest first."""
+    numbers = sorted((int(match[1]), name) for name in os.listdir(directory) if (match := _DAMAGED.fullmatch(name)))
+    return [directory / name for _, name in numbers]
+
+
+def make_damaged(directory: Path) -> Path:
+    """A new directory to put damaged files aside in, its name on the disk."""
+    there = damaged_paths(directory)
+    fresh = directory / f"damaged-{int(there[-1].name.rpartition('-')[2]) + 1 if there else 1:04d}"
+    fresh.mkdir(mode=0o700)
+    sync_directory(directory)
+    return fresh
+
+
 def is_store_file(name: str) -> bool:
     """Whether a file of this name may lie in a store's directory."""
     return name in (CURRENT, CURRENT_NEW, LOCK, APPLY, PREPARED) or any(
-        pattern.fullmatch(name) for pattern in (_SEGMENT, _COLD)
+        pattern.fullmatch(name) for pattern in (_SEGMENT, _COLD, _DAMAGED)
     )
 
 
@@ -146,7 +163,7 @@ def reserve(path: Path, size: int) -> None:
 
 
 def rename(old: Path, new: Path) -> Path:
-    """Give a file another name in its directory; durable with the next sync of the directory."""
+    """Give a file another name; durable with the next sync of the directory, or of both."""
     os.rename(old, new)
     return new
 

@@ -135,8 +135,9 @@ class Job:
 
     def step(self) -> Event | bool:
         """Do the next piece of work: an event to tell, True for more to do, False for nothing to do."""
-        if self._ended:
-            return False  # The cold tier may be closed at any moment, or be somebody else's.
+        if self._ended:  # The cold tier may be closed at any moment, or be somebody else's.
+            finished, self._finished = self._finished, None
+            return finished or False
         try:
             waiting = self._waiting and not self._held
             if not self._lock.held and (waiting or not self._finished):
@@ -158,6 +159,9 @@ class Job:
             if self._compaction is not None:
                 return self._compact_step()
             return applier.slice() if applier and not self._slices_held else False
+        except UnsettledError as error:  # Nothing may be applied any more, to either cold tier.
+            self.abandon()
+            return self._failure("failed", error)
         except Exception as error:  # Reported to the program, which decides; the job starts anew.
             self._reset()
             self._held, self._slices_held = bool(self._waiting), True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tiered import process
+from tiered import files, process
 
 if TYPE_CHECKING:
     from tiered.engine import Engine
@@ -32,7 +32,8 @@ class Stats:
     """A store at a glance.  Bytes and seconds; counts are since it was opened.
 
     `disk_free_bytes` are pages of the cold tier's file that hold nothing: later checkpoints
-    use them, but not those that an open view can still see.  `view_seconds` is the age of the oldest
+    use them, but not those that an open view can still see.  `damaged_bytes` is what `salvage` has
+    put aside.  `view_seconds` is the age of the oldest
     view, `view_bytes` what views keep of write buffers that the store has let go of.
     """
 
@@ -69,6 +70,7 @@ class Stats:
     helper_written_bytes: int
     recovery_dropped_bytes: int
     recovery_torn_at: str
+    damaged_bytes: int
 
     @property
     def hit_ratio(self) -> float:
@@ -161,6 +163,7 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         helper_written_bytes=counters.helper_written_bytes,
         recovery_dropped_bytes=engine.recovery.dropped_bytes,
         recovery_torn_at=engine.recovery.torn_at,
+        damaged_bytes=sum(map(files.disk_bytes, files.damaged_paths(engine.directory))),
     )
 
 

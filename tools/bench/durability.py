@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,8 @@ def main() -> None:
         path = Path(folder) / "store"
         if "modes" in arguments.what:
             modes = ("checkpoint", "everysec")
-            found = in_turn(
-                arguments.rounds, {mode: lambda mode=mode: load(path, mode, arguments.records) for mode in modes}
-            )
-            print(table(["mode", "CPU µs per put"], [[mode, f"{statistics.median(found[mode]):.1f}"] for mode in modes]))
+            found = in_turn(arguments.rounds, {mode: partial(load, path, mode, arguments.records) for mode in modes})
+            table(["mode", "CPU µs per put"], [[mode, statistics.median(found[mode])] for mode in modes])
             print(ratio(found, "everysec", "checkpoint"))
         if "always" in arguments.what:
             measured: dict[str, Callable[[], float]] = {
@@ -146,11 +145,11 @@ def main() -> None:
                 "eight threads": lambda: puts_per_second(path, 8, arguments.seconds),
             }
             found = in_turn(arguments.rounds, measured)
-            print(table(["always", "puts/s"], [[name, f"{statistics.median(found[name]):,.0f}"] for name in found]))
+            table(["always", "puts/s"], [[name, statistics.median(found[name])] for name in found])
             print(ratio(found, "one thread", "sqlite"))
             print(ratio(found, "eight threads", "one thread"))
         if "recovery" in arguments.what:
-            print(table(["segments", "records", "opening"], [recovery(path)]))
+            table(["segments", "records", "opening"], [recovery(path)])
 
 
 main()
