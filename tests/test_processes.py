@@ -248,7 +248,8 @@ def test_a_killed_writer_frees_the_store_at_once_though_a_child_of_it_lives_on(t
         child, helper = map(int, line_of(program).split())
         program.kill()
         try:
-            with tiered.open(path, "w", memory="1MB", lock_timeout=20) as store:  # The child sleeps three times as long.
+            # The child sleeps three times as long.
+            with tiered.open(path, "w", memory="1MB", lock_timeout=20) as store:
                 assert (len(store), store["last"], store.check()) == (5001, 1, [])
             wait_until(lambda: not programs.alive(helper), 10, "the helper lives on")
             assert programs.alive(child)
@@ -353,7 +354,9 @@ def test_reading_processes_follow_checkpoints_within_a_second_hot_values_include
         assert answer(process, "store['changed']") == "old", "not checkpointed yet"
     store.save()
     for process in processes:
-        wait_until(lambda process=process: answer(process, "store['changed']") != "old", 10, "the reader does not follow")
+        wait_until(
+            lambda process=process: answer(process, "store['changed']") != "old", 10, "the reader does not follow"
+        )
         assert answer(process, "dict(store)") == "{'added': [1, 2], 'changed': 'new', 'kept': 'k'}"
         assert answer(process, "(len(store), store.check(), store.stats().state)") == "(3, [], 'read-only')"
 
