@@ -18,7 +18,7 @@ README = ROOT.parent / "README.md"
 
 # From the bottom up.  A module may import those of rows above its own, and nothing else of the package.
 LAYERS = [
-    ["errors", "native", "refusal"],
+    ["errors", "log", "native", "refusal"],
     ["clock", "schedule", "process", "eviction.lru", "arrays", "scalars"],
     ["registry"],
     ["config", "files", "keys", "codec", "eviction", "expiry", "record"],

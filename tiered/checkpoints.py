@@ -10,7 +10,6 @@ lock, which its caller holds at one level.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from tiered import files
@@ -18,10 +17,10 @@ from tiered.checkpointer import Checkpointer, HelperCheckpointer, InlineCheckpoi
 from tiered.cold import State
 from tiered.errors import CorruptionError, StoreError, StoreFullError
 from tiered.helper import Event
+from tiered.log import LOG
 from tiered.maintenance import MAINTENANCE
 from tiered.tiers import Tiers
 
-LOG = logging.getLogger("tiered")
 HELPER_DEATHS_MAX = 3
 FULL_RETRY_SECONDS = 1.0
 _PASSING = (StoreFullError.__name__, MemoryError.__name__)
