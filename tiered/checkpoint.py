@@ -95,27 +95,24 @@ class Applier:
             if pending.cleared:
                 update.clear()
             state.time_ms = max(state.time_ms, pending.time_ms)
-            ordered = pending.ordered()
-            for at in range(0, len(ordered), _COMPRESS_RECORDS):
-                chunk = ordered[at : at + _COMPRESS_RECORDS]
-                update.write(pending.changes(chunk, self._compressor, state.time_ms))
+            for at in range(0, len(pending), _COMPRESS_RECORDS):
+                update.write(pending.changes(at, at + _COMPRESS_RECORDS, self._compressor, state.time_ms))
             if update.expire(state.time_ms, EXPIRE_RECORDS) == EXPIRE_RECORDS:
                 self._expiry_behind = True
             state.applied = max(state.applied, until)
         if observe:
-            self._observe(ordered, pending)
-        return len(ordered)
+            self._observe(pending)
+        return len(pending)
 
-    def _observe(self, ordered: list[bytes], pending: Pending) -> None:
+    def _observe(self, pending: Pending) -> None:
         """Show the trainer a sample, evenly spread over the keys."""
-        step = max(1, len(ordered) // _SAMPLES_PER_APPLY)
-        samples = pending.payloads(ordered[::step])
+        samples = pending.sample(max(1, len(pending) // _SAMPLES_PER_APPLY))
         packed = sum(map(len, samples))
         measured = samples[:: max(1, len(samples) // 100)]
         stored = sum(len(self._compressor.compress(sample)[2]) for sample in measured)
         if measured and packed:
             self._trainer.observe(samples, sum(map(len, measured)), stored)
-        self._trainer.count(len(ordered))
+        self._trainer.count(len(pending))
 
     @property
     def owes(self) -> bool:

@@ -9,7 +9,7 @@
 
 enum { HEAD = 40, MAGIC = 0x7E5D, PUT = 1, DELETE = 2 };     /* of the journal */
 enum { VERSION = 1, HAS_DEADLINE = 1, HAS_KEY = 2, PACKED = 10 }; /* of records */
-enum { SEGMENT_SHIFT = 40 };
+enum { SEGMENT_SHIFT = 40, DELETED = -1 };                      /* of places */
 
 typedef struct {
     uint32_t crc, payload_size;
@@ -52,7 +52,7 @@ scan(PyObject *module, PyObject *args)
         PyErr_SetString(PyExc_OverflowError, "too many segments, or one too large");
         goto fail;
     }
-    if ((deleted = PyLong_FromLong(-1)) == NULL)
+    if ((deleted = PyLong_FromLong(DELETED)) == NULL)
         goto fail;
     while (number <= until && size >= HEAD && position <= size - HEAD) {
         const unsigned char *at = bytes + position;
@@ -92,6 +92,7 @@ fail:
 typedef struct {
     uint64_t next;
     PyObject *key;
+    int64_t place;
 } Sorted;
 
 static int
@@ -105,6 +106,30 @@ compare(const void *left, const void *right)
     return order ? order : (size_a > size_b) - (size_a < size_b);
 }
 
+/* Fill `sorted` from a dict, but for `next`; how many bytes all keys begin with, or -1 with an error set. */
+static Py_ssize_t
+gather(Sorted *sorted, PyObject *latest)
+{
+    PyObject *key, *place;
+    Py_ssize_t at = 0, count = 0, shared = 0;
+    while (PyDict_Next(latest, &at, &key, &place)) {
+        if (!PyBytes_CheckExact(key) || !PyLong_CheckExact(place)) {
+            PyErr_SetString(PyExc_TypeError, "ordered() takes a dict from bytes to int");
+            return -1;
+        }
+        sorted[count] = (Sorted){0, key, PyLong_AsLongLong(place)};
+        if (sorted[count].place == -1 && PyErr_Occurred())
+            return -1;
+        const char *a = PyBytes_AS_STRING(key), *b = PyBytes_AS_STRING(sorted[0].key);
+        if (count++ == 0 || PyBytes_GET_SIZE(key) < shared)
+            shared = PyBytes_GET_SIZE(key);
+        if (memcmp(a, b, (size_t)shared) != 0)
+            for (shared = 0; a[shared] == b[shared]; shared++)
+                ;
+    }
+    return shared;
+}
+
 static PyObject *
 ordered(PyObject *module, PyObject *latest)
 {
@@ -112,55 +137,41 @@ ordered(PyObject *module, PyObject *latest)
         PyErr_SetString(PyExc_TypeError, "ordered() takes a dict");
         return NULL;
     }
-    PyObject *list = PySequence_List(latest);
-    if (list == NULL)
-        return NULL;
-    const Py_ssize_t count = PyList_GET_SIZE(list);
+    const Py_ssize_t count = PyDict_GET_SIZE(latest);
+    PyObject *keys = NULL, *places = NULL, *result = NULL;
     Sorted *sorted = PyMem_Malloc(((size_t)count + 1) * sizeof *sorted);
-    if (sorted == NULL) {
-        Py_DECREF(list);
+    if (sorted == NULL)
         return PyErr_NoMemory();
-    }
-    size_t shared = 0;
+    const Py_ssize_t shared = gather(sorted, latest);
+    if (shared < 0)
+        goto end;
     for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *key = PyList_GET_ITEM(list, i), *first = PyList_GET_ITEM(list, 0);
-        if (!PyBytes_CheckExact(key)) {
-            PyErr_SetString(PyExc_TypeError, "ordered() takes a dict with keys of bytes");
-            PyMem_Free(sorted);
-            Py_DECREF(list);
-            return NULL;
-        }
-        const char *a = PyBytes_AS_STRING(key), *b = PyBytes_AS_STRING(first);
-        const size_t size = (size_t)PyBytes_GET_SIZE(key);
-        if (i == 0 || size < shared)
-            shared = size;
-        size_t at = 0;
-        if (memcmp(a, b, shared) != 0) {
-            while (a[at] == b[at])
-                at++;
-            shared = at;
-        }
-    }
-    for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *key = PyList_GET_ITEM(list, i);
-        const unsigned char *bytes = (const unsigned char *)PyBytes_AS_STRING(key);
-        const size_t size = (size_t)PyBytes_GET_SIZE(key);
-        uint64_t next = 0;
-        for (size_t byte = 0; byte < 8; byte++)
-            next = next << 8 | (shared + byte < size ? bytes[shared + byte] : 0);
-        sorted[i] = (Sorted){next, key};
+        const unsigned char *bytes = (const unsigned char *)PyBytes_AS_STRING(sorted[i].key);
+        const Py_ssize_t size = PyBytes_GET_SIZE(sorted[i].key);
+        for (Py_ssize_t at = shared; at < shared + 8; at++)
+            sorted[i].next = sorted[i].next << 8 | (at < size ? bytes[at] : 0);
     }
     qsort(sorted, (size_t)count, sizeof *sorted, compare);
-    for (Py_ssize_t i = 0; i < count; i++)
-        PyList_SET_ITEM(list, i, sorted[i].key); /* The same references in another order. */
+    keys = PyList_New(count);
+    places = PyBytes_FromStringAndSize(NULL, count * 8);
+    if (keys == NULL || places == NULL)
+        goto end;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyList_SET_ITEM(keys, i, Py_NewRef(sorted[i].key));
+        memcpy(PyBytes_AS_STRING(places) + i * 8, &sorted[i].place, 8);
+    }
+    result = PyTuple_Pack(2, keys, places);
+end:
+    Py_XDECREF(keys);
+    Py_XDECREF(places);
     PyMem_Free(sorted);
-    return list;
+    return result;
 }
 
-/* The segments of a batch of keys, and where in them each key's put lies. */
+/* Places, and the segments they lie in. */
 
 typedef struct {
-    Py_buffer *buffers;
+    Py_buffer places, *buffers;
     Py_ssize_t count;
 } Segments;
 
@@ -170,43 +181,38 @@ release(Segments *segments)
     while (segments->count)
         PyBuffer_Release(&segments->buffers[--segments->count]);
     PyMem_Free(segments->buffers);
-    segments->buffers = NULL;
+    PyBuffer_Release(&segments->places);
 }
 
+/* Takes over `segments->places`, which is filled already. */
 static int
-acquire(Segments *segments, PyObject *list)
+acquire(Segments *segments, PyObject *maps)
 {
+    const Py_ssize_t count = PyList_GET_SIZE(maps);
     segments->count = 0;
-    const Py_ssize_t count = PyList_GET_SIZE(list);
     segments->buffers = PyMem_Calloc((size_t)count + 1, sizeof *segments->buffers);
-    if (segments->buffers == NULL) {
+    if (segments->buffers == NULL)
         PyErr_NoMemory();
-        return -1;
-    }
-    for (Py_ssize_t i = 0; i < count; i++) {
-        if (PyObject_GetBuffer(PyList_GET_ITEM(list, i), &segments->buffers[i], PyBUF_SIMPLE) < 0) {
-            release(segments);
-            return -1;
-        }
+    while (segments->buffers != NULL && segments->count < count
+           && PyObject_GetBuffer(PyList_GET_ITEM(maps, segments->count), &segments->buffers[segments->count], PyBUF_SIMPLE)
+                  == 0)
         segments->count++;
-    }
-    return 0;
+    if (!PyErr_Occurred())
+        return 0;
+    release(segments);
+    return -1;
 }
 
-/* Where the put of `key` lies and its head: 1; 0 where it is deleted, or expired by `time_ms`; -1 with an error set. */
+/* Where the put at place `i` lies and its head: 1; 0 where it is a deletion, or expired by `time_ms`; -1 with an error. */
 static int
-find(const Segments *segments, PyObject *latest, PyObject *key, int64_t time_ms, const unsigned char **at, Head *head)
+find(const Segments *segments, Py_ssize_t i, int64_t time_ms, const unsigned char **at, Head *head)
 {
-    PyObject *found = PyDict_GetItemWithError(latest, key);
-    if (found == NULL) {
-        if (!PyErr_Occurred())
-            PyErr_SetObject(PyExc_KeyError, key);
-        return -1;
-    }
-    const long long place = PyLong_AsLongLong(found);
-    if (place < 0)
-        return PyErr_Occurred() ? -1 : 0;
-    const uint64_t index = (uint64_t)place >> SEGMENT_SHIFT, position = place & (((uint64_t)1 << SEGMENT_SHIFT) - 1);
+    int64_t place;
+    memcpy(&place, (const char *)segments->places.buf + i * 8, 8);
+    if (place == DELETED)
+        return 0;
+    const uint64_t index = (uint64_t)place >> SEGMENT_SHIFT;
+    const uint64_t position = (uint64_t)place & (((uint64_t)1 << SEGMENT_SHIFT) - 1);
     if (index < (uint64_t)segments->count) {
         const Py_buffer *buffer = &segments->buffers[index];
         const uint64_t size = (uint64_t)buffer->len;
@@ -224,19 +230,17 @@ find(const Segments *segments, PyObject *latest, PyObject *key, int64_t time_ms,
 static PyObject *
 payloads(PyObject *module, PyObject *args)
 {
-    PyObject *keys, *latest, *maps;
-    long long time_ms;
-    if (!PyArg_ParseTuple(
-            args, "O!O!O!L:payloads", &PyList_Type, &keys, &PyDict_Type, &latest, &PyList_Type, &maps, &time_ms))
-        return NULL;
     Segments segments;
-    if (acquire(&segments, maps) < 0)
+    PyObject *maps;
+    long long time_ms;
+    if (!PyArg_ParseTuple(args, "y*O!L:payloads", &segments.places, &PyList_Type, &maps, &time_ms)
+        || acquire(&segments, maps) < 0)
         return NULL;
     PyObject *result = PyList_New(0);
-    for (Py_ssize_t i = 0; result != NULL && i < PyList_GET_SIZE(keys); i++) {
+    for (Py_ssize_t i = 0; result != NULL && i < segments.places.len / 8; i++) {
         const unsigned char *at;
         Head head;
-        const int found = find(&segments, latest, PyList_GET_ITEM(keys, i), time_ms, &at, &head);
+        const int found = find(&segments, i, time_ms, &at, &head);
         if (found == 0)
             continue;
         PyObject *payload =
@@ -301,23 +305,22 @@ packed(PyObject *key, const unsigned char *at, const Head *head, int exact, PyOb
 static PyObject *
 changes(PyObject *module, PyObject *args)
 {
-    PyObject *keys, *latest, *maps, *compressed;
+    Segments segments;
+    PyObject *keys, *maps, *compressed;
     long long time_ms;
     int exact;
     if (!PyArg_ParseTuple(
-            args, "O!O!O!LiO!:changes", &PyList_Type, &keys, &PyDict_Type, &latest, &PyList_Type, &maps, &time_ms,
-            &exact, &PyList_Type, &compressed))
-        return NULL;
-    Segments segments;
-    if (acquire(&segments, maps) < 0)
+            args, "O!y*O!LiO!:changes", &PyList_Type, &keys, &segments.places, &PyList_Type, &maps, &time_ms, &exact,
+            &PyList_Type, &compressed)
+        || acquire(&segments, maps) < 0)
         return NULL;
     Py_ssize_t next = 0;
     PyObject *result = PyList_New(0);
-    for (Py_ssize_t i = 0; result != NULL && i < PyList_GET_SIZE(keys); i++) {
+    for (Py_ssize_t i = 0; result != NULL && i < Py_MIN(PyList_GET_SIZE(keys), segments.places.len / 8); i++) {
         PyObject *key = PyList_GET_ITEM(keys, i), *change = NULL;
         const unsigned char *at;
         Head head;
-        const int found = find(&segments, latest, key, time_ms, &at, &head);
+        const int found = find(&segments, i, time_ms, &at, &head);
         if (found == 0)
             change = Py_BuildValue("OOii", key, Py_None, 0, 0);
         else if (found > 0 && next >= PyList_GET_SIZE(compressed))
@@ -332,10 +335,6 @@ changes(PyObject *module, PyObject *args)
         if (change == NULL || PyList_Append(result, change) < 0)
             Py_CLEAR(result);
         Py_XDECREF(change);
-    }
-    if (result != NULL && next != PyList_GET_SIZE(compressed)) {
-        PyErr_SetString(PyExc_ValueError, "more compressed payloads than puts");
-        Py_CLEAR(result);
     }
     release(&segments);
     return result;
