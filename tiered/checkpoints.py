@@ -10,7 +10,6 @@ lock, which its caller holds at one level.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from tiered import files
@@ -18,10 +17,10 @@ from tiered.checkpointer import Checkpointer, HelperCheckpointer, InlineCheckpoi
 from tiered.cold import State
 from tiered.errors import CorruptionError, StoreError, StoreFullError
 from tiered.helper import Event
+from tiered.log import LOG
 from tiered.maintenance import MAINTENANCE
 from tiered.tiers import Tiers
 
-LOG = logging.getLogger("tiered")
 HELPER_DEATHS_MAX = 3
 FULL_RETRY_SECONDS = 1.0
 _PASSING = (StoreFullError.__name__, MemoryError.__name__)
@@ -169,7 +168,7 @@ class Checkpoints(Tiers):
         self._compactions += 1
 
     def _follow_compaction(self) -> None:
-        """Read the new cold tier.  Until that is possible, no buffer is forgotten: what is applied is not in the old."""
+        """Read the new cold tier.  Until then no buffer is forgotten, since what is applied is not in the old one."""
         assert self.checkpointer is not None
         live = files.read_current(self.directory)
         # One compaction may have followed another before its word was heard.

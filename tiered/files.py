@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import sys
@@ -246,6 +245,8 @@ class FileLock:
 
     def _sign(self, fd: int) -> None:
         """Say who holds it: a courtesy to others, which a full disk may deny them."""
+        import json  # Not at the top, nor others like it below: importing the package is to be quick.
+
         holder = {"host": os.uname().nodename, "pid": os.getpid(), "command": " ".join(sys.orig_argv)[:200]}
         holder["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
         with contextlib.suppress(OSError):
@@ -253,6 +254,8 @@ class FileLock:
             os.pwrite(fd, json.dumps(holder).encode(), 0)
 
     def _describe(self, fd: int) -> str:
+        import json
+
         try:
             holder = json.loads(os.pread(fd, 4096, 0))
             who = f"process {holder['pid']} on {holder['host']} ({holder['command']}) since {holder['since']}"

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import os
 import sys
 import threading
@@ -41,10 +40,10 @@ from tiered.clock import Clock
 from tiered.config import Settings
 from tiered.engine import Engine
 from tiered.errors import ClosedError, ConfigError, LockedError, ReadOnlyError, ReentrantError, StoreError
+from tiered.log import LOG
 from tiered.maintenance import MAINTENANCE
 from tiered.opening import check_arguments, open_engine
 
-LOG = logging.getLogger("tiered")
 Self = TypeVar("Self", bound="Handle")
 TEMPORARY: Any = object()
 """In place of a path: a store in a directory of its own, removed when it is closed."""

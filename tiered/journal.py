@@ -52,7 +52,6 @@ no later record to carry a mark, cannot be told from ones never synced.
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
 import struct
@@ -64,8 +63,8 @@ from zlib import crc32
 
 from tiered import files
 from tiered.errors import CorruptionError, FormatError, ReentrantError, StoreError, StoreFullError
+from tiered.log import LOG
 
-LOG = logging.getLogger("tiered")
 HEADER = struct.Struct("<8sHHIQQQI")
 assert HEADER.size == 44
 HEADER_BYTES = 64
@@ -77,7 +76,7 @@ assert _CRC.size + _REST.size == RECORD.size
 
 _SEGMENT_MAGIC = b"tierjrnl"
 _VERSION = 1
-_MAGIC = 0x7E5D
+RECORD_MAGIC = _MAGIC = 0x7E5D
 _MAGIC_BYTES = _MAGIC.to_bytes(2, "little")
 PUT, DELETE, SETTING, CLOSE, CLEAR = 1, 2, 3, 4, 5
 MORE = 1
@@ -392,6 +391,11 @@ class SegmentFile:
         if version != _VERSION:
             raise FormatError(self.path, f"journal format {version}; this version knows {_VERSION}")
         return SegmentHeader(seed, number, first, synced)
+
+    @property
+    def data(self) -> memoryview:
+        """All of it."""
+        return self._data
 
     @property
     def header_damaged(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -28,8 +27,8 @@ from tiered.errors import (
 )
 from tiered.helper import APPLY_WAIT_SECONDS
 from tiered.journal import Journal
+from tiered.log import LOG
 
-LOG = logging.getLogger("tiered")
 UNFINISHED_BYTES_MAX = 1 << 16
 """A cold tier without any record is smaller."""
 FLAGS = {"c": "create if missing", "w": "existing", "r": "existing, read-only", "n": "always new"}
@@ -64,6 +63,7 @@ def open_engine(
     """The engine of the store in a directory.  Raises the errors of `errors` and nothing else."""
     settings = Settings.resolve(explicit, {})
     with named_errors(directory):
+        LOG.prepare()
         _check_path(directory, flag)
         refuse_network(directory, allow_network)
         if flag == "r":
@@ -204,7 +204,7 @@ def _check_unfinished(directory: Path) -> None:
             with_data = [1] if (path / "data.mdb").stat().st_size > UNFINISHED_BYTES_MAX else []
     if with_data:
         raise CorruptionError(
-            directory / files.CURRENT, "missing, though there are data; tiered.salvage(path) finds the cold tier to name"
+            directory / files.CURRENT, "missing, though there are data; tiered.salvage(path) finds the one to name"
         )
 
 

@@ -10,27 +10,25 @@ unless what can be saved is asked for (`salvaging`): then it ends what is applie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from tiered import files
 from tiered.errors import CorruptionError
 from tiered.journal import HEADER_BYTES, MORE, SegmentFile
 
-
 _WHAT_TO_DO = "Restore from a backup, or keep everything before it with tiered.salvage(path)"
 
 
-@dataclass
 class Plan:
     """The segments to apply, up to which sequence number, and what is lost with the rest."""
 
-    segments: list[SegmentFile] = field(default_factory=list)
-    until: int = 0
-    dropped_bytes: int = 0
-    torn_at: str = ""
-    damage: CorruptionError | None = None
-    damaged: list[SegmentFile] = field(default_factory=list)
+    def __init__(self, until: int = 0) -> None:
+        self.segments: list[SegmentFile] = []
+        self.until = until
+        self.dropped_bytes = 0
+        self.torn_at = ""
+        self.damage: CorruptionError | None = None
+        self.damaged: list[SegmentFile] = []
 
 
 def plan(directory: Path, applied: int, salvage: bool = False) -> Plan:

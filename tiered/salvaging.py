@@ -19,12 +19,10 @@ LMDB has no checksums over its own pages, so that reading a damaged one may end 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tiered import files, keys, record, recovery
 from tiered.checkpoint import COPY_BYTES, COPY_RECORDS, Applier
@@ -32,14 +30,13 @@ from tiered.cold import Cold, Reader
 from tiered.compression import Decompressor
 from tiered.config import Settings
 from tiered.errors import CorruptionError, NotAStoreError
+from tiered.log import LOG
 from tiered.opening import check_arguments, lock_applying, named_errors, refuse_network
 
-LOG = logging.getLogger("tiered")
 LOST_KEYS_MAX = 100
 
 
-@dataclass(frozen=True)
-class Salvaged:
+class Salvaged(NamedTuple):
     """What `salvage` did.
 
     `damage` says what was found, a line for each; empty if nothing was.  `kept_in` is where
@@ -67,6 +64,7 @@ def salvage(path: str | os.PathLike[str], *, lock_timeout: float = 0.0, allow_ne
     `NotAStoreError`.
     """
     directory = check_arguments(path, "w", {}, lock_timeout)
+    LOG.prepare()
     with named_errors(directory), contextlib.ExitStack() as ending:
         if not directory.is_dir() or not files.cold_numbers(directory):
             raise NotAStoreError(directory, "no store there")
@@ -78,17 +76,17 @@ def salvage(path: str | os.PathLike[str], *, lock_timeout: float = 0.0, allow_ne
         return _Salvage(directory).run()
 
 
-@dataclass
 class _Salvage:
     """One store being salvaged, its locks held."""
 
-    directory: Path
-    damage: list[str] = field(default_factory=list)
-    lost_keys: list[Any] = field(default_factory=list)
-    lost_records: int = 0
-    lost_all_known: bool = True
-    dropped_bytes: int = 0
-    _kept: Path | None = None
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.damage: list[str] = []
+        self.lost_keys: list[Any] = []
+        self.lost_records = 0
+        self.lost_all_known = True
+        self.dropped_bytes = 0
+        self._kept: Path | None = None
 
     def run(self) -> Salvaged:
         number = self._live()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tiered import files, process
 
@@ -11,7 +10,6 @@ if TYPE_CHECKING:
     from tiered.engine import Engine
 
 
-@dataclass
 class Counters:
     """Events since a store was opened.  Hits are counted by `store`, without a lock: nearly exact."""
 
@@ -27,8 +25,7 @@ class Counters:
     helper_written_bytes: int = 0
 
 
-@dataclass(frozen=True)
-class Stats:
+class Stats(NamedTuple):
     """A store at a glance.  Bytes and seconds; counts are since it was opened.
 
     `disk_free_bytes` are pages of the cold tier's file that hold nothing: later checkpoints
@@ -79,8 +76,7 @@ class Stats:
         return (self.hits + self.buffer_hits) / reads if reads else 0.0
 
 
-@dataclass(frozen=True)
-class MemoryStats:
+class MemoryStats(NamedTuple):
     """Where a store's memory is, in bytes."""
 
     budget_bytes: int
@@ -95,8 +91,7 @@ class MemoryStats:
     bound: str
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(NamedTuple):
     """Where one key's record is and what it costs."""
 
     tiers: tuple[str, ...]

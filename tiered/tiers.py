@@ -20,7 +20,6 @@ buffers that the store itself has let go of (`views`), which counts against the 
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import weakref
@@ -51,7 +50,6 @@ from tiered.recovery import Plan
 from tiered.stats import Counters
 from tiered.write_buffer import WriteBuffer
 
-LOG = logging.getLogger("tiered")
 BUFFER_SHARE = 2
 """The write buffer takes at most the budget divided by this."""
 SEGMENT_BYTES_MAX = 64 << 20

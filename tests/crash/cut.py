@@ -3,8 +3,8 @@
 Arguments: scenario (a name, or a seed of a random one), durability, "mapped" or "pwrite", seed, power cuts per call.
 
 A kill leaves what was written until then, which is what a copy of the files made inside the call holds: nothing
-else of the program runs meanwhile.  After every stop the store is opened, compared with the states that it may have, checked, written to, and
-opened once more.  Opening is such a scenario itself, and is stopped likewise now and then.
+else of the program runs meanwhile.  After every stop the store is opened, compared with the states that it may have,
+checked, written to, and opened once more.  Opening is such a scenario itself, and is stopped likewise now and then.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def verify(run: Run, path: Path, states: list[State], where: str) -> None:
     right = [state for state in states if state == found]
     if not right:
         wrong = {key for key in states[0].keys() | found.keys() if states[0].get(key) != found.get(key)}
-        raise AssertionError(f"{where}: {len(states)} states are right, and it is none of them: {sorted(map(str, wrong))}")
+        raise AssertionError(
+            f"{where}: {len(states)} states are right, and it is none of them: {sorted(map(str, wrong))}"
+        )
     assert store.check() == [], where
     store["more"] = "x"
     store.close()
@@ -123,7 +125,9 @@ def main() -> None:
         for moment in stops.moments:
             with placed(root) as left:
                 left_by_kill(disk, moment.image, left)
-                verify(run, left / "store", run.states[moment.acknowledged : moment.begun + 1], f"killed: {moment.where}")
+                verify(
+                    run, left / "store", run.states[moment.acknowledged : moment.begun + 1], f"killed: {moment.where}"
+                )
                 kills += 1
             for _ in range(int(cuts)):
                 with placed(root) as left:

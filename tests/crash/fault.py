@@ -4,9 +4,9 @@ Arguments: scenario (a name, or a seed of a random one), durability, "mapped" or
 calls to try, 0 for all.
 
 Each of them fails with EIO and with ENOSPC, once, and from then on until the scenario has ended.  Whatever an
-operation raises is an error of this package, and the operation is done or not done as a whole.  Reads are right all the time.
-The store takes writes again, or is poisoned and takes none.  Closed and opened again, killed and opened again, or
-after a power cut, it holds a right state.
+operation raises is an error of this package, and the operation is done or not done as a whole.  Reads are right all
+the time.  The store takes writes again, or is poisoned and takes none.  Closed and opened again, killed and opened
+again, or after a power cut, it holds a right state.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 from scenarios import QUIET, SCENARIOS, Run, State, Step, random_steps, state_of
-from seam import KINDS, Call, Disk, left_by_kill, left_by_power_cut, watched, scratch
+from seam import KINDS, Call, Disk, left_by_kill, left_by_power_cut, scratch, watched
 
 import tiered
 from tiered import files
@@ -63,10 +63,10 @@ class Trial:
             try:
                 self.run.store = self.run.open()
                 break
-            except tiered.TieredError as error:
-                assert not isinstance(error, tiered.CorruptionError), error
+            except tiered.CorruptionError:
+                raise
+            except tiered.TieredError:
                 self.run.store = None
-                self.refused = error
         else:
             self.faulty.over = True
             try:
@@ -117,8 +117,9 @@ class Trial:
         """What the store holds; an error kept from the background is told once."""
         try:
             return state_of(self.run.store)
-        except tiered.StoreError as error:
-            assert not isinstance(error, tiered.CorruptionError), error
+        except tiered.CorruptionError:
+            raise
+        except tiered.StoreError:
             return state_of(self.run.store)
 
     def end(self, root: Path, uniform: random.Random) -> str:
@@ -174,7 +175,9 @@ class Trial:
             store.close()
 
 
-def attempt(root: Path, steps: list[Step], durability: str, faulty: tuple[int, int, bool], seed: int) -> tuple[str, Faulty]:
+def attempt(
+    root: Path, steps: list[Step], durability: str, faulty: tuple[int, int, bool], seed: int
+) -> tuple[str, Faulty]:
     """Run the scenario once; what became of the store."""
     shutil.rmtree(root, ignore_errors=True)
     work = root / "work"
@@ -195,7 +198,9 @@ def attempt(root: Path, steps: list[Step], durability: str, faulty: tuple[int, i
         except Exception as error:
             code = errno.errorcode[faulty[1]]
             how = "from there on" if faulty[2] else "once"
-            raise AssertionError(f"call {faulty[0]} ({made.failed}) fails with {code} {how}; at {step}: {error}") from error
+            raise AssertionError(
+                f"call {faulty[0]} ({made.failed}) fails with {code} {how}; at {step}: {error}"
+            ) from error
 
 
 def main() -> None:

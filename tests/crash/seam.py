@@ -1,4 +1,4 @@
-"""The seam under a program: every system call that changes the files of a store, and a disk that loses what was not synced.
+"""The seam under a program: every system call that changes a store's files, and a disk that loses what was not synced.
 
 `seam.c` is preloaded into the programs that use this module (`programs`), so that LMDB's calls are seen as well as
 Python's.  `Seam` tells a function of each call before and after it is made, which may have it fail; `Disk` keeps
@@ -209,7 +209,7 @@ def left_by_kill(disk: Disk, image: Image, target: Path) -> None:
 
 
 def left_by_power_cut(disk: Disk, image: Image, target: Path, uniform: random.Random) -> None:
-    """Make what a power cut at that moment may leave: any subset of the sectors and names changed since the last sync."""
+    """Make what a power cut at that moment may leave: any part of the sectors and names changed since the last sync."""
     chances = (0.0, 0.1, 0.5, 0.9, 1.0)
     _make(disk, image, target, uniform, uniform.choice(chances), uniform.choice(chances))
 
@@ -246,4 +246,3 @@ def _after(now: bytes, then: bytes, uniform: random.Random, lost: float) -> byte
         if now[at : at + SECTOR] != then[at : at + SECTOR] and uniform.random() < lost:
             after[at : at + SECTOR] = then[at : at + SECTOR]
     return bytes(after)
-

@@ -1,4 +1,4 @@
-"""What durability costs: writes in each mode, threads that share a sync, SQLite beside it, and recovery of a full buffer.
+"""What durability costs: writes in each mode, threads that share a sync, SQLite beside it, recovery of a full buffer.
 
 modes     CPU time of a put in "checkpoint" and in "everysec", in turn, program and helper together
 always    puts per second that each wait for the disk: one thread, eight threads, and SQLite (journal_mode=WAL,
