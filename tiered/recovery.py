@@ -52,6 +52,17 @@ def plan(directory: Path, applied: int, salvage: bool = False) -> Plan:
 
 def _read(result: Plan, directory: Path, applied: int) -> None:
     segments = [SegmentFile(files.segment_path(directory, number)) for number in files.segment_numbers(directory)]
+    misplaced = [at for at, segment in enumerate(segments) if segment.misplaced]
+    _read_in_order(result, segments[: misplaced[0]] if misplaced else segments, applied)
+    if misplaced:
+        segment = segments[misplaced[0]]
+        assert segment.header is not None
+        raise CorruptionError(
+            segment.path, f"this is segment {segment.header.number}, under another name. {_WHAT_TO_DO}", 0
+        )
+
+
+def _read_in_order(result: Plan, segments: list[SegmentFile], applied: int) -> None:
     while len(segments) > 1 and segments[1].header is not None and segments[1].header.first <= applied + 1:
         segments.pop(0)
     sequence = applied
@@ -59,9 +70,6 @@ def _read(result: Plan, directory: Path, applied: int) -> None:
         header = segment.header
         if segment.header_damaged:
             raise CorruptionError(segment.path, f"damaged header: its records cannot be read. {_WHAT_TO_DO}", 0)
-        if header is not None and files.segment_path(directory, header.number) != segment.path:
-            named = f"this is segment {header.number}, under another name"
-            raise CorruptionError(segment.path, f"{named}. {_WHAT_TO_DO}", 0)
         if header is None or header.first > sequence + 1:
             _judge_tail(result, segments[index:], 0, sequence + 1)
             return
