@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -333,3 +334,29 @@ def test_salvage_of_pages_damaged_in_any_way_gives_right_values_only(damaged: An
         died += done.returncode < 0
         assert done.returncode <= 0, done.stderr
     assert died <= 2
+
+
+def test_salvage_of_a_truncated_cold_tier_keeps_what_is_there(damaged: Any, tmp_path: Path) -> None:
+    import programs
+
+    left, items = damaged()
+    path = left / "cold-0001" / "data.mdb"
+    whole = path.stat().st_size
+    for size in range(2 * 4096, whole, 4096):
+        copy = shutil.copytree(left, tmp_path / str(size))
+        os.truncate(copy / "cold-0001" / "data.mdb", size)
+        with pytest.raises(CorruptionError, match=r"truncated.*tiered\.salvage"):
+            tiered.open(copy)
+        code = """
+            import sys, tiered
+            try:
+                print(tiered.salvage(sys.argv[1]).records)
+                with tiered.open(sys.argv[1], helper=False) as store:
+                    for key, value in store.items():
+                        assert key == "last" or value in (f"cold {key} " * 5, f"journaled {key} " * 5), (key, value)
+                    assert store.check() == []
+            except tiered.CorruptionError:
+                print("nothing")
+        """
+        done = programs.run(code, copy)
+        assert done.returncode == 0, done.stderr
