@@ -32,15 +32,16 @@ LAYERS = [
     ["checkpoints", "moment"],
     ["writing"],
     ["engine", "ranges"],
-    ["opening", "check", "views"],
-    ["handles", "sub"],
+    ["opening", "check", "mapping"],
+    ["sharing", "sub"],
+    ["handle"],
     ["transaction", "view"],
     ["store"],
     ["__init__", "aio"],
 ]
 IMPORTERS = {
-    "lmdb": {"cold", "environment", "helper"},  # The helper only looks where the package is.
-    "zstandard": {"compression", "helper"},
+    "lmdb": {"cold", "environment"},
+    "zstandard": {"compression"},
     "msgpack": {"arrays", "codec", "cold", "checkpoint", "helper", "writing"},
     "numpy": {"arrays"},
     "mmap": {"journal"},

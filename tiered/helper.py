@@ -38,9 +38,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import msgpack
-import zstandard
 
 from tiered import files
 from tiered.checkpoint import Applier
@@ -291,7 +289,8 @@ class HelperProcess:
         import json
         import subprocess
 
-        roots = {str(Path(str(module.__file__)).resolve().parents[1]) for module in (lmdb, msgpack, zstandard)}
+        needed = (sys.modules[name] for name in ("lmdb", "msgpack", "zstandard"))
+        roots = {str(Path(str(module.__file__)).resolve().parents[1]) for module in needed}
         roots.add(str(Path(__file__).resolve().parents[1]))
         # Raises OSError where no process may be started; the caller then works inline.
         self._process = subprocess.Popen(
