@@ -25,7 +25,8 @@ LAYERS = [
     ["compression", "hot", "journal"],
     ["environment", "write_buffer", "recovery"],
     ["cold"],
-    ["checkpoint", "stats"],
+    ["pending", "stats"],
+    ["checkpoint"],
     ["helper"],
     ["checkpointer", "maintenance"],
     ["tiers"],
@@ -42,7 +43,7 @@ LAYERS = [
 IMPORTERS = {
     "lmdb": {"cold", "environment"},
     "zstandard": {"compression"},
-    "msgpack": {"arrays", "codec", "cold", "checkpoint", "helper", "writing"},
+    "msgpack": {"arrays", "codec", "cold", "pending", "helper", "writing"},
     "numpy": {"arrays"},
     "mmap": {"journal"},
     "fcntl": {"files"},
