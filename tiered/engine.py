@@ -299,7 +299,7 @@ class Engine(Writing):
             self._unlocked(self.checkpointer.finish)
         if self._aside or self._active is not None:
             reason = f"closed without a last checkpoint: {self.poisoned or self.full or 'the helper did not finish'}"
-            kind = PoisonedError if self.poisoned else StoreFullError if self.full else StoreError
+            kind = PoisonedError if self.poisoned else self.full_kind if self.full else StoreError
             raise kind(self.directory, f"{reason}; the journal keeps what was written")
 
     def _close_journal(self) -> None:

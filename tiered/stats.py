@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from tiered import process
+from tiered.errors import StoreFullError
 
 if TYPE_CHECKING:
     from tiered.engine import Engine
@@ -104,7 +105,7 @@ class Explanation(NamedTuple):
 
 
 def state_name(engine: Engine) -> str:
-    """One word for the condition a store is in."""
+    """The condition a store is in."""
     if engine.forked:
         return "forked"
     if engine.closed:
@@ -112,7 +113,7 @@ def state_name(engine: Engine) -> str:
     if engine.poisoned:
         return "poisoned"
     if engine.full or engine.capped:
-        return "full"
+        return "full" if engine.capped or engine.full_kind is StoreFullError else "short of memory"
     return "read-only" if engine.readonly else "open"
 
 

@@ -41,6 +41,7 @@ from tiered.errors import (
     ReadOnlyError,
     ReentrantError,
     StoreError,
+    StoreFullError,
 )
 from tiered.expiry import next_cycle
 from tiered.hot import HotTier, entry_of, value_of
@@ -122,7 +123,8 @@ class Tiers:
         self.closed = False
         self.forked = False
         self.poisoned = ""
-        self.full = ""
+        self.full = ""  # Why checkpoints are put off, if they are, and the error that says so.
+        self.full_kind: type[StoreError] = StoreFullError
         self.capped = False
         self.always = self.attended = settings.durability == "always"
         self.checkpointer: Checkpointer | None = None
