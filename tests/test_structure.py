@@ -24,7 +24,7 @@ LAYERS = [
     ["config", "files", "keys", "codec", "eviction", "expiry", "record"],
     ["compression", "hot", "journal"],
     ["environment", "write_buffer", "recovery"],
-    ["cold"],
+    ["cold", "overlay"],
     ["checkpoint", "stats"],
     ["helper"],
     ["checkpointer", "maintenance"],
@@ -32,6 +32,7 @@ LAYERS = [
     ["checkpoints", "moment"],
     ["writing"],
     ["engine", "ranges"],
+    ["follower"],
     ["opening", "check", "views"],
     ["handles", "sub"],
     ["transaction", "view"],
@@ -41,7 +42,7 @@ LAYERS = [
 IMPORTERS = {
     "lmdb": {"cold", "environment", "helper"},  # The helper only looks where the package is.
     "zstandard": {"compression", "helper"},
-    "msgpack": {"arrays", "codec", "cold", "checkpoint", "helper", "writing"},
+    "msgpack": {"arrays", "codec", "cold", "checkpoint", "helper", "overlay", "writing"},
     "numpy": {"arrays"},
     "mmap": {"journal"},
     "fcntl": {"files"},

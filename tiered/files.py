@@ -57,6 +57,12 @@ def cold_numbers(directory: Path) -> list[int]:
     return sorted(int(match[1]) for name in os.listdir(directory) if (match := _COLD.fullmatch(name)))
 
 
+def identity(path: Path) -> tuple[int, int]:
+    """What tells a file from every other, as long as one of them is open."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
 def is_store_file(name: str) -> bool:
     """Whether a file of this name may lie in a store's directory."""
     return name in (CURRENT, CURRENT_NEW, LOCK, APPLY, PREPARED) or any(

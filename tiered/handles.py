@@ -51,6 +51,7 @@ TEMPORARY: Any = object()
 READS = frozenset(
     [
         "acknowledged",
+        "begin",
         "check_readable",
         "configure",
         "dirty",
@@ -58,7 +59,7 @@ READS = frozenset(
         "drop_view",
         "entry_of",
         "find",
-        "follow",
+        "find_many",
         "in_place",
         "keep_view",
         "opened",
@@ -67,6 +68,8 @@ READS = frozenset(
         "pinned_bytes",
         "promote",
         "promote_many",
+        "reading",
+        "refresh",
         "refuse_inside_others",
         "refuse_reentry",
         "refuse_waiting",

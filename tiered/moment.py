@@ -40,17 +40,15 @@ class Moment:
 
     _stays = False  # Until it is made: making may be interrupted.
 
-    def __init__(self, tiers: Tiers, stays: bool = False) -> None:
+    def __init__(self, tiers: Tiers, stays: bool = False, inside: bool = False) -> None:
         self._tiers = tiers
         self.now_ms = tiers.clock.now_ms()
-        self.cold = tiers.cold
-        self.buffers = tiers.buffers
+        self._ordered: list[list[bytes]] | None = None
+        self.cold, self.buffers, self._reader = tiers.begin(inside)
         self._active = self.buffers[0] if self.buffers else None
         # What the newest buffer holds from here on came later.
         self._filled = self._active.segment.position if stays and self._active is not None else None
-        self._ordered: list[list[bytes]] | None = None
         self._stays = stays
-        self._reader = self.cold.begin()
         if stays and self._active is not None:
             self._active.pin(id(self))
 
@@ -229,8 +227,9 @@ def _of_buffer(buffer: WriteBuffer, stored_keys: list[bytes], indexes: range) ->
 def passing(tiers: Tiers) -> Iterator[Moment]:
     """The moment now, closed when the block ends."""
     tiers.check_readable()
+    inside = tiers.owned()
     with tiers.lock:
-        moment = Moment(tiers)
+        moment = Moment(tiers, inside=inside)
     try:
         yield moment
     finally:

@@ -39,13 +39,7 @@ def plan(directory: Path, applied: int) -> Plan:
     sequence = applied
     for index, segment in enumerate(segments):
         header = segment.header
-        if segment.header_damaged:
-            raise CorruptionError(
-                segment.path,
-                "damaged header: its records cannot be read. Restore from a backup; or move the file away, "
-                "which drops its records and all that follow",
-                0,
-            )
+        refuse_damaged_header(segment)
         if header is None or header.first > sequence + 1:
             _judge_tail(result, segments[index:], 0, sequence + 1)
             return result
@@ -64,8 +58,19 @@ def plan(directory: Path, applied: int) -> Plan:
     return result
 
 
-def _judge_tail(result: Plan, segments: Sequence[SegmentFile], position: int, sequence: int) -> None:
-    """Where reading stopped, `position` in the first of `segments`: the end, torn, or damaged?"""
+def refuse_damaged_header(segment: SegmentFile) -> None:
+    """Raise `CorruptionError` for a segment whose header was written and is not readable."""
+    if segment.header_damaged:
+        raise CorruptionError(
+            segment.path,
+            "damaged header: its records cannot be read. Restore from a backup; or move the file away, "
+            "which drops its records and all that follow",
+            0,
+        )
+
+
+def refuse_damage(segments: Sequence[SegmentFile], position: int, sequence: int) -> None:
+    """Raise `CorruptionError` if record `sequence`, bad at `position` in the first of `segments`, was synced once."""
     first = segments[0]
     highest = max([first.highest_synced(position), *(segment.highest_synced(0) for segment in segments[1:])])
     if highest >= sequence:
@@ -75,6 +80,12 @@ def _judge_tail(result: Plan, segments: Sequence[SegmentFile], position: int, se
             f"everything before it can be recovered. Restore from a backup, or keep a copy before writing",
             position,
         )
+
+
+def _judge_tail(result: Plan, segments: Sequence[SegmentFile], position: int, sequence: int) -> None:
+    """Where reading stopped, `position` in the first of `segments`: the end, torn, or damaged?"""
+    first = segments[0]
+    refuse_damage(segments, position, sequence)
     if result.until < sequence - 1:
         result.torn_at = f"{first.path.name}, in the middle of a batch"
     left = [first] if not first.blank_after(position) else []

@@ -20,18 +20,19 @@ buffers that the store itself has let go of (`views`), which counts against the 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from tiered import files, keys, record
 from tiered.checkpointer import Checkpointer
 from tiered.clock import Clock
-from tiered.cold import Cold, State
+from tiered.cold import Cold, Reader, State, translated
 from tiered.compression import ZSTD, Decompressor
 from tiered.config import Settings
 from tiered.errors import (
@@ -117,7 +118,6 @@ class Tiers:
         self.state: State = cold.state()
         self.time_sent_ms = 0  # Told to nobody yet: whoever knew it may have left with more to expire.
         self.cold_used_bytes = cold.used_bytes()
-        self.transaction_id = cold.transaction_id()
         self.readonly = journal is None
         self.closed = False
         self.forked = False
@@ -190,9 +190,9 @@ class Tiers:
             return self._lock_file.in_place()
         return self.cold.in_place() or self.cold.state().moved
 
-    def dirty(self, stored_key: bytes) -> Where:
+    def dirty(self, stored_key: bytes, buffers: tuple[WriteBuffer, ...] | None = None) -> Where:
         """Buffer and position of a key's latest record, negative if deleted; None if only the cold tier can know."""
-        for buffer in self.buffers:
+        for buffer in self.buffers if buffers is None else buffers:
             position = buffer.positions.get(stored_key)
             if position is not None:
                 return buffer, position
@@ -213,6 +213,42 @@ class Tiers:
             self.check_readable()
             raise
         return None, None if data is None else self.opened(cold, stored_key, data, encoded)
+
+    def begin(self, inside: bool) -> tuple[Cold, tuple[WriteBuffer, ...], Reader]:
+        """Under the lock: the buffers, and a read transaction that belongs to them, for `Cold.end`.
+
+        `inside`: whether the thread was in the middle of something that holds the lock (`owned`).
+        """
+        return self.cold, self.buffers, self.cold.begin()
+
+    @contextlib.contextmanager
+    def reading(self, inside: bool) -> Iterator[tuple[tuple[WriteBuffer, ...], Reader]]:
+        """What `begin` gives, until the block ends; takes the lock for the beginning only."""
+        with self.lock:
+            cold, buffers, reader = self.begin(inside)
+        try:
+            with translated(cold.path):
+                yield buffers, reader
+        finally:
+            cold.end(reader)
+
+    def find_many(self, wanted: Sequence[tuple[bytes, bytes]]) -> list[tuple[Where, Dirty | None]]:
+        """`find` for each `(stored key, encoded)`, all at one moment."""
+        located: list[tuple[Where, Dirty | None]] = []
+        pending: list[tuple[bytes, bytes, int]] = []
+        with self.reading(self.owned()) as (buffers, reader):
+            for index, (stored_key, encoded) in enumerate(wanted):
+                where = self.dirty(stored_key, buffers)
+                dirty = where[0].segment.put_at(where[1]) if where is not None and where[1] >= 0 else None
+                located.append((where, dirty))
+                if where is None:
+                    pending.append((stored_key, encoded, index))
+            pending.sort()
+            datas = reader.newest_many([stored_key for stored_key, _, _ in pending]) if pending else []
+        items = [(stored_key, data, encoded) for (stored_key, encoded, _), data in zip(pending, datas, strict=True)]
+        for (_, _, index), undone in zip(pending, self.opened_many(reader.cold, items), strict=True):
+            located[index] = (None, undone)
+        return located
 
     def opened(self, cold: Cold, stored_key: bytes, data: bytes, encoded: bytes | None = None) -> Dirty | None:
         """A record of the cold tier undone to its payload.  Raises `CorruptionError`."""
@@ -290,34 +326,6 @@ class Tiers:
                 if deadline:
                     self.hot.put(keys.canonical(key), entry, deadline)
             self.counters.promotions += len(kept)
-
-    def follow(self) -> None:
-        """A read-only handle: look for a newer checkpoint, and forget what it may have changed."""
-        current = self.cold.transaction_id()
-        # One marked as moved gets no more transactions, and its successor is named a moment later.
-        if current == self.transaction_id and not self.state.moved:
-            return
-        with self.lock:
-            self.transaction_id = current
-            self.state = self.cold.state()
-            if self.state.moved:
-                self._follow_move()
-            self.clock.advance(self.state.time_ms)
-            self.generation += 1
-            self.hot.clear()
-
-    def _follow_move(self) -> None:
-        live = files.read_current(self.directory)
-        if live is None or files.cold_path(self.directory, live) == self.cold.directory:
-            return
-        try:
-            self.cold = Cold(files.cold_path(self.directory, live), readonly=True)
-        except StoreError:
-            if files.read_current(self.directory) == live:
-                raise
-            return  # Compacted once more meanwhile: the next look finds that one.
-        self.state = self.cold.state()
-        self.transaction_id = self.cold.transaction_id()
 
     def _load_dictionary(self, number: int) -> bytes:
         with self.cold.read() as reader:
