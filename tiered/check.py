@@ -26,7 +26,7 @@ def check_engine(engine: Engine) -> list[Finding]:
     """Everything that is wrong, up to 100 findings.  Holds the lock, so that nothing moves meanwhile."""
     findings: list[Finding] = []
     inside = engine.owned()
-    with engine.lock, engine.reading(inside) as (_, reader):
+    with engine.lock, engine.reading(inside) as reader:
         _check_accounting(engine, findings)
         _check_hot(engine, reader, findings)
         _check_cold(engine, reader, findings)

@@ -5,7 +5,8 @@ newest first, and an LMDB read transaction begun under the same hold of the lock
 record can be between them.  Buffers set aside never change.  The active one goes on
 being written; a moment that is to *stay* (a view) notes how far it was filled and has
 it keep the positions that later writes of the same keys replace, so that taking a moment costs
-the same whatever is dirty.  One page of an iteration takes a moment of its own, which need not stay.
+the same whatever is dirty.  One page of an iteration takes a moment of its own, which need not stay where
+writes come one by one.
 
 Locking: made and closed under the store's lock.  In between it takes the lock only to
 put keys in order.  Not for two threads at a time, since it reads through one transaction.
@@ -229,8 +230,13 @@ def passing(tiers: Tiers) -> Iterator[Moment]:
     tiers.check_readable()
     inside = tiers.owned()
     with tiers.lock:
-        moment = Moment(tiers, inside=inside)
+        # A follower takes in many batches at a time, of which a page must not show the half.
+        moment = Moment(tiers, tiers.readonly, inside)
     try:
         yield moment
     finally:
-        moment.close()
+        if tiers.readonly:
+            with tiers.lock:
+                moment.close()
+        else:
+            moment.close()

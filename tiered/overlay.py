@@ -219,7 +219,8 @@ class Overlay:
             if not (behind or done or never_taken):
                 kept.append(tail)
         self.tails = kept
-        self._judged = self._judged if kept else None
+        if self._judged is not None and self._judged[0] not in kept:
+            self._judged = None
 
     def rewound(self) -> bool:
         """Read segments anew whose last batch was written over; True if there was one."""
@@ -243,8 +244,9 @@ class Overlay:
         for index, tail in enumerate(self.tails):
             rest = self.tails[index:]
             refuse_damaged_header(tail.file)
-            position, last = tail.segment.position, self.last
+            position, last = 0, self.last
             if tail.continues(last):
+                position = tail.segment.position
                 if rest[1].continues(last) if rest[1:] else not at_open:
                     continue
                 for entry in tail.rest():

@@ -190,9 +190,9 @@ class Tiers:
             return self._lock_file.in_place()
         return self.cold.in_place() or self.cold.state().moved
 
-    def dirty(self, stored_key: bytes, buffers: tuple[WriteBuffer, ...] | None = None) -> Where:
+    def dirty(self, stored_key: bytes) -> Where:
         """Buffer and position of a key's latest record, negative if deleted; None if only the cold tier can know."""
-        for buffer in self.buffers if buffers is None else buffers:
+        for buffer in self.buffers:
             position = buffer.positions.get(stored_key)
             if position is not None:
                 return buffer, position
@@ -222,30 +222,29 @@ class Tiers:
         return self.cold, self.buffers, self.cold.begin()
 
     @contextlib.contextmanager
-    def reading(self, inside: bool) -> Iterator[tuple[tuple[WriteBuffer, ...], Reader]]:
-        """What `begin` gives, until the block ends; takes the lock for the beginning only."""
-        with self.lock:
-            cold, buffers, reader = self.begin(inside)
+    def reading(self, inside: bool) -> Iterator[Reader]:
+        """The transaction that `begin` gives, until the block ends; entered under the lock."""
+        cold, _, reader = self.begin(inside)
         try:
             with translated(cold.path):
-                yield buffers, reader
+                yield reader
         finally:
             cold.end(reader)
 
     def find_many(self, wanted: Sequence[tuple[bytes, bytes]]) -> list[tuple[Where, Dirty | None]]:
         """`find` for each `(stored key, encoded)`, all at one moment."""
-        located: list[tuple[Where, Dirty | None]] = []
-        pending: list[tuple[bytes, bytes, int]] = []
-        with self.reading(self.owned()) as (buffers, reader):
-            for index, (stored_key, encoded) in enumerate(wanted):
-                where = self.dirty(stored_key, buffers)
-                dirty = where[0].segment.put_at(where[1]) if where is not None and where[1] >= 0 else None
-                located.append((where, dirty))
-                if where is None:
-                    pending.append((stored_key, encoded, index))
-            pending.sort()
-            datas = reader.newest_many([stored_key for stored_key, _, _ in pending]) if pending else []
+        inside = self.owned()
+        with contextlib.ExitStack() as reading:
+            with self.lock:
+                reader = reading.enter_context(self.reading(inside))
+                wheres = [self.dirty(stored_key) for stored_key, _ in wanted]
+            pending = sorted((*pair, index) for index, pair in enumerate(wanted) if wheres[index] is None)
+            datas = reader.newest_many([stored_key for stored_key, _, _ in pending])
         items = [(stored_key, data, encoded) for (stored_key, encoded, _), data in zip(pending, datas, strict=True)]
+        located: list[tuple[Where, Dirty | None]] = [
+            (where, where[0].segment.put_at(where[1]) if where is not None and where[1] >= 0 else None)
+            for where in wheres
+        ]
         for (_, _, index), undone in zip(pending, self.opened_many(reader.cold, items), strict=True):
             located[index] = (None, undone)
         return located
