@@ -266,7 +266,9 @@ def test_a_reader_agrees_at_every_step_of_checkpoints_merges_and_compactions(
         look()
         # In the buffer that is active now, while the one set aside is applied.
         with writer._engine.lock:
-            writer._engine.reserve(1000)
+            writer._engine._begin_segment(1000)
+            for key in range(3):
+                _put(writer, key, turn)
         if turn % 3 == 2:
             writer._engine.checkpointer.compact()
         for _ in steps(writer):

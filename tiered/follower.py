@@ -254,10 +254,10 @@ class Follower(Engine):
     def _look_at_cold(self) -> tuple[int, State]:
         """Number of the last transaction and the state, of the cold tier that is live now."""
         while True:
+            in_place = self.cold.in_place()  # Before: one is marked as moved before it is removed.
             with self.cold.read() as reader:
                 number, state = reader.number, reader.state()
             # One marked as moved gets no more transactions, and its successor is named a moment later.
-            in_place = self.cold.in_place()
             if (in_place and not state.moved) or not self._follow_move(state.moved):
                 break
         if not in_place:

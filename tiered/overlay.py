@@ -17,7 +17,7 @@ meanwhile: the numbers of a store whose journal was empty at open begin anew.
 Segments appear in order, and one only when the one before is closed; so after `look`, whatever
 precedes the newest segment can be read to its end.  They go in order too, once they are
 applied; so the cold tier as it is after `look` holds whatever is between what was taken and
-what was found.  The order is therefore: look, then look at the cold tier, then read.
+what was found.  A name may stay for a while after that.  The order is therefore: look, then look at the cold tier, then read.
 
 A writer that is interrupted (Ctrl-C) between writing a record and counting it writes over it
 (`journal`).  A reader may have seen it: `rewound` tells by the checksums of the last
@@ -159,6 +159,7 @@ class Overlay:
         self.directory = directory
         self.last = -1  # Nothing is known yet.
         self.tails: list[Tail] = []
+        self._spent: list[SegmentFile] = []  # Let go of, but still named in the directory.
         self._judged: tuple[Tail, int, int] | None = None
 
     @property
@@ -169,6 +170,7 @@ class Overlay:
     def look(self) -> None:
         """Open what segments there are that are not open yet, and note which have lost their names."""
         known = {tail.file.identity: tail for tail in self.tails}
+        spent, self._spent = {file.identity: file for file in self._spent}, []
         for tail in self.tails:
             tail.listed = False
         try:
@@ -181,6 +183,8 @@ class Overlay:
                 identity = files.identity(path)
                 if identity in known:
                     known[identity].listed = True
+                elif identity in spent:
+                    self._spent.append(spent[identity])
                 else:
                     self.tails.append(Tail(SegmentFile(path)))
             except FileNotFoundError:
@@ -218,6 +222,8 @@ class Overlay:
             never_taken = not tail.listed and not tail.ends
             if not (behind or done or never_taken):
                 kept.append(tail)
+            elif tail.listed:
+                self._spent.append(tail.file)
         self.tails = kept
         if self._judged is not None and self._judged[0] not in kept:
             self._judged = None
