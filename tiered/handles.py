@@ -71,6 +71,7 @@ READS = frozenset(
         "refuse_reentry",
         "refuse_waiting",
         "shrink",
+        "snapshot",
         "tick",
         "tick_guarded",
         "value_of",
@@ -289,6 +290,13 @@ class Handles:
         self._claims: dict[str, Claim] = {}
         self._left: deque[tuple[Shared, object]] = deque()
         self._handles: weakref.WeakValueDictionary[object, Handle] = weakref.WeakValueDictionary()
+
+    def engine_at(self, directory: Path) -> Engine | None:
+        """The engine that has a directory open in this program."""
+        shared = self._shared.get(os.path.realpath(directory))
+        if shared is None or shared.engine.closed or shared.engine.forked or not shared.engine.in_place():
+            return None
+        return shared.engine
 
     def watch(self, handle: Handle) -> None:
         """Note a handle, to tell it of a fork."""

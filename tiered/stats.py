@@ -25,6 +25,8 @@ class Counters:
     wait_seconds: float = 0.0
     helper_peak_rss_anon_bytes: int = 0
     helper_written_bytes: int = 0
+    snapshots: int = 0
+    snapshot_failures: int = 0
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class Stats:
 
     `disk_free_bytes` are pages of the cold tier's file that hold nothing: later checkpoints
     use them, but not those that an open view can still see.  `view_seconds` is the age of the oldest
-    view, `view_bytes` what views keep of write buffers that the store has let go of.
+    view, `view_bytes` what views keep of write buffers that the store has let go of.  `snapshot_seconds` is
+    the age of a snapshot under way, which holds pages as a view does; `snapshot_failure` why the last
+    scheduled one failed, "" if it did not.
     """
 
     path: str
@@ -61,6 +65,11 @@ class Stats:
     view_count: int
     view_seconds: float
     view_bytes: int
+    snapshots: int
+    snapshot_failures: int
+    snapshot_failure: str
+    snapshot_last: str
+    snapshot_seconds: float
     dictionary_count: int
     last_sequence: int
     synced_sequence: int
@@ -153,6 +162,11 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         view_count=len(views),
         view_seconds=max((view.age_seconds for view in views), default=0.0),
         view_bytes=engine.pinned_bytes(),
+        snapshots=counters.snapshots,
+        snapshot_failures=counters.snapshot_failures,
+        snapshot_failure=engine.snapshot_failure,
+        snapshot_last=engine.snapshot_last,
+        snapshot_seconds=engine.snapshot_seconds,
         dictionary_count=dictionaries,
         last_sequence=journal.last if journal else engine.state.applied,
         synced_sequence=max(journal.synced, engine.state.applied) if journal else engine.state.applied,
