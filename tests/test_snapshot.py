@@ -89,7 +89,11 @@ def sections(data: bytes) -> list[bytes]:
 def test_the_numbers_of_the_format_are_frozen():
     assert (snapshot.MAGIC, snapshot.VERSION, snapshot.SECTION_MAGIC) == (b"tiersnap", 1, 0x5EC7)
     assert (snapshot.ABOUT, snapshot.DICTIONARY, snapshot.RECORDS, snapshot.THE_END) == (1, 2, 3, 4)
-    assert (snapshot.HEADER.format, snapshot.SECTION.format, snapshot.END.format) == ("<8sHHII", "<IHBBIIQQ", "<QQQQ16s")
+    assert (snapshot.HEADER.format, snapshot.SECTION.format, snapshot.END.format) == (
+        "<8sHHII",
+        "<IHBBIIQQ",
+        "<QQQQ16s",
+    )
 
 
 def test_a_file_is_what_the_table_in_the_docstring_says(tmp_path, monkeypatch):
@@ -138,8 +142,8 @@ def test_a_file_cut_off_at_any_byte_is_damaged(small):
     data = small.read_bytes()
     for size in range(len(data)):
         small.write_bytes(data[:size])
-        assert outcome(small) in (CorruptionError, NotAStoreError), size
-        assert tiered.verify(small) if size else True, size
+        assert outcome(small) is CorruptionError, size
+        assert tiered.verify(small), size
     small.write_bytes(data)
     assert len(read(small)[2]) == 4
 
@@ -149,7 +153,8 @@ def test_any_byte_flipped_is_found(small):
     for at in range(len(data)):
         for flip in (0xFF, 1 << at % 8):
             small.write_bytes(data[:at] + bytes((data[at] ^ flip,)) + data[at + 1 :])
-            assert outcome(small) in (CorruptionError, NotAStoreError), (at, flip)
+            assert outcome(small) is CorruptionError, (at, flip)
+            assert tiered.verify(small), (at, flip)
 
 
 def test_an_error_says_where(small):
@@ -174,10 +179,12 @@ def test_random_damage_to_a_larger_file_is_found(tmp_path, seed):
             damaged[random_.randrange(len(data))] ^= random_.randrange(1, 256)
         if damaged != data:
             path.write_bytes(damaged)
-            assert outcome(path) in (CorruptionError, NotAStoreError)
+            assert outcome(path) is CorruptionError
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2, 4, 3, 5), (0, 1, 3, 2, 4, 5), (0, 1, 2, 3, 3, 5), (0, 1, 2, 3, 5), (0, 2, 1, 3, 4, 5)])
+@pytest.mark.parametrize(
+    "order", [(0, 1, 2, 4, 3, 5), (0, 1, 3, 2, 4, 5), (0, 1, 2, 3, 3, 5), (0, 1, 2, 3, 5), (0, 2, 1, 3, 4, 5)]
+)
 def test_sections_swapped_doubled_or_left_out_are_found(small, order):
     parts = sections(small.read_bytes())
     small.write_bytes(b"".join(parts[each] for each in order))
@@ -263,11 +270,11 @@ def test_a_newer_format_is_refused_by_name(small):
         read(small)
 
 
-@pytest.mark.parametrize("text", ["", "not a snapshot at all, but a text", "tiers"])
+@pytest.mark.parametrize("text", ["not a snapshot at all, but a text", "tixxx", "x"])
 def test_another_file_is_no_snapshot(tmp_path, text):
     path = tmp_path / "text"
     path.write_text(text)
-    assert outcome(path) in (NotAStoreError, CorruptionError)
+    assert outcome(path) is NotAStoreError
 
 
 def test_all_damaged_sections_are_told_not_only_the_first(small):

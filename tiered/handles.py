@@ -294,9 +294,7 @@ class Handles:
     def engine_at(self, directory: Path) -> Engine | None:
         """The engine that has a directory open in this program."""
         shared = self._shared.get(os.path.realpath(directory))
-        if shared is None or shared.engine.closed or shared.engine.forked or not shared.engine.in_place():
-            return None
-        return shared.engine
+        return shared.engine if shared is not None and shared.engine.alive() else None
 
     def watch(self, handle: Handle) -> None:
         """Note a handle, to tell it of a fork."""
@@ -354,7 +352,7 @@ class Handles:
             if not claimed:
                 raise LockedError(directory, "this thread is in the middle of opening or closing it")
             shared = self._shared.get(key)
-            if shared is not None and (shared.engine.closed or not shared.engine.in_place()):
+            if shared is not None and not shared.engine.alive():
                 shared = None
             try:
                 if shared is None:

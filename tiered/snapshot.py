@@ -70,6 +70,8 @@ assert END.size == 48
 _CRC = struct.Struct("<I")
 
 MAGIC = b"tiersnap"
+MAGIC_BYTES_ALIKE = 5
+"""A file with so many right bytes of the magic is taken for a damaged snapshot, one with fewer for another file."""
 VERSION = 1
 SECTION_MAGIC = 0x5EC7
 ABOUT, DICTIONARY, RECORDS, THE_END = 1, 2, 3, 4
@@ -255,12 +257,13 @@ class SnapshotFile:
     def _read_header(self) -> None:
         data = self._take(HEADER.size)
         self._digest.update(data)
-        if data[: len(MAGIC)] != MAGIC[: len(data)]:
-            raise NotAStoreError(self.path, "not a snapshot, or one whose first bytes are damaged")
+        alike = sum(map(operator.eq, data, MAGIC))
+        if alike < min(MAGIC_BYTES_ALIKE, len(data)):
+            raise NotAStoreError(self.path, "not a snapshot")
         if len(data) < HEADER.size:
             raise self._error(len(data), "ends in its header")
         _, version, _, self._seed, crc = HEADER.unpack(data)
-        if crc32(data[:-4]) != crc:
+        if crc32(data[:-4]) != crc or alike < len(MAGIC):
             raise self._error(0, "checksum mismatch in the header")
         if version != VERSION:
             raise FormatError(self.path, f"snapshot format {version}; this version knows {VERSION}")

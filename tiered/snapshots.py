@@ -72,7 +72,11 @@ class Schedule:
         """Whether a save point is met.  Where there never was a snapshot, any number of seconds has passed."""
         # A store that was restored has lower numbers than the snapshots taken since.
         changes = sequence - self._sequence if sequence >= self._sequence else sequence
-        return now_ms >= self._retry_ms and is_due(points, (now_ms - self._taken_ms) / 1000, changes)
+        return is_due(points, (now_ms - self._taken_ms) / 1000, changes)
+
+    def is_put_off(self, now_ms: int) -> bool:
+        """Whether one failed a moment ago."""
+        return now_ms < self._retry_ms
 
     def made(self, info: SnapshotInfo) -> None:
         """A snapshot is there."""
@@ -229,8 +233,10 @@ class Snapshots(Writing):
         points, journal = self.settings.snapshot_save, self.journal
         if not points or journal is None or self._scheduled is not None or self.full:
             return
-        directory = retention.directory_of(self.directory, self.settings.snapshot_dir)
         now_ms = self.clock.now_ms()
+        if self._schedule.is_put_off(now_ms):
+            return
+        directory = retention.directory_of(self.directory, self.settings.snapshot_dir)
         try:
             self._schedule.look(directory, str(self.directory))
         except OSError as error:

@@ -103,7 +103,7 @@ def _verify_snapshot(path: Path, findings: Findings, progress: Progress) -> None
             total = file.about.records
             for part in file.read():
                 if isinstance(part[0], int):
-                    dictionaries[part[0]] = part[1] 
+                    dictionaries[part[0]] = part[1]
                     continue
                 for stored_key, data in zip(*part, strict=True):
                     _verify_record(undoing, stored_key, data, findings)
