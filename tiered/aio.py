@@ -380,6 +380,11 @@ class AsyncStore(AsyncMutableMapping[K, V]):
     async def compact(self) -> None:
         await self._run(self._store.compact)
 
+    async def snapshot(
+        self, file: str | os.PathLike[str], progress: Callable[[int, int], object] | None = None
+    ) -> SnapshotInfo:
+        return await self._run(self._store.snapshot, file, progress)
+
     async def stats(self) -> Stats:
         return await self._run(self._store.stats)
 
