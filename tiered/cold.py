@@ -398,8 +398,8 @@ class _Access:
         self, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """Live records with `start <= key < stop` in key order, `recent` over `records`."""
-        front = self._walk(self.cold.recent, start, stop, reverse)
-        behind = self._walk(self.cold.records, start, stop, reverse)
+        front = self.walk(self.cold.recent, start, stop, reverse)
+        behind = self.walk(self.cold.records, start, stop, reverse)
         newer, older = next(front, None), next(behind, None)
         while newer is not None or older is not None:
             if older is None or (newer is not None and (newer[0] >= older[0] if reverse else newer[0] <= older[0])):
@@ -413,7 +413,10 @@ class _Access:
                 yield older
                 older = next(behind, None)
 
-    def _walk(self, database: Any, start: bytes, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+    def walk(
+        self, database: Any, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Entries of one database with `start <= key < stop` in key order."""
         with self.txn.cursor(database) as cursor:
             if not reverse:
                 if not (cursor.set_range(start) if start else cursor.first()):

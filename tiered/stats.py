@@ -24,6 +24,8 @@ class Counters:
     wait_seconds: float = 0.0
     helper_peak_rss_anon_bytes: int = 0
     helper_written_bytes: int = 0
+    snapshots: int = 0
+    snapshot_failures: int = 0
 
 
 class Stats(NamedTuple):
@@ -37,6 +39,9 @@ class Stats(NamedTuple):
     Everything that was acknowledged before `as_of` is seen, in seconds since the epoch: now for the
     program that writes; for `flag="r"` the last time that it had read all of the journal, so that `time.time() -
     as_of` is how far behind it may be.  `last_sequence` is the number of the last operation seen.
+
+    `snapshot_seconds` is the age of a snapshot under way, which holds pages as a view does; `snapshot_failure`
+    why the last scheduled one failed, "" if it did not.
     """
 
     path: str
@@ -65,6 +70,11 @@ class Stats(NamedTuple):
     view_count: int
     view_seconds: float
     view_bytes: int
+    snapshots: int
+    snapshot_failures: int
+    snapshot_failure: str
+    snapshot_last: str
+    snapshot_seconds: float
     dictionary_count: int
     last_sequence: int
     synced_sequence: int
@@ -157,6 +167,11 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         view_count=len(views),
         view_seconds=max((view.age_seconds for view in views), default=0.0),
         view_bytes=engine.pinned_bytes(),
+        snapshots=counters.snapshots,
+        snapshot_failures=counters.snapshot_failures,
+        snapshot_failure=engine.snapshot_failure,
+        snapshot_last=engine.snapshot_last,
+        snapshot_seconds=engine.snapshot_seconds,
         dictionary_count=dictionaries,
         last_sequence=engine.last_sequence,
         synced_sequence=max(journal.synced, engine.state.applied) if journal else engine.state.applied,

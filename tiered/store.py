@@ -27,6 +27,7 @@ from tiered.journal import Dirty, record_bytes
 from tiered.mapping import ABSENT, ONE, Pairs, RangedMapping, pairs_of
 from tiered.moment import passing
 from tiered.sharing import TEMPORARY
+from tiered.snapshot import SnapshotInfo
 from tiered.stats import Explanation, MemoryStats, Stats, memory_stats_of, state_name, stats_of
 from tiered.sub import Sub
 from tiered.tiers import Where
@@ -537,6 +538,19 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
         """
         self._engine.compact()
 
+    def snapshot(
+        self, file: str | os.PathLike[str], progress: Callable[[int, int], object] | None = None
+    ) -> SnapshotInfo:
+        """Write the whole store, as it is at one moment, into one file; returns when it is on the disk.
+
+        Everything acknowledged before the call is in it; reads and writes go on.  Of a store that is open
+        for writing in another process, or crashed, it is the last checkpoint: `as_of` says of when.
+        An older snapshot of that name is replaced, at once or not at all.  `progress(done, total)` is told of
+        records.  Raises `NotAStoreError` for a name that is taken by anything else, `CorruptionError` for a
+        damaged record, `StoreFullError`; there is no new file then, and the store is unharmed.
+        """
+        return self._engine.snapshot(file, progress)
+
     # Looking inside
 
     def config_get(self, name: str = "*") -> dict[str, object]:
@@ -639,10 +653,11 @@ def open(
 
     `flag` is as in `dbm`: "c" create if missing, "w" existing, "r" existing and
     read-only beside any writer, "n" always new.  `settings` are those of `config`:
-    memory, eviction, durability, save, compression, default_ttl, disk, helper.  One
-    process at a time may have a store open for writing; others get `LockedError`,
-    after `lock_timeout` seconds.  Opened again in the same process, it is another handle on
-    the same engine, and settings that differ from those in force are a `ConfigError`.
+    memory, eviction, durability, save, compression, default_ttl, disk, snapshot_save,
+    snapshot_dir, snapshot_keep, helper.  One process at a time may have a store open for
+    writing; others get `LockedError`, after `lock_timeout` seconds.  Opened again in the same
+    process, it is another handle on the same engine, and settings that differ from those in
+    force are a `ConfigError`.
 
     Raises `NotAStoreError`, `LockedError`, `CorruptionError`, `FormatError`,
     `ReadOnlyError`, `UnsupportedError`, `ConfigError`.  Opens in a few milliseconds,
