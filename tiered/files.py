@@ -76,6 +76,8 @@ def make_damaged(directory: Path) -> Path:
     fresh.mkdir(mode=0o700)
     sync_directory(directory)
     return fresh
+
+
 def identity(path: Path) -> tuple[int, int]:
     """What tells a file from every other, as long as one of them is open."""
     status = path.stat()
