@@ -30,6 +30,7 @@ from tiered.errors import (
     ViewExpiredError,
 )
 from tiered.registry import register
+from tiered.salvaging import Salvaged, salvage
 from tiered.stats import Explanation, MemoryStats, Stats
 from tiered.store import Store, open
 from tiered.sub import Sub
@@ -53,6 +54,7 @@ __all__ = [
     "PoisonedError",
     "ReadOnlyError",
     "ReentrantError",
+    "Salvaged",
     "Stats",
     "Store",
     "StoreError",
@@ -67,4 +69,5 @@ __all__ = [
     "ViewExpiredError",
     "open",
     "register",
+    "salvage",
 ]

@@ -236,7 +236,7 @@ class Engine(Writing):
     def close(self) -> None:
         """Checkpoint what is dirty, and let go of everything.  What cannot be checkpointed stays in the journal."""
         self.refuse_waiting()
-        error: Exception | None = None
+        error: StoreError | None = None
         with contextlib.ExitStack() as ending, self.lock:
             if self.closed or self.forked:
                 return
@@ -245,12 +245,14 @@ class Engine(Writing):
             self.closed = True
             for view in self.open_views():
                 view.end("the store was closed")
-            if self.journal is not None:
+            for step in (self._finish, self._close_journal) if self.journal is not None else ():
                 try:
-                    self._finish()
-                except (StoreError, OSError) as failure:
-                    error = failure
-                self._close_journal()
+                    step()
+                except StoreError as failure:
+                    error = error or failure
+                except OSError as failure:
+                    named = f"closing: {failure}; the journal keeps what was written"
+                    error = error or StoreError(failure.filename or self.directory, named)
             self.hot.clear()
         if error is not None:
             raise error
@@ -273,6 +275,8 @@ class Engine(Writing):
         try:
             if checkpointer is not None and not self._finished:
                 checkpointer.abandon()
+            if self._moved and isinstance(checkpointer, InlineCheckpointer):
+                checkpointer.reopened().close()  # Which could not be followed to.
         finally:
             if self._number:
                 MAINTENANCE.dismiss(self._number)

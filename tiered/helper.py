@@ -41,7 +41,7 @@ from typing import Any
 import msgpack
 
 from tiered import files
-from tiered.checkpoint import Applier
+from tiered.checkpoint import Applier, UnsettledError
 from tiered.cold import Cold
 from tiered.errors import StoreError, StoreFullError
 from tiered.journal import SegmentFile
@@ -65,13 +65,14 @@ class Job:
         self.store = store
         self.directory = directory
         self._compression = compression
-        self._lock = files.FileLock(directory / files.APPLY)
-        self._lock.acquire(APPLY_WAIT_SECONDS)
+        self._lock = files.FileLock(directory / files.APPLY)  # Taken with the first work: that may fail.
         self._own = cold is None
         self._applier: Applier | None = None
         self._waiting: list[tuple[int, int]] = []
         self._held = False
+        self._slices_held = False
         self._applied_last = False
+        self._compaction_wanted = False
         self._compaction: Generator[int, None, None] | None = None
         self._finished: Event | None = None
         self._ended = False
@@ -83,8 +84,10 @@ class Job:
         """A closed segment is to be applied up to sequence number `until`.
 
         After a failure nothing is applied until a segment that waits is submitted again: what
-        was submitted meanwhile must not be applied without those before it.
+        was submitted meanwhile must not be applied without those before it.  Nor is other work done
+        until then: where there is no room it would fail again at once, and for ever.
         """
+        self._slices_held = False
         if (segment, until) in self._waiting:
             self._held = False
         else:
@@ -92,9 +95,8 @@ class Job:
             self._waiting = sorted([*self._waiting, (segment, until)])
 
     def compact(self) -> None:
-        """Start compaction, unless one is running."""
-        if self._compaction is None and not self._ended:
-            self._compaction = self._open().compaction()
+        """A compaction is to be done, unless one is under way."""
+        self._compaction_wanted = self._compaction is None
 
     def finish(self) -> None:
         """After what waits, give the APPLY lock up."""
@@ -103,7 +105,7 @@ class Job:
     @property
     def urgent(self) -> bool:
         """Whether somebody waits for the next step."""
-        work = (self._waiting and not self._held) or self._finished or self._compaction
+        work = (self._waiting and not self._held) or self._finished or self._compaction or self._compaction_wanted
         return bool(work) and not self._ended
 
     @property
@@ -129,10 +131,15 @@ class Job:
 
     def step(self) -> Event | bool:
         """Do the next piece of work: an event to tell, True for more to do, False for nothing to do."""
-        if self._ended:
-            return False  # The cold tier may be closed at any moment, or be somebody else's.
+        if self._ended:  # The cold tier may be closed at any moment, or be somebody else's.
+            finished, self._finished = self._finished, None
+            return finished or False
         try:
             waiting = self._waiting and not self._held
+            if not self._lock.held and (waiting or not self._finished):
+                self._lock.acquire(APPLY_WAIT_SECONDS)
+            if self._compaction_wanted:
+                self._compaction, self._compaction_wanted = self._open().compaction(), False
             applier = self._open() if waiting or self._compaction else self._applier
             if waiting and not (self._applied_last if self._compaction else applier and applier.owes):
                 self._applied_last = True
@@ -147,10 +154,13 @@ class Job:
                 return finished
             if self._compaction is not None:
                 return self._compact_step()
-            return applier.slice() if applier else False
+            return applier.slice() if applier and not self._slices_held else False
+        except UnsettledError as error:  # Nothing may be applied any more, to either cold tier.
+            self.abandon()
+            return self._failure("failed", error)
         except Exception as error:  # Reported to the program, which decides; the job starts anew.
             self._reset()
-            self._held = bool(self._waiting)
+            self._held, self._slices_held = bool(self._waiting), True
             return self._failure("failed", error)
 
     def _failure(self, event: str, error: Exception) -> Event:
@@ -186,11 +196,14 @@ class Job:
         except StopIteration:
             self._compaction = None
             return self._event("compacted", state=vars(self.cold.state()))
+        except UnsettledError:
+            raise
         except Exception as error:  # The cold tier is as it was; only the copy failed.
             self._compaction = None
             return self._failure("compaction_failed", error)
 
     def _reset(self) -> None:
+        self._compaction_wanted = False
         if self._compaction is not None:
             self._compaction.close()
             self._compaction = None

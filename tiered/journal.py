@@ -63,6 +63,7 @@ from zlib import crc32
 
 from tiered import files
 from tiered.errors import CorruptionError, FormatError, ReentrantError, StoreError, StoreFullError
+from tiered.log import LOG
 
 HEADER = struct.Struct("<8sHHIQQQI")
 assert HEADER.size == 44
@@ -318,7 +319,10 @@ class Journal:
         if segment in self._unsynced:
             self._unsynced.remove(segment)
         self.synced = max(self.synced, applied)
-        segment.path.unlink(missing_ok=True)
+        try:
+            segment.path.unlink(missing_ok=True)
+        except OSError as error:  # In nobody's way: the next open finds it applied, and removes it.
+            LOG.warning("%s: applied, but cannot be removed: %s", segment.path, error)
 
     def sync(self, wanted: int) -> None:
         """Return when every record up to `wanted` is on the disk.  Threads that wait share one sync.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from tiered import process
+from tiered import files, process
 from tiered.errors import StoreFullError
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class Stats(NamedTuple):
     """A store at a glance.  Bytes and seconds; counts are since it was opened.
 
     `disk_free_bytes` are pages of the cold tier's file that hold nothing: later checkpoints
-    use them, but not those that an open view can still see.  `view_seconds` is the age of the oldest
+    use them, but not those that an open view can still see.  `damaged_bytes` is what `salvage` has
+    put aside.  `view_seconds` is the age of the oldest
     view, `view_bytes` what views keep of write buffers that the store has let go of.
     """
 
@@ -67,6 +68,7 @@ class Stats(NamedTuple):
     helper_written_bytes: int
     recovery_dropped_bytes: int
     recovery_torn_at: str
+    damaged_bytes: int
 
     @property
     def hit_ratio(self) -> float:
@@ -157,6 +159,7 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         helper_written_bytes=counters.helper_written_bytes,
         recovery_dropped_bytes=engine.recovery.dropped_bytes,
         recovery_torn_at=engine.recovery.torn_at,
+        damaged_bytes=sum(map(files.disk_bytes, files.damaged_paths(engine.directory))),
     )
 
 

@@ -144,6 +144,7 @@ class Tiers:
         self._finished = False
         self._compactions = 0
         self._compacting = False
+        self._moved = False  # A compaction is done, and its cold tier is not the one read here yet.
         self._compaction_failure: StoreError | None = None
         self._background: BaseException | None = None
         self._trimmed_bytes = 0
