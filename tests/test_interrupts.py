@@ -21,8 +21,8 @@ import pytest
 import tiered
 
 PACKAGE = str(Path(tiered.__file__).parent)
-STRIDE = int(os.environ.get("TIERED_INTERRUPT_STRIDE", "9"))
-"""Every so many lines; 1 for each of them, which takes a quarter of an hour."""
+STRIDE = int(os.environ.get("TIERED_INTERRUPT_STRIDE", "25"))
+"""Every so many lines; 1 for each of them, which takes half an hour."""
 
 
 @functools.cache
@@ -200,10 +200,10 @@ def reset(store: Any) -> None:
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_interrupt_at_any_line_leaves_old_or_new_and_no_lock_held(
-    opener: Any, name: str, state: str, error: type[BaseException]
+    quick_path: Path, opener: Any, name: str, state: str, error: type[BaseException]
 ) -> None:
     operation, done = OPERATIONS[name]
-    store = opener(stepwise=True, save="")
+    store = opener(quick_path / "store.tiered", stepwise=True, save="")
     interrupter = Interrupter(error)
     allowed = [OLD, OLD if done is None else done]
     # Where it begins differs, so that together the cases come to every line.
@@ -232,9 +232,11 @@ def test_an_interrupt_at_any_line_leaves_old_or_new_and_no_lock_held(
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_signal_handler_at_any_line_does_what_it_says_or_is_refused(opener: Any, name: str, state: str) -> None:
+def test_a_signal_handler_at_any_line_does_what_it_says_or_is_refused(
+    quick_path: Path, opener: Any, name: str, state: str
+) -> None:
     operation, done = OPERATIONS[name]
-    store = opener(stepwise=True, save="")
+    store = opener(quick_path / "store.tiered", stepwise=True, save="")
     written = refused = 0
     last: Any = None
 

@@ -518,8 +518,10 @@ ROUNDS = settings(
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )
-StoreMachine.TestCase.settings = settings(ROUNDS, max_examples=250, stateful_step_count=40)
-HelperMachine.TestCase.settings = settings(ROUNDS, max_examples=8, stateful_step_count=30)
+TIMES = int(os.environ.get("TIERED_EXAMPLES", "1"))
+"""So many times more examples than the ordinary run has."""
+StoreMachine.TestCase.settings = settings(ROUNDS, max_examples=80 * TIMES, stateful_step_count=40)
+HelperMachine.TestCase.settings = settings(ROUNDS, max_examples=8 * TIMES, stateful_step_count=30)
 
 
 class TestAnySequenceOfOperations(StoreMachine.TestCase):  # type: ignore[name-defined,misc]
