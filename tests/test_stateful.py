@@ -449,12 +449,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def change_handles(self) -> None:
-        """Another handle on the same engine takes over; the first one is closed, and its engine goes on."""
+        """Another handle on the same engine takes over; the first one is closed with its views, the engine goes on."""
         before = self.store
         self.store = tiered.open(self.path)
         before.close()
-        with pytest.raises(tiered.ClosedError):
-            before.get("any")
+        for closed in (before, *(view for view, _ in self.views)):
+            with pytest.raises(tiered.ClosedError):
+                closed.get("any")
+        self.views.clear()
 
     @rule(key=some_key, value=some_value)
     def read_through_another_handle(self, key: Any, value: Any) -> None:
