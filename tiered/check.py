@@ -24,7 +24,8 @@ class Finding(NamedTuple):
 def check_engine(engine: Engine) -> list[Finding]:
     """Everything that is wrong, up to 100 findings.  Holds the lock, so that nothing moves meanwhile."""
     findings: list[Finding] = []
-    with engine.lock, engine.cold.read() as reader:
+    inside = engine.owned()
+    with engine.lock, engine.reading(inside) as reader:
         _check_accounting(engine, findings)
         _check_hot(engine, reader, findings)
         _check_cold(engine, reader, findings)

@@ -33,10 +33,15 @@ class Stats(NamedTuple):
     use them, but not those that an open view can still see.  `damaged_bytes` is what `salvage` has
     put aside.  `view_seconds` is the age of the oldest
     view, `view_bytes` what views keep of write buffers that the store has let go of.
+
+    Everything that was acknowledged before `as_of` is seen, in seconds since the epoch: now for the
+    program that writes; for `flag="r"` the last time that it had read all of the journal, so that `time.time() -
+    as_of` is how far behind it may be.  `last_sequence` is the number of the last operation seen.
     """
 
     path: str
     state: str
+    as_of: float
     records: int
     hot_records: int
     hot_bytes: int
@@ -128,6 +133,7 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
     return Stats(
         path=str(engine.directory),
         state=state_name(engine),
+        as_of=engine.as_of_ms / 1000,
         records=records,
         hot_records=len(engine.hot.table),
         hot_bytes=engine.hot.used_bytes,
@@ -152,7 +158,7 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         view_seconds=max((view.age_seconds for view in views), default=0.0),
         view_bytes=engine.pinned_bytes(),
         dictionary_count=dictionaries,
-        last_sequence=journal.last if journal else engine.state.applied,
+        last_sequence=engine.last_sequence,
         synced_sequence=max(journal.synced, engine.state.applied) if journal else engine.state.applied,
         applied_sequence=engine.state.applied,
         helper_peak_rss_anon_bytes=counters.helper_peak_rss_anon_bytes,
