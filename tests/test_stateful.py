@@ -450,12 +450,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def change_handles(self) -> None:
-        """Another handle on the same engine takes over; the first one is closed, and its engine goes on."""
+        """Another handle on the same engine takes over; the first one is closed with its views, the engine goes on."""
         before = self.store
         self.store = tiered.open(self.path)
         before.close()
-        with pytest.raises(tiered.ClosedError):
-            before.get("any")
+        for closed in (before, *(view for view, _ in self.views)):
+            with pytest.raises(tiered.ClosedError):
+                closed.get("any")
+        self.views.clear()
 
     @rule(key=some_key, value=some_value)
     def read_through_another_handle(self, key: Any, value: Any) -> None:
@@ -563,8 +565,10 @@ ROUNDS = settings(
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )
-StoreMachine.TestCase.settings = settings(ROUNDS, max_examples=250, stateful_step_count=40)
-HelperMachine.TestCase.settings = settings(ROUNDS, max_examples=8, stateful_step_count=30)
+TIMES = int(os.environ.get("TIERED_EXAMPLES", "1"))
+"""So many times more examples than the ordinary run has."""
+StoreMachine.TestCase.settings = settings(ROUNDS, max_examples=80 * TIMES, stateful_step_count=40)
+HelperMachine.TestCase.settings = settings(ROUNDS, max_examples=8 * TIMES, stateful_step_count=30)
 
 
 class TestAnySequenceOfOperations(StoreMachine.TestCase):  # type: ignore[name-defined,misc]

@@ -66,6 +66,8 @@ async def _finished(call: Callable[..., T], /, *args: Any, **named: Any) -> T:
         while not future.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([future])
+        if not future.cancelled():
+            future.exception()  # Its failure is known, and nothing that asyncio should complain of.
         raise
 
 
