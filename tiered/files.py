@@ -171,6 +171,16 @@ def reserve(path: Path, size: int) -> None:
         os.close(fd)
 
 
+def extend(path: Path, size: int) -> None:
+    """Make a file longer, with zeros that take no space, and its length durable."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.ftruncate(fd, size)
+        sync_data(fd)
+    finally:
+        os.close(fd)
+
+
 def rename(old: Path, new: Path) -> Path:
     """Give a file another name; durable with the next sync of the directory, or of both."""
     os.rename(old, new)
