@@ -17,7 +17,8 @@ meanwhile: the numbers of a store whose journal was empty at open begin anew.
 Segments appear in order, and one only when the one before is closed; so after `look`, whatever
 precedes the newest segment can be read to its end.  They go in order too, once they are
 applied; so the cold tier as it is after `look` holds whatever is between what was taken and
-what was found.  A name may stay for a while after that.  The order is therefore: look, then look at the cold tier, then read.
+what was found.  A name may stay for a while after that.  The order is therefore: look, then look at
+the cold tier, then read.
 
 A writer that is interrupted (Ctrl-C) between writing a record and counting it writes over it
 (`journal`).  A reader may have seen it: `rewound` tells by the checksums of the last
@@ -102,6 +103,7 @@ class Tail:
                     news.deadlines.append(deadline)
             elif kind == CLEAR:
                 if news.last:
+                    news.more = True
                     break
                 news.cleared = sequence > known
                 news.empty()
@@ -113,6 +115,7 @@ class Tail:
                 news.end, news.last, whole = end, sequence, len(news.keys)
                 ends, batch_at = (batch_at, at), -1
                 if sequence >= enough:
+                    news.more = True
                     break
         if not news.last:
             return None
@@ -134,12 +137,15 @@ class Tail:
 
 
 class News:
-    """What was read of a segment and not taken yet; with `cleared`, all before it is gone."""
+    """What was read of a segment and not taken yet.
+
+    With `cleared`, all before it is gone.  Without `more`, it goes up to what was the segment's end.
+    """
 
     def __init__(self, tail: Tail) -> None:
         self.tail = tail
         self.end = self.last = self.time_ms = 0
-        self.cleared = self.closed = False
+        self.cleared = self.closed = self.more = False
         self.keys: list[bytes] = []
         self.places: list[int] = []
         self.deadlines: list[int] = []
