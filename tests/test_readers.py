@@ -156,6 +156,8 @@ def test_settings_that_the_writer_changes_hold_for_a_reader_unless_it_has_its_ow
     assert plain.config_get("default_ttl") == {"default_ttl": 20}
     assert own.config_get("default_ttl") == {"default_ttl": 7}
     assert plain.config_get("memory") == {"memory": 1 << 20}
+    writer.save()
+    plain.refresh()
     writer.config_set("default_ttl", 30)
     writer.save()
     plain.refresh()
@@ -395,6 +397,7 @@ def test_whatever_the_writer_does_between_two_steps_of_a_look_the_reader_sees_on
     agree(reader, writer)
     assert reader.check() == []
     reader.close()
+    writer.close()
 
 
 @pytest.mark.parametrize("what", ["interrupt", "read"])
@@ -457,8 +460,9 @@ def test_what_was_hot_goes_when_a_whole_segment_was_missed(writer: Any, reader: 
     writer["a"] = 1
     reader.refresh()
     assert reader["a"] == 1
-    writer["a"] = 2
+    writer["b"] = 2
     writer.save()
+    reader.refresh()
     writer["a"] = 3
     writer.save()
     reader.refresh()
@@ -570,7 +574,10 @@ def test_several_readers_follow_one_writer(writer: Any) -> None:
         reader.close()
 
 
-def test_a_store_that_is_made_anew_in_the_same_place_is_followed(opener: Any) -> None:
+def test_a_store_that_is_made_anew_in_the_same_place_is_followed(opener: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise tiered.StoreError("/", "too many open files")
+
     writer = opener()
     writer.update((number, "old") for number in range(100))
     writer.close()
@@ -586,6 +593,10 @@ def test_a_store_that_is_made_anew_in_the_same_place_is_followed(opener: Any) ->
     """
     with running(code, reader.path) as program:
         assert line_of(program) == "ready"
+        with monkeypatch.context() as patch:
+            patch.setattr(follower.Follower, "_opened_cold", fails)
+            reader.refresh()
+            assert dict(reader) == dict.fromkeys(range(100), "old"), "nothing of the new one is mixed in"
         reader.refresh()
         assert dict(reader) == {"new": 1}
         assert 5 not in reader
@@ -945,6 +956,8 @@ def test_a_reader_never_sees_half_a_transaction_and_never_goes_back_while_a_writ
                     assert len(versions) == 1
                     seen |= versions
                 assert len({value[0] for value in reader.values()}) == 1
+                evict(reader)
+                assert len({value[0] for value in reader.get_many(names).values()}) == 1
                 # In any order: what is read after a version is no older.
                 for name in rng.sample(names, 20):
                     version, filling = reader[name]
