@@ -380,6 +380,9 @@ class AsyncStore(AsyncMutableMapping[K, V]):
     async def sync(self) -> None:
         await self._run(self._store.sync)
 
+    async def refresh(self) -> None:
+        await self._run(self._store.refresh)
+
     async def compact(self) -> None:
         await self._run(self._store.compact)
 
