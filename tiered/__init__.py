@@ -32,6 +32,7 @@ from tiered.errors import (
 )
 from tiered.registry import register
 from tiered.restoration import restore
+from tiered.salvaging import Salvaged, salvage
 from tiered.snapshot import SnapshotInfo
 from tiered.stats import Explanation, MemoryStats, Stats
 from tiered.store import Store, open
@@ -57,6 +58,7 @@ __all__ = [
     "PoisonedError",
     "ReadOnlyError",
     "ReentrantError",
+    "Salvaged",
     "SnapshotInfo",
     "Stats",
     "Store",
@@ -74,5 +76,6 @@ __all__ = [
     "open",
     "register",
     "restore",
+    "salvage",
     "verify",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tiered import keys, record
 from tiered.cold import Reader, deadline_key, split_deadline
@@ -17,8 +17,7 @@ PROGRESS_RECORDS = 2048
 NEVER_MS = (1 << 63) - 1
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """Something that should not be."""
 
     what: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
@@ -64,7 +63,7 @@ class InlineCheckpointer:
 
     def snapshot(self, request: int, until: int, wish: Wish) -> None:
         """Queue a snapshot; `run` with `slices` makes it."""
-        self._job.snapshot(request, until, asdict(wish))
+        self._job.snapshot(request, until, wish._asdict())
 
     def cancel(self, request: int) -> None:
         """Make that snapshot no more."""
@@ -139,7 +138,7 @@ class HelperCheckpointer:
 
     def snapshot(self, request: int, until: int, wish: Wish) -> None:
         """Have a snapshot made."""
-        self._send("snapshot", request=request, until=until, wish=asdict(wish))
+        self._send("snapshot", request=request, until=until, wish=wish._asdict())
 
     def cancel(self, request: int) -> None:
         """Have that snapshot made no more."""

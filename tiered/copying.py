@@ -14,8 +14,8 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tiered import files, record, retention
 from tiered.cold import Cold, Reader, translated
@@ -27,8 +27,7 @@ SYNC_BYTES = 32 << 20
 """Synced each time so much was written: one sync of everything at the end would hold the disk up for others."""
 
 
-@dataclass(frozen=True)
-class Wish:
+class Wish(NamedTuple):
     """A snapshot that is to be made.
 
     `as_of_ms`, if not 0, is a time up to which the store holds everything acknowledged.  With `keep`, the snapshot is a

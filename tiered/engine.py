@@ -9,7 +9,6 @@ call; a full disk does neither: it is retried, and writers are refused until the
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from tiered.errors import (
 )
 from tiered.expiry import next_cycle
 from tiered.journal import CLOSE_BYTES, Journal
+from tiered.log import LOG
 from tiered.maintenance import MAINTENANCE, TICK_SECONDS_MAX
 from tiered.recovery import Plan
 from tiered.schedule import is_due
@@ -34,7 +34,6 @@ from tiered.snapshots import Snapshots
 from tiered.tiers import Pinning
 from tiered.writing import UNSET
 
-LOG = logging.getLogger("tiered")
 FOLLOW_SECONDS = 0.1
 HOT_EXPIRE_KEYS = 500
 CLOSE_SECONDS_MAX = 600.0
@@ -241,7 +240,7 @@ class Engine(Snapshots):
     def close(self) -> None:
         """Checkpoint what is dirty, and let go of everything.  What cannot be checkpointed stays in the journal."""
         self.refuse_waiting()
-        error: Exception | None = None
+        error: StoreError | None = None
         with contextlib.ExitStack() as ending, self.lock:
             if self.closed or self.forked:
                 return
@@ -250,12 +249,14 @@ class Engine(Snapshots):
             self.closed = True
             for view in self.open_views():
                 view.end("the store was closed")
-            if self.journal is not None:
+            for step in (self._finish, self._close_journal) if self.journal is not None else ():
                 try:
-                    self._finish()
-                except (StoreError, OSError) as failure:
-                    error = failure
-                self._close_journal()
+                    step()
+                except StoreError as failure:
+                    error = error or failure
+                except OSError as failure:
+                    named = f"closing: {failure}; the journal keeps what was written"
+                    error = error or StoreError(failure.filename or self.directory, named)
             self.hot.clear()
         if error is not None:
             raise error
@@ -278,6 +279,8 @@ class Engine(Snapshots):
         try:
             if checkpointer is not None and not self._finished:
                 checkpointer.abandon()
+            if self._moved and isinstance(checkpointer, InlineCheckpointer):
+                checkpointer.reopened().close()  # Which could not be followed to.
         finally:
             if self._number:
                 MAINTENANCE.dismiss(self._number)
@@ -304,7 +307,7 @@ class Engine(Snapshots):
             self._unlocked(self.checkpointer.finish)
         if self._aside or self._active is not None:
             reason = f"closed without a last checkpoint: {self.poisoned or self.full or 'the helper did not finish'}"
-            kind = PoisonedError if self.poisoned else StoreFullError if self.full else StoreError
+            kind = PoisonedError if self.poisoned else self.full_kind if self.full else StoreError
             raise kind(self.directory, f"{reason}; the journal keeps what was written")
 
     def _close_journal(self) -> None:

@@ -6,6 +6,7 @@
     NAME/journal-prepared.log  the next one, made ahead of need
     NAME/LOCK                  held (flock) by the program that has the store open for writing
     NAME/APPLY                 held (flock) by whoever writes the cold tier
+    NAME/damaged-NNNN/         damaged files that `salvaging` put aside; nothing else looks into it
     FILE.XXXXXXXX.tmp          what is to replace FILE, held (flock) by whoever writes it
 
 Locks are `flock` locks: they belong to the open file, so that copying a store's files
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import sys
@@ -32,6 +32,7 @@ from tiered.errors import LockedError, StoreFullError
 CURRENT, LOCK, APPLY, PREPARED = "CURRENT", "LOCK", "APPLY", "journal-prepared.log"
 CURRENT_NEW = "CURRENT.new"
 _SEGMENT = re.compile(r"journal-(\d{8}|[1-9]\d{8,})\.log")
+_DAMAGED = re.compile(r"damaged-(\d{4}|[1-9]\d{4,})")
 _COLD = re.compile(r"cold-(\d{4}|[1-9]\d{4,})")
 _TEMPORARY = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp")
 NETWORK_FILESYSTEMS = frozenset(
@@ -62,10 +63,25 @@ def cold_numbers(directory: Path) -> list[int]:
     return sorted(int(match[1]) for name in os.listdir(directory) if (match := _COLD.fullmatch(name)))
 
 
+def damaged_paths(directory: Path) -> list[Path]:
+    """Where damaged files were put aside, oldest first."""
+    numbers = sorted((int(match[1]), name) for name in os.listdir(directory) if (match := _DAMAGED.fullmatch(name)))
+    return [directory / name for _, name in numbers]
+
+
+def make_damaged(directory: Path) -> Path:
+    """A new directory to put damaged files aside in, its name on the disk."""
+    there = damaged_paths(directory)
+    fresh = directory / f"damaged-{int(there[-1].name.rpartition('-')[2]) + 1 if there else 1:04d}"
+    fresh.mkdir(mode=0o700)
+    sync_directory(directory)
+    return fresh
+
+
 def is_store_file(name: str) -> bool:
     """Whether a file of this name may lie in a store's directory."""
     return name in (CURRENT, CURRENT_NEW, LOCK, APPLY, PREPARED) or any(
-        pattern.fullmatch(name) for pattern in (_SEGMENT, _COLD)
+        pattern.fullmatch(name) for pattern in (_SEGMENT, _COLD, _DAMAGED)
     )
 
 
@@ -82,6 +98,8 @@ def read_current(directory: Path) -> int | None:
 
 def write_current(directory: Path, number: int) -> None:
     """Make cold tier `number` the live one, atomically and durably."""
+    # The name of the cold tier must not reach the disk after the one that leads to it.
+    sync_directory(directory)
     fresh = directory / CURRENT_NEW
     try:
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -148,7 +166,7 @@ def reserve(path: Path, size: int) -> None:
 
 
 def rename(old: Path, new: Path) -> Path:
-    """Give a file another name in its directory; durable with the next sync of the directory."""
+    """Give a file another name; durable with the next sync of the directory, or of both."""
     os.rename(old, new)
     return new
 
@@ -342,16 +360,25 @@ class FileLock:
                     if time.monotonic() >= limit:
                         raise LockedError(self.path.parent, self._describe(fd)) from None
                     time.sleep(0.005)
-            holder = {"host": os.uname().nodename, "pid": os.getpid(), "command": " ".join(sys.orig_argv)[:200]}
-            holder["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps(holder).encode(), 0)
             self.held = True
+            self._sign(fd)
         except BaseException:
             self.abandon()
             raise
 
+    def _sign(self, fd: int) -> None:
+        """Say who holds it: a courtesy to others, which a full disk may deny them."""
+        import json  # Not at the top, nor others like it below: importing the package is to be quick.
+
+        holder = {"host": os.uname().nodename, "pid": os.getpid(), "command": " ".join(sys.orig_argv)[:200]}
+        holder["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(holder).encode(), 0)
+
     def _describe(self, fd: int) -> str:
+        import json
+
         try:
             holder = json.loads(os.pread(fd, 4096, 0))
             who = f"process {holder['pid']} on {holder['host']} ({holder['command']}) since {holder['since']}"

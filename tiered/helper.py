@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import resource
 import select
@@ -38,16 +37,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import msgpack
-import zstandard
 
 from tiered import files
-from tiered.checkpoint import Applier
+from tiered.checkpoint import Applier, UnsettledError
 from tiered.cold import Cold
 from tiered.copying import Wish, copy_moment
 from tiered.errors import StoreError, StoreFullError
@@ -88,13 +84,14 @@ class Job:
         self.store = store
         self.directory = directory
         self._compression = compression
-        self._lock = files.FileLock(directory / files.APPLY)
-        self._lock.acquire(APPLY_WAIT_SECONDS)
+        self._lock = files.FileLock(directory / files.APPLY)  # Taken with the first work: that may fail.
         self._own = cold is None
         self._applier: Applier | None = None
         self._waiting: list[tuple[int, int]] = []
         self._held = False
+        self._slices_held = False
         self._applied_last = False
+        self._compaction_wanted = False
         self._compaction: Generator[int, None, None] | None = None
         self._copyings: list[Copying] = []
         self._copying_seconds = 0.0
@@ -108,8 +105,10 @@ class Job:
         """A closed segment is to be applied up to sequence number `until`.
 
         After a failure nothing is applied until a segment that waits is submitted again: what
-        was submitted meanwhile must not be applied without those before it.
+        was submitted meanwhile must not be applied without those before it.  Nor is other work done
+        until then: where there is no room it would fail again at once, and for ever.
         """
+        self._slices_held = False
         if (segment, until) in self._waiting:
             self._held = False
         else:
@@ -117,9 +116,8 @@ class Job:
             self._waiting = sorted([*self._waiting, (segment, until)])
 
     def compact(self) -> None:
-        """Start compaction, unless one is running."""
-        if self._compaction is None and not self._ended:
-            self._compaction = self._open().compaction()
+        """A compaction is to be done, unless one is under way."""
+        self._compaction_wanted = self._compaction is None
 
     def snapshot(self, request: int, until: int, wish: dict[str, Any]) -> None:
         """Make a snapshot of a moment with everything up to `until`, after those that were asked for before."""
@@ -139,7 +137,7 @@ class Job:
     @property
     def urgent(self) -> bool:
         """Whether somebody waits for the next step."""
-        work = (self._waiting and not self._held) or self._finished or self._compaction
+        work = (self._waiting and not self._held) or self._finished or self._compaction or self._compaction_wanted
         return bool(work) and not self._ended
 
     @property
@@ -165,10 +163,15 @@ class Job:
 
     def step(self) -> Event | bool:
         """Do the next piece of work: an event to tell, True for more to do, False for nothing to do."""
-        if self._ended:
-            return False  # The cold tier may be closed at any moment, or be somebody else's.
+        if self._ended:  # The cold tier may be closed at any moment, or be somebody else's.
+            finished, self._finished = self._finished, None
+            return finished or False
         try:
             waiting = self._waiting and not self._held
+            if not self._lock.held and (waiting or not self._finished):
+                self._lock.acquire(APPLY_WAIT_SECONDS)
+            if self._compaction_wanted:
+                self._compaction, self._compaction_wanted = self._open().compaction(), False
             applier = self._open() if waiting or self._compaction or self._copyings else self._applier
             if self._copying_seconds > 0 and self._copyings and not self._compaction:
                 return self._copy_step()
@@ -190,10 +193,13 @@ class Job:
                 return self._compact_step()
             if self._copyings and not waiting:
                 return self._copy_step()
-            return applier.slice() if applier else False
+            return applier.slice() if applier and not self._slices_held else False
+        except UnsettledError as error:  # Nothing may be applied any more, to either cold tier.
+            self.abandon()
+            return self._failure("failed", error)
         except Exception as error:  # Reported to the program, which decides; the job starts anew.
             self._reset()
-            self._held = bool(self._waiting)
+            self._held, self._slices_held = bool(self._waiting), True
             return self._failure("failed", error)
 
     def _failure(self, event: str, error: Exception, **details: object) -> Event:
@@ -215,7 +221,7 @@ class Job:
             SegmentFile(files.segment_path(self.directory, number)) for number, last in waiting if last > applied
         ]
         records = applier.apply(segments, until) if segments else 0
-        state = asdict(applier.cold.state())
+        state = vars(applier.cold.state())
         used = applier.cold.used_bytes()
         event = self._event("applied", until=until, records=records, state=state, used=used)
         del self._waiting[: len(waiting)]
@@ -228,7 +234,9 @@ class Job:
             return True
         except StopIteration:
             self._compaction = None
-            return self._event("compacted", state=asdict(self.cold.state()))
+            return self._event("compacted", state=vars(self.cold.state()))
+        except UnsettledError:
+            raise
         except Exception as error:  # The cold tier is as it was; only the copy failed.
             self._compaction = None
             return self._failure("compaction_failed", error)
@@ -245,7 +253,7 @@ class Job:
             done, total = next(copying.steps)
         except StopIteration as stop:
             self._copyings.remove(copying)
-            return self._event("snapshot_made", request=copying.request, info=asdict(stop.value))
+            return self._event("snapshot_made", request=copying.request, info=stop.value._asdict())
         except Exception as error:  # The store is as it was; only there is no snapshot.
             self._copyings.remove(copying)
             return self._failure("snapshot_failed", error, request=copying.request)
@@ -261,6 +269,7 @@ class Job:
             if copying.steps is not None:
                 copying.steps.close()
         self._copyings = []
+        self._compaction_wanted = False
         if self._compaction is not None:
             self._compaction.close()
             self._compaction = None
@@ -359,9 +368,12 @@ class HelperProcess:
     """The program's end of the pipes."""
 
     def __init__(self) -> None:
-        import subprocess  # Takes time, which a program that starts no helper does not spend.
+        # They take time, which a program that starts no helper does not spend.
+        import json
+        import subprocess
 
-        roots = {str(Path(str(module.__file__)).resolve().parents[1]) for module in (lmdb, msgpack, zstandard)}
+        needed = (sys.modules[name] for name in ("lmdb", "msgpack", "zstandard"))
+        roots = {str(Path(str(module.__file__)).resolve().parents[1]) for module in needed}
         roots.add(str(Path(__file__).resolve().parents[1]))
         # Raises OSError where no process may be started; the caller then works inline.
         self._process = subprocess.Popen(

@@ -63,6 +63,7 @@ from zlib import crc32
 
 from tiered import files
 from tiered.errors import CorruptionError, FormatError, ReentrantError, StoreError, StoreFullError
+from tiered.log import LOG
 
 HEADER = struct.Struct("<8sHHIQQQI")
 assert HEADER.size == 44
@@ -75,7 +76,7 @@ assert _CRC.size + _REST.size == RECORD.size
 
 _SEGMENT_MAGIC = b"tierjrnl"
 _VERSION = 1
-_MAGIC = 0x7E5D
+RECORD_MAGIC = _MAGIC = 0x7E5D
 _MAGIC_BYTES = _MAGIC.to_bytes(2, "little")
 PUT, DELETE, SETTING, CLOSE, CLEAR = 1, 2, 3, 4, 5
 MORE = 1
@@ -318,7 +319,10 @@ class Journal:
         if segment in self._unsynced:
             self._unsynced.remove(segment)
         self.synced = max(self.synced, applied)
-        segment.path.unlink(missing_ok=True)
+        try:
+            segment.path.unlink(missing_ok=True)
+        except OSError as error:  # In nobody's way: the next open finds it applied, and removes it.
+            LOG.warning("%s: applied, but cannot be removed: %s", segment.path, error)
 
     def sync(self, wanted: int) -> None:
         """Return when every record up to `wanted` is on the disk.  Threads that wait share one sync.
@@ -387,6 +391,11 @@ class SegmentFile:
         if version != _VERSION:
             raise FormatError(self.path, f"journal format {version}; this version knows {_VERSION}")
         return SegmentHeader(seed, number, first, synced)
+
+    @property
+    def data(self) -> memoryview:
+        """All of it."""
+        return self._data
 
     @property
     def header_damaged(self) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tiered import files, recovery
@@ -28,8 +27,8 @@ from tiered.errors import (
 )
 from tiered.helper import APPLY_WAIT_SECONDS
 from tiered.journal import Journal
+from tiered.log import LOG
 
-LOG = logging.getLogger("tiered")
 UNFINISHED_BYTES_MAX = 1 << 16
 """A cold tier without any record is smaller."""
 FLAGS = {"c": "create if missing", "w": "existing", "r": "existing, read-only", "n": "always new"}
@@ -63,17 +62,30 @@ def open_engine(
 ) -> Engine:
     """The engine of the store in a directory.  Raises the errors of `errors` and nothing else."""
     settings = Settings.resolve(explicit, {})
-    try:
+    with named_errors(directory):
+        LOG.prepare()
         _check_path(directory, flag)
-        if not allow_network and (kind := files.filesystem_type(_existing(directory))) in files.NETWORK_FILESYSTEMS:
-            raise UnsupportedError(
-                directory,
-                f"on a network file system ({kind}), where locks and mapped files cannot be trusted; "
-                "use a local disk, or open with allow_network=True",
-            )
+        refuse_network(directory, allow_network)
         if flag == "r":
             return _open_readonly(directory, explicit, clock)
         return _open_writable(directory, flag, explicit, settings, lock_timeout, clock)
+
+
+def refuse_network(directory: Path, allow_network: bool) -> None:
+    """Raise `UnsupportedError` for a network file system that was not allowed."""
+    if not allow_network and (kind := files.filesystem_type(_existing(directory))) in files.NETWORK_FILESYSTEMS:
+        raise UnsupportedError(
+            directory,
+            f"on a network file system ({kind}), where locks and mapped files cannot be trusted; "
+            "use a local disk, or open with allow_network=True",
+        )
+
+
+@contextlib.contextmanager
+def named_errors(directory: Path) -> Iterator[None]:
+    """Turn errors of the system into this package's."""
+    try:
+        yield
     except PermissionError as error:
         raise ReadOnlyError(error.filename or directory, f"{error.strerror}; open with flag='r' to read") from None
     except OSError as error:
@@ -111,7 +123,7 @@ def _read_current(directory: Path) -> int | None:
         return files.read_current(directory)
     except ValueError as error:
         raise CorruptionError(
-            directory / files.CURRENT, f"{error}; write the name of the newest cold-NNNN into it"
+            directory / files.CURRENT, f"{error}; tiered.salvage(path) finds the one to name"
         ) from None
 
 
@@ -148,13 +160,7 @@ def _open_writable(
         lock = files.FileLock(directory / files.LOCK)
         lock.acquire(lock_timeout)
         undo.callback(lock.release)
-        apply_lock = files.FileLock(directory / files.APPLY)
-        try:
-            apply_lock.acquire(APPLY_WAIT_SECONDS)
-        except LockedError:
-            raise LockedError(
-                directory, f"the helper of a program that is gone has not finished within {APPLY_WAIT_SECONDS:.0f} s"
-            ) from None
+        apply_lock = lock_applying(directory)
         undo.callback(apply_lock.release)
         if flag == "n":
             _remove_contents(directory)
@@ -173,6 +179,18 @@ def _open_writable(
     return engine
 
 
+def lock_applying(directory: Path) -> files.FileLock:
+    """Take the APPLY lock, waiting for a helper that is still at it."""
+    lock = files.FileLock(directory / files.APPLY)
+    try:
+        lock.acquire(APPLY_WAIT_SECONDS)
+    except LockedError:
+        raise LockedError(
+            directory, f"the helper of a program that is gone has not finished within {APPLY_WAIT_SECONDS:.0f} s"
+        ) from None
+    return lock
+
+
 def _check_unfinished(directory: Path) -> None:
     """Without CURRENT there is a store that was never finished, or one that lost it: that is not thrown away."""
     with_data = files.segment_numbers(directory) + [number for number in files.cold_numbers(directory) if number != 1]
@@ -186,16 +204,17 @@ def _check_unfinished(directory: Path) -> None:
             with_data = [1] if (path / "data.mdb").stat().st_size > UNFINISHED_BYTES_MAX else []
     if with_data:
         raise CorruptionError(
-            directory / files.CURRENT, "missing, though there are data; write the name of the newest cold-NNNN into it"
+            directory / files.CURRENT, "missing, though there are data; tiered.salvage(path) finds the one to name"
         )
 
 
 def _create(directory: Path, number: int, settings: Settings) -> Cold:
+    # Before CURRENT makes a store of it, which nobody would do this for any more.
+    files.sync_directory(directory.parent)
     cold = Cold(files.cold_path(directory, number), create=True)
     with cold.update() as update:
         update.put_settings(settings.remembered())
     files.write_current(directory, number)
-    files.sync_directory(directory.parent)
     return cold
 
 
@@ -238,11 +257,14 @@ def _recover(directory: Path, cold: Cold, explicit: Mapping[str, object], lock: 
     for number in numbers:
         files.segment_path(directory, number).unlink()
     live = int(cold.directory.name.rpartition("-")[2])
-    for number in files.cold_numbers(directory):
-        if number != live:
-            files.remove_cold(directory, number)
-    if numbers:
+    others = [number for number in files.cold_numbers(directory) if number != live]
+    if numbers or others or not plan.until:
+        # Also the name of CURRENT may not be on the disk yet, where who wrote it failed in the end.
         files.sync_directory(directory)
+    for number in others:
+        files.remove_cold(directory, number)
+    for kept in files.damaged_paths(directory):
+        LOG.warning("%s: holds damaged files that were put aside; remove it when they are of no use any more", kept)
     plan.segments = []
     settings = Settings.resolve(explicit, remembered)
     journal = Journal(directory, plan.until + 1, numbers[-1] + 1 if numbers else 1, plan.until)

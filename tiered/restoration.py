@@ -74,7 +74,7 @@ def restore(
             lock.acquire()
             undo.callback(lock.release)
             records = _fill(snapshot, fresh, bounds, budget // TRANSACTION_SHARE, progress)
-            info = SnapshotInfo(**{**vars(snapshot.info), "records": records})
+            info = snapshot.info._replace(records=records)
             if there:
                 files.exchange(fresh, target)  # What is removed now is the one that was there.
             else:

@@ -50,7 +50,6 @@ import operator
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -80,8 +79,7 @@ BODY_RECORDS_MAX = 0xFFFF
 _DAMAGED = "damaged snapshot: {}; take another one"
 
 
-@dataclass(frozen=True)
-class About:
+class About(NamedTuple):
     """What a snapshot says of itself: where it is from, what moment it holds, and the state a store goes on with."""
 
     store: str = ""
@@ -97,11 +95,10 @@ class About:
     stored_bytes: int = 0
     dictionary: int = 0
     dictionary_next: int = 1
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = {}  # noqa: RUF012  Never changed.
 
 
-@dataclass(frozen=True)
-class SnapshotInfo:
+class SnapshotInfo(NamedTuple):
     """A snapshot file.  `as_of` is in seconds since the epoch: what was acknowledged up to then is in it."""
 
     path: str
@@ -125,7 +122,7 @@ class Writer:
         try:
             head = HEADER.pack(MAGIC, VERSION, 0, self._seed, 0)[:-4]
             self._put([head + _CRC.pack(crc32(head))])
-            self._section(ABOUT, 0, [cast(bytes, msgpack.packb(asdict(about)))])
+            self._section(ABOUT, 0, [cast(bytes, msgpack.packb(about._asdict()))])
         except BaseException:
             self.file.abandon()
             raise
@@ -277,11 +274,10 @@ class SnapshotFile:
             values = dict(msgpack.unpackb(found.body))
         except (ValueError, TypeError) as error:
             raise self._error(offset, f"a description that cannot be read ({error})") from None
-        for each in fields(About):
-            if type(values.get(each.name)) is not type(getattr(self.about, each.name)):
-                raise self._error(offset, f"a description without {each.name}")
-        known = {each.name for each in fields(About)}
-        self.about = About(**{name: value for name, value in values.items() if name in known})
+        for name, default in About()._asdict().items():
+            if type(values.get(name)) is not type(default):
+                raise self._error(offset, f"a description without {name}")
+        self.about = About(**{name: values[name] for name in About._fields})
 
     def _sections(self) -> Iterator[Section]:
         """The sections from here on, without the end; what is damaged is told and left out."""

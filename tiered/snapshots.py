@@ -13,7 +13,6 @@ error.  A scheduled one is logged and counted (`stats()`), and tried again after
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -23,11 +22,11 @@ from tiered.checkpointer import Checkpointer
 from tiered.copying import Wish, copy_moment
 from tiered.errors import StoreError
 from tiered.helper import Event
+from tiered.log import LOG
 from tiered.schedule import is_due
 from tiered.snapshot import SnapshotInfo
 from tiered.writing import Writing
 
-LOG = logging.getLogger("tiered")
 RETRY_SECONDS = 60.0
 Progress = Callable[[int, int], object]
 """Told how many records are done, and how many there are."""

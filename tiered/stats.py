@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from tiered import process
+from tiered import files, process
+from tiered.errors import StoreFullError
 
 if TYPE_CHECKING:
     from tiered.engine import Engine
 
 
-@dataclass
 class Counters:
     """Events since a store was opened.  Hits are counted by `store`, without a lock: nearly exact."""
 
@@ -29,12 +28,12 @@ class Counters:
     snapshot_failures: int = 0
 
 
-@dataclass(frozen=True)
-class Stats:
+class Stats(NamedTuple):
     """A store at a glance.  Bytes and seconds; counts are since it was opened.
 
     `disk_free_bytes` are pages of the cold tier's file that hold nothing: later checkpoints
-    use them, but not those that an open view can still see.  `view_seconds` is the age of the oldest
+    use them, but not those that an open view can still see.  `damaged_bytes` is what `salvage` has
+    put aside.  `view_seconds` is the age of the oldest
     view, `view_bytes` what views keep of write buffers that the store has let go of.  `snapshot_seconds` is
     the age of a snapshot under way, which holds pages as a view does; `snapshot_failure` why the last
     scheduled one failed, "" if it did not.
@@ -78,6 +77,7 @@ class Stats:
     helper_written_bytes: int
     recovery_dropped_bytes: int
     recovery_torn_at: str
+    damaged_bytes: int
 
     @property
     def hit_ratio(self) -> float:
@@ -86,8 +86,7 @@ class Stats:
         return (self.hits + self.buffer_hits) / reads if reads else 0.0
 
 
-@dataclass(frozen=True)
-class MemoryStats:
+class MemoryStats(NamedTuple):
     """Where a store's memory is, in bytes."""
 
     budget_bytes: int
@@ -102,8 +101,7 @@ class MemoryStats:
     bound: str
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(NamedTuple):
     """Where one key's record is and what it costs."""
 
     tiers: tuple[str, ...]
@@ -118,7 +116,7 @@ class Explanation:
 
 
 def state_name(engine: Engine) -> str:
-    """One word for the condition a store is in."""
+    """The condition a store is in."""
     if engine.forked:
         return "forked"
     if engine.closed:
@@ -126,7 +124,7 @@ def state_name(engine: Engine) -> str:
     if engine.poisoned:
         return "poisoned"
     if engine.full or engine.capped:
-        return "full"
+        return "full" if engine.capped or engine.full_kind is StoreFullError else "short of memory"
     return "read-only" if engine.readonly else "open"
 
 
@@ -175,6 +173,7 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         helper_written_bytes=counters.helper_written_bytes,
         recovery_dropped_bytes=engine.recovery.dropped_bytes,
         recovery_torn_at=engine.recovery.torn_at,
+        damaged_bytes=sum(map(files.disk_bytes, files.damaged_paths(engine.directory))),
     )
 
 

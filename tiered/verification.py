@@ -22,8 +22,8 @@ from tiered.check import Finding, Findings, check_cold
 from tiered.cold import Cold, Reader, translated
 from tiered.compression import Decompressor
 from tiered.errors import CorruptionError, FormatError, NotAStoreError, StoreError, UnknownTypeError
-from tiered.handles import HANDLES
 from tiered.journal import PUT, Dirty
+from tiered.sharing import HANDLES
 from tiered.snapshot import SnapshotFile
 
 Progress = Callable[[int, int], object]
