@@ -274,8 +274,8 @@ class SnapshotFile:
             values = dict(msgpack.unpackb(found.body))
         except (ValueError, TypeError) as error:
             raise self._error(offset, f"a description that cannot be read ({error})") from None
-        for name, value in self.about._asdict().items():
-            if type(values.get(name)) is not type(value):
+        for name, default in About()._asdict().items():
+            if type(values.get(name)) is not type(default):
                 raise self._error(offset, f"a description without {name}")
         self.about = About(**{name: values[name] for name in About._fields})
 
