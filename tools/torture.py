@@ -16,6 +16,7 @@ first failure, having said how to do the same again.  `tools/test.sh` makes the 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import random
 import subprocess
@@ -91,9 +92,7 @@ def main() -> int:
         library = None
         if {"cut", "fault"} & set(kinds):
             sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "crash")]
-            import seam
-
-            library = seam.compiled(Path(folder))
+            library = importlib.import_module("seam").compiled(Path(folder))
             if library is None:
                 parser.error("cut and fault need a C compiler, and Linux")
         for kind in ("interrupts", "handles"):
