@@ -654,3 +654,22 @@ def test_nothing_of_an_interrupted_batch_comes_back_behind_a_record_written_over
     store["k0"] = "other"  # As long as the batch's first record, and with its number.
     shutil.copytree(store.path, tmp_path / "copy")
     assert dict(opener("copy")) == {"before": 0, "k0": "other"}
+
+
+def test_recovery_says_how_far_it_is_and_applies_a_segment_at_a_time(
+    opener: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = opener(stepwise=True)
+    store._engine.acknowledged = lambda sequence: None  # Nothing is applied until the store is closed.
+    for number in range(3):
+        store.set_many({(number, at): at for at in range(10)})
+        with store._engine.lock:
+            store._engine.rotate()
+    store["last"] = 1
+    expected = dict(store)
+    crashed(store, tmp_path / "copy")
+    with caplog.at_level(logging.INFO, "tiered"):
+        assert dict(opener("copy")) == expected
+    said = [record.getMessage().partition("copy: ")[2] for record in caplog.records if "to go" in record.getMessage()]
+    steps = ((1, 23), (2, 12), (3, 1), (4, 0))
+    assert said == [f"journal-0000000{at}.log applied; {left} records to go" for at, left in steps]
