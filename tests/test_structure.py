@@ -21,6 +21,8 @@ LAYERS = [
     ["errors", "native", "refusal"],
     ["clock", "schedule", "process", "eviction.lru", "arrays", "scalars"],
     ["registry"],
+    ["extensions"],
+    ["conversion"],
     ["config", "files", "keys", "codec", "eviction", "expiry", "record"],
     ["compression", "hot", "journal"],
     ["environment", "write_buffer", "recovery"],
@@ -41,7 +43,7 @@ LAYERS = [
 IMPORTERS = {
     "lmdb": {"cold", "environment", "helper"},  # The helper only looks where the package is.
     "zstandard": {"compression", "helper"},
-    "msgpack": {"arrays", "codec", "cold", "checkpoint", "helper", "writing"},
+    "msgpack": {"arrays", "codec", "cold", "checkpoint", "conversion", "extensions", "helper", "writing"},
     "numpy": {"arrays"},
     "mmap": {"journal"},
     "fcntl": {"files"},
@@ -51,7 +53,7 @@ IMPORTERS = {
 FORBIDDEN = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "multiprocessing"}
 LINES_PER_MODULE, LINES_PER_FUNCTION = 500, 60
 # Longer than the rest, with the lines they may have; splitting one is welcome, and so is a smaller number here.
-LONGER_MODULES = {"codec": 540, "store": 700, "cold": 560}
+LONGER_MODULES = {"store": 700, "cold": 560}
 
 
 def module_name(path: Path) -> str:

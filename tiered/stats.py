@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tiered import process
+from tiered.native import COMPILED
 
 if TYPE_CHECKING:
     from tiered.engine import Engine
@@ -31,6 +32,7 @@ class Counters:
 class Stats:
     """A store at a glance.  Bytes and seconds; counts are since it was opened.
 
+    `compiled` says whether the compiled part of the package runs, or Python in its place.
     `disk_free_bytes` are pages of the cold tier's file that hold nothing: later checkpoints
     use them, but not those that an open view can still see.  `view_seconds` is the age of the oldest
     view, `view_bytes` what views keep of write buffers that the store has let go of.
@@ -38,6 +40,7 @@ class Stats:
 
     path: str
     state: str
+    compiled: bool
     records: int
     hot_records: int
     hot_bytes: int
@@ -130,6 +133,7 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
     return Stats(
         path=str(engine.directory),
         state=state_name(engine),
+        compiled=COMPILED,
         records=records,
         hot_records=len(engine.hot.table),
         hot_bytes=engine.hot.used_bytes,

@@ -6,5 +6,7 @@
 #include <Python.h>
 
 int tiered_add_checksum(PyObject *module);
+int tiered_add_decoder(PyObject *module);
+int tiered_add_encoder(PyObject *module);
 
 #endif
