@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import mmap
 import os
 import random
 import shutil
@@ -16,12 +17,14 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_codec import DAMAGED, same, texts, values
+from test_keys import plain_keys
 
 import tiered
-from tiered import codec
+from tiered import codec, keys
+from tiered.journal import DELETE, PUT, Journal
 from tiered.native import native
 
 compiled = pytest.mark.skipif(native is None, reason="the compiled part is left out, or there is no compiler here")
@@ -355,3 +358,141 @@ def test_keys_that_meet_in_one_slot_stay_themselves(document):
     if number == codec.MSGPACK:
         for _ in range(2):
             assert list(codec.decode(number, payload).items()) == list(document.items())
+
+
+# Keys
+
+
+@compiled
+@given(plain_keys)
+@settings(max_examples=300, deadline=None)
+@example("x" * 600)
+@example(("x" * 505, 1))
+@example(("\0" * 300,))
+@example((-(1 << 63), (1 << 63) - 1, 1 << 63, -(1 << 63) - 1))
+@example(("é\0", b"\0\xff", ("\ud800",), ()))
+@example((True, 1.0))
+def test_the_key_encoder_gives_the_bytes_of_its_twin(key):
+    assert outcome(keys.encode, key) == outcome(keys._encode, key)
+
+
+@compiled
+def test_every_size_of_a_key_has_the_twin_s_bytes():
+    for size in (*range(520), 32 * 1024 - 1, 32 * 1024):
+        for key in ("x" * size, b"x" * size, "é" * size, ("x" * size,), (b"\0" * size, 5), ((("x" * size,),),)):
+            assert outcome(keys.encode, key) == outcome(keys._encode, key)
+    for bits in range(66):
+        for number in (1 << bits, -(1 << bits)):
+            for by in (-1, 0, 1):
+                assert keys.encode(number + by) == keys._encode(number + by)
+                assert keys.encode((number + by,)) == keys._encode((number + by,))
+    deep: tuple = ()
+    for _ in range(40):
+        deep = (deep,)
+        assert outcome(keys.encode, deep) == outcome(keys._encode, deep)
+
+
+@compiled
+def test_the_twin_is_not_asked_for_usual_keys():
+    encode = native.KeyEncoder(to_twin)
+    assert [key for key in ("user:1", "é日", b"x", 7, -7, ("user", 42, (b"x", "\0"))) if encode(key) is TWIN] == []
+    assert all(encode(key) is TWIN for key in (True, 1.0, None, [], "\ud800", 1 << 64, "x" * 600))
+
+
+# The journal
+
+
+@pytest.fixture
+def journals(tmp_path, monkeypatch):
+    """Two journals with one seed in their segments, of which the second writes by the twins."""
+    monkeypatch.setattr(os, "urandom", lambda size: b"seed"[:size])
+    made = []
+    for name in ("compiled", "pure"):
+        (tmp_path / name).mkdir()
+        made.append(Journal(tmp_path / name, 5, 1, 4))
+        made[-1].mapped = True
+        made[-1].open_segment(100_000, 1 << 20)
+    made[1].active.records = None
+    yield made
+    for journal in made:
+        journal.let_go()
+
+
+rows = st.tuples(
+    st.sampled_from([PUT, DELETE]),
+    st.binary(max_size=30),
+    st.binary(max_size=100),
+    st.integers(0, 255),
+    st.integers(-(1 << 63), (1 << 63) - 1),
+)
+
+
+@compiled
+@given(batch=st.lists(rows, max_size=8), single=rows)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_records_are_written_as_the_twin_writes_them_and_read_back(journals, batch, single):
+    kind, key, payload, number, deadline = single
+    columns = [list(column) for column in zip(*batch, strict=True)] or [[], [], [], [], []]
+    written = []
+    for journal in journals:
+        segment = journal.active
+        if segment.capacity - segment.position < 10_000:
+            journal.close_segment(0)
+            segment = journal.open_segment(100_000, 1 << 20)
+            segment.records = None if journal is journals[1] else segment.records
+        positions = [journal.append(kind, 1, key, payload, number, deadline)]
+        positions += journal.append_batch(*columns)
+        found = [segment.put_at(position) for position in positions]
+        written.append((positions, found, journal.last, segment.position, bytes(segment.map)))
+    assert written[0] == written[1]
+    assert journals[0].active.records is not None
+
+
+@compiled
+def test_records_never_leave_the_mapping_nor_are_half_of_a_batch():
+    mapping = mmap.mmap(-1, 4096)
+    records = native.Records(mapping, 1)
+    with pytest.raises(ValueError, match="no room"):
+        records.append(4000, 1, 0, PUT, 0, 0, 0, b"key", b"x" * 60)
+    assert records.append(4000, 1, 0, PUT, 0, 0, 0, b"key", b"x" * 53) == 4096
+    before = bytes(mapping)
+    columns = [[PUT] * 3, [0] * 3, [0] * 3, [b"a", b"b", b"c"], [b"x" * 100, b"x" * 100, b"x" * 4000]]
+    with pytest.raises(ValueError, match="no room"):
+        records.append_batch(0, 1, 0, *columns)
+    # What it does not know is the twin's.
+    for odd in ([PUT, 256, PUT], [PUT, 1.0, PUT], [PUT, PUT], (PUT,) * 3):
+        assert records.append_batch(0, 1, 0, odd, *columns[1:]) is None
+    for arguments in ((-1, 1, 0), (4097, 1, 0), (1 << 70, 1, 0), (0, -1, 0), (0, 1, None)):
+        assert records.append(*arguments, PUT, 0, 0, 0, b"key", b"") is None
+        assert records.append_batch(*arguments, *columns) is None
+    assert records.append(0, 1, 0, PUT, 0, 0, 0, bytearray(b"key"), b"") is None
+    assert records.append(0, 1, 0, PUT, 0, 0, 0, b"x" * 65_536, b"") is None
+    assert bytes(mapping) == before
+    for position in (-1, 4057, 4096, 1 << 70, None, 0):
+        assert records.record_at(position) is None
+    for arguments in ((), (1,) * 8, (1,) * 10):
+        with pytest.raises(TypeError):
+            records.append(*arguments)
+
+
+@compiled
+def test_a_record_of_any_damaged_length_is_refused_without_being_read():
+    mapping = mmap.mmap(-1, 4096)
+    records = native.Records(mapping, 1)
+    end = records.append(0, 1, 0, PUT, 0, 3, 9, b"key", b"value")
+    assert records.record_at(0) == (3, 9, b"key", b"value")
+    for at in range(end):
+        for byte in (0, 0x7F, 0xFF, mapping[at] ^ 1):
+            right = mapping[at]
+            if byte != right:
+                mapping[at] = byte
+                assert records.record_at(0) is None
+                mapping[at] = right
+    assert native.Records(mapping, 2).record_at(0) is None, "another segment's seed"
+
+
+@compiled
+def test_a_payload_that_is_not_bytes_is_written_by_the_twin(journals):
+    for journal in journals:
+        position = journal.append(PUT, 0, b"key", bytearray(b"value"), 3, 0)
+        assert journal.active.put_at(position).payload == b"value"

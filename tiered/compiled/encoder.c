@@ -8,7 +8,7 @@
  * touched, by macros and functions that call no method of an object; nothing the garbage collector tracks is allocated, so that
  * no finalizer runs.  So borrowed references stay valid and no container changes its size meanwhile.  The one exception that
  * may be made, for an int too large, is made on the way out, when no container is looked at any more. */
-#include "native.h"
+#include "utf8.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -123,33 +123,16 @@ put_wide_text(Output *out, PyObject *item)
     int kind = PyUnicode_KIND(item);
     const void *data = PyUnicode_DATA(item);
     for (Py_ssize_t at = 0; at < length; at++) {
-        Py_UCS4 point = PyUnicode_READ(kind, data, at);
-        if (point >= 0xD800 && point <= 0xDFFF)
+        int count = utf8_size(PyUnicode_READ(kind, data, at));
+        if (count == 0)
             return NOT_MINE;
-        size += point < 0x80 ? 1 : point < 0x800 ? 2 : point < 0x10000 ? 3 : 4;
+        size += count;
     }
     int status = put_head(out, size, 0xA0, 31, 0xD9, 0xDA);
     if (status != DONE || (status = reserve(out, size)) != DONE)
         return status;
-    for (Py_ssize_t at = 0; at < length; at++) {
-        Py_UCS4 point = PyUnicode_READ(kind, data, at);
-        if (point < 0x80) {
-            put_byte(out, point);
-            continue;
-        }
-        if (point < 0x800)
-            put_byte(out, 0xC0 | point >> 6);
-        else {
-            if (point < 0x10000)
-                put_byte(out, 0xE0 | point >> 12);
-            else {
-                put_byte(out, 0xF0 | point >> 18);
-                put_byte(out, 0x80 | (point >> 12 & 0x3F));
-            }
-            put_byte(out, 0x80 | (point >> 6 & 0x3F));
-        }
-        put_byte(out, 0x80 | (point & 0x3F));
-    }
+    for (Py_ssize_t at = 0; at < length; at++)
+        out->size += put_utf8(out->data + out->size, PyUnicode_READ(kind, data, at));
     return DONE;
 }
 
