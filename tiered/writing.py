@@ -9,7 +9,6 @@ leaves it written, in every tier, if the journal has it (`_roll_forward`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import repeat
 from typing import Any, NamedTuple
 
 import msgpack
@@ -189,13 +188,13 @@ class Writing(Checkpoints):
         assert buffer is not None
         assert journal is not None
         start, count = buffer.segment.position, len(batch.keys)
-        records = zip(repeat(PUT), batch.encoded, batch.payloads, batch.codecs, repeat(deadline), strict=False)
+        deadlines = [deadline] * count
         stored_keys = list(map(keys.stored, batch.encoded))
         try:
-            positions = journal.append_batch(records, count)
+            positions = journal.append_batch([PUT] * count, batch.encoded, batch.payloads, batch.codecs, deadlines)
             for key in batch.keys:
                 self.hot.discard(key)
-            buffer.put_many(stored_keys, positions, [deadline] * count)
+            buffer.put_many(stored_keys, positions, deadlines)
             self.hot.put_many(batch.keys, batch.entries, deadline)
             if self.watchers:
                 self.tell(stored_keys)
@@ -217,16 +216,19 @@ class Writing(Checkpoints):
         assert journal is not None
         start = buffer.segment.position
         stored_keys = [keys.stored(change.encoded) for change in changes]
-        records = (
-            (DELETE if change.deleted else PUT, change.encoded, change.payload, change.codec, change.deadline)
-            for change in changes
-        )
+        deadlines = [change.deadline for change in changes]
         try:
-            positions = journal.append_batch(records, len(changes))
+            positions = journal.append_batch(
+                [DELETE if change.deleted else PUT for change in changes],
+                [change.encoded for change in changes],
+                [change.payload for change in changes],
+                [change.codec for change in changes],
+                deadlines,
+            )
             for change in changes:
                 self.hot.discard(change.key)
             places = [~at if change.deleted else at for at, change in zip(positions, changes, strict=True)]
-            buffer.put_many(stored_keys, places, [change.deadline for change in changes])
+            buffer.put_many(stored_keys, places, deadlines)
             for change in changes:
                 if not change.deleted:
                     self.hot.put(change.key, change.entry, change.deadline)
