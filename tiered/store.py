@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 _UNSET = UNSET
 _DECODE = codec.DECODERS[codec.MSGPACK]
+_ENCODE, _ENCODE_KEY = codec.encode, keys.encode
 _PLAIN = codec.PLAIN_TYPES
 _RECORD_BYTES = record_bytes(b"", b"")
 CHUNK_RECORDS = 1000
@@ -62,8 +63,11 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
         except KeyError:
             return self._load(key)  # type: ignore[no-any-return]
         self._hits += 1
-        if type(entry) is str or type(entry) is bytes:
-            return entry  # type: ignore[return-value]
+        kind = entry.__class__
+        if kind is str or kind is bytes:
+            return entry  # type: ignore[no-any-return]
+        if kind is Packed:
+            return _DECODE(entry)  # type: ignore[return-value]
         return self._given(key, entry)  # type: ignore[no-any-return]
 
     def _given(self, key: Any, entry: Any, default: Any = _UNSET) -> Any:
@@ -243,15 +247,17 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
         read back exactly, `KeyTooLongError`, `ValueTooLargeError`.
         """
         engine = self._engine
-        encoded = keys.encode(key)
-        number, payload = codec.encode(value)
-        entry = value if type(value) in _PLAIN else entry_of(number, payload)
+        encoded = _ENCODE_KEY(key)
+        number, payload = _ENCODE(value)
+        if type(value) is dict and number == codec.MSGPACK:
+            entry: Any = Packed(payload)  # As `entry_of` makes it, for what is written most.
+        else:
+            entry = value if type(value) in _PLAIN else entry_of(number, payload)
         deadline = 0 if ttl is _UNSET and engine.settings.default_ttl is None else engine.deadline_after(ttl)
         plain: Any = key if key.__class__ is str else keys.canonical(cast(keys.Key, key))
         if self._owned():
             engine.refuse_reentry()
         with self._lock:
-            engine.reserve(_RECORD_BYTES + len(encoded) + len(payload))
             sequence = engine.put(plain, encoded, number, payload, entry, deadline)
         if engine.attended:
             engine.acknowledged(sequence)

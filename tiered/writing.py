@@ -24,6 +24,7 @@ SEGMENT_RECORDS_MAX = 65_536
 """Bounds the pages that one checkpoint changes, and so the memory of whoever applies it."""
 TRIM_SHARE = 4
 """The heap is trimmed when as much as the budget divided by this was evicted."""
+_RECORD_BYTES = record_bytes(b"", b"")
 UNSET: Any = object()
 """A `ttl` that was not given."""
 
@@ -145,8 +146,13 @@ class Writing(Checkpoints):
         self._rebudget()
 
     def put(self, key: Any, encoded: bytes, number: int, payload: bytes, entry: Any, deadline: int) -> int:
-        """Write one record; room was reserved.  Returns its sequence number."""
-        buffer, journal = self._active, self.journal
+        """Write one record, making room for it where that was not reserved.  Returns its sequence number."""
+        size = _RECORD_BYTES + len(encoded) + len(payload)
+        buffer = self._active
+        if buffer is None or buffer.segment.position + size > self._room_until:
+            self._make_room(size, False)
+            buffer = self._active
+        journal = self.journal
         assert buffer is not None
         assert journal is not None
         stored_key = encoded if len(encoded) <= keys.STORED_BYTES_EXACT else keys.stored(encoded)
