@@ -8,7 +8,7 @@ leaves it written, in every tier, if the journal has it (`_roll_forward`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -38,7 +38,15 @@ class Batch:
         self.codecs: list[int] = []
         self.payloads: list[bytes] = []
         self.entries: list[Any] = []
-        self.bytes = 0
+
+    def adders(self) -> tuple[Callable[[Any], None], ...]:
+        """What appends to each of the columns, in the order above."""
+        columns: tuple[list[Any], ...] = (self.keys, self.encoded, self.codecs, self.payloads, self.entries)
+        return tuple(column.append for column in columns)
+
+    def size(self) -> int:
+        """Bytes that the records take."""
+        return len(self.keys) * _RECORD_BYTES + sum(map(len, self.encoded)) + sum(map(len, self.payloads))
 
 
 class Change(NamedTuple):
@@ -195,7 +203,9 @@ class Writing(Checkpoints):
         assert journal is not None
         start, count = buffer.segment.position, len(batch.keys)
         deadlines = [deadline] * count
-        stored_keys = list(map(keys.stored, batch.encoded))
+        stored_keys = batch.encoded
+        if max(map(len, stored_keys)) > keys.STORED_BYTES_EXACT:
+            stored_keys = list(map(keys.stored, batch.encoded))
         try:
             positions = journal.append_batch([PUT] * count, batch.encoded, batch.payloads, batch.codecs, deadlines)
             for key in batch.keys:
