@@ -8,7 +8,7 @@ leaves it written, in every tier, if the journal has it (`_roll_forward`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -24,6 +24,7 @@ SEGMENT_RECORDS_MAX = 65_536
 """Bounds the pages that one checkpoint changes, and so the memory of whoever applies it."""
 TRIM_SHARE = 4
 """The heap is trimmed when as much as the budget divided by this was evicted."""
+_RECORD_BYTES = record_bytes(b"", b"")
 UNSET: Any = object()
 """A `ttl` that was not given."""
 
@@ -37,7 +38,15 @@ class Batch:
         self.codecs: list[int] = []
         self.payloads: list[bytes] = []
         self.entries: list[Any] = []
-        self.bytes = 0
+
+    def adders(self) -> tuple[Callable[[Any], None], ...]:
+        """What appends to each of the columns, in the order above."""
+        columns: tuple[list[Any], ...] = (self.keys, self.encoded, self.codecs, self.payloads, self.entries)
+        return tuple(column.append for column in columns)
+
+    def size(self) -> int:
+        """Bytes that the records take."""
+        return len(self.keys) * _RECORD_BYTES + sum(map(len, self.encoded)) + sum(map(len, self.payloads))
 
 
 class Change(NamedTuple):
@@ -145,8 +154,13 @@ class Writing(Checkpoints):
         self._rebudget()
 
     def put(self, key: Any, encoded: bytes, number: int, payload: bytes, entry: Any, deadline: int) -> int:
-        """Write one record; room was reserved.  Returns its sequence number."""
-        buffer, journal = self._active, self.journal
+        """Write one record, making room for it where that was not reserved.  Returns its sequence number."""
+        size = _RECORD_BYTES + len(encoded) + len(payload)
+        buffer = self._active
+        if buffer is None or buffer.segment.position + size > self._room_until:
+            self._make_room(size, False)
+            buffer = self._active
+        journal = self.journal
         assert buffer is not None
         assert journal is not None
         stored_key = encoded if len(encoded) <= keys.STORED_BYTES_EXACT else keys.stored(encoded)
@@ -189,7 +203,9 @@ class Writing(Checkpoints):
         assert journal is not None
         start, count = buffer.segment.position, len(batch.keys)
         deadlines = [deadline] * count
-        stored_keys = list(map(keys.stored, batch.encoded))
+        stored_keys = batch.encoded
+        if max(map(len, stored_keys)) > keys.STORED_BYTES_EXACT:
+            stored_keys = list(map(keys.stored, batch.encoded))
         try:
             positions = journal.append_batch([PUT] * count, batch.encoded, batch.payloads, batch.codecs, deadlines)
             for key in batch.keys:
