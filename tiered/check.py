@@ -28,7 +28,8 @@ class Finding(NamedTuple):
 def check_engine(engine: Engine) -> list[Finding]:
     """Everything that is wrong, up to 100 findings.  Holds the lock, so that nothing moves meanwhile."""
     findings = Findings()
-    with engine.lock, engine.cold.read() as reader:
+    inside = engine.owned()
+    with engine.lock, engine.reading(inside) as reader:
         _check_accounting(engine, findings)
         _check_hot(engine, reader, findings)
         check_cold(reader, lambda stored_key, data: engine.opened(engine.cold, stored_key, data), findings)

@@ -34,7 +34,6 @@ from tiered.snapshots import Snapshots
 from tiered.tiers import Pinning
 from tiered.writing import UNSET
 
-FOLLOW_SECONDS = 0.1
 HOT_EXPIRE_KEYS = 500
 CLOSE_SECONDS_MAX = 600.0
 
@@ -109,6 +108,20 @@ class Engine(Snapshots):
             self.poison(f"syncing the journal failed: {error}")
             self.check_writable()
 
+    def refresh(self) -> None:
+        """Be current: who writes always is."""
+
+    @property
+    def as_of_ms(self) -> int:
+        """Everything acknowledged up to this moment is seen."""
+        return self.clock.now_ms()
+
+    @property
+    def last_sequence(self) -> int:
+        """The number of the last operation seen."""
+        assert self.journal is not None
+        return self.journal.last
+
     def compact(self) -> None:
         """Rewrite the cold tier and wait for it; writes and reads go on."""
         self.refuse_waiting()
@@ -152,13 +165,11 @@ class Engine(Snapshots):
         self.refuse_reentry()
         now = self.clock.monotonic()
         self._review_views(now)
-        if self.journal is None:
-            self.follow()
-            return FOLLOW_SECONDS
+        journal = self.journal
+        assert journal is not None
         self._check_helper(now)
         if self.poisoned:
             return TICK_SECONDS_MAX
-        journal = self.journal
         if self.settings.durability == "everysec" and journal.synced < journal.last and now - self._synced_at >= 0.5:
             self._synced_at = now
             self.sync(journal.last)

@@ -33,6 +33,7 @@ Self = TypeVar("Self", bound="Handle")
 READS = frozenset(
     [
         "acknowledged",
+        "begin",
         "check_readable",
         "configure",
         "dirty",
@@ -40,7 +41,7 @@ READS = frozenset(
         "drop_view",
         "entry_of",
         "find",
-        "follow",
+        "find_many",
         "in_place",
         "keep_view",
         "opened",
@@ -49,6 +50,8 @@ READS = frozenset(
         "pinned_bytes",
         "promote",
         "promote_many",
+        "reading",
+        "refresh",
         "refuse_inside_others",
         "refuse_reentry",
         "refuse_waiting",

@@ -164,6 +164,11 @@ class Segment:
             written = os.pwrite(self.fd, view, position)
             view, position = view[written:], position + written
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes in use that count against the budget."""
+        return self.position - HEADER_BYTES
+
     def rewind(self) -> None:
         """Blank what an interrupted batch left after the last record: parts of it may be valid records."""
         if self.touched > self.position:
@@ -374,19 +379,18 @@ class SegmentFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with open(path, "rb") as file:
-            self.size = os.fstat(file.fileno()).st_size
-            self._map: mmap.mmap | bytes = (
-                mmap.mmap(file.fileno(), self.size, prot=mmap.PROT_READ) if self.size else b""
-            )
-        self._data = memoryview(self._map)
+            status = os.fstat(file.fileno())
+            self.identity, self.size = (status.st_dev, status.st_ino), status.st_size
+            self.map: mmap.mmap | bytes = mmap.mmap(file.fileno(), self.size, prot=mmap.PROT_READ) if self.size else b""
+        self._data = memoryview(self.map)
         self.header = self._parse_header()
 
     def _parse_header(self) -> SegmentHeader | None:
         """The header, None where it is not a valid one.  Raises `FormatError` for a newer layout."""
         if self.size < HEADER_BYTES:
             return None
-        magic, version, _, seed, number, first, synced, crc = HEADER.unpack_from(self._map)
-        if magic != _SEGMENT_MAGIC or crc32(self._map[:40]) != crc:
+        magic, version, _, seed, number, first, synced, crc = HEADER.unpack_from(self.map)
+        if magic != _SEGMENT_MAGIC or crc32(self.map[:40]) != crc:
             return None
         if version != _VERSION:
             raise FormatError(self.path, f"journal format {version}; this version knows {_VERSION}")
@@ -419,7 +423,7 @@ class SegmentFile:
 
     def slice(self, start: int, end: int) -> bytes:
         """The bytes from `start` to `end`: an entry's payload."""
-        return self._map[start:end]
+        return self.map[start:end]
 
     def blank_after(self, position: int) -> bool:
         """Whether nothing was ever written from `position` on."""
@@ -427,13 +431,16 @@ class SegmentFile:
             bytes(self._data[at : at + (1 << 20)]).strip(b"\0") for at in range(position, self.size, 1 << 20)
         )
 
-    def entries(self) -> Iterator[Entry]:
-        """Valid records from the first on, up to the first that is not valid or not the next in sequence."""
+    def entries(self, position: int = HEADER_BYTES, expected: int = 0) -> Iterator[Entry]:
+        """Valid records up to the first that is not valid or not the next in sequence.
+
+        From the first on; or from `position` on, where the one numbered `expected` is to be.
+        """
         if self.header is None:
             return
-        data, mapping, size = self._data, self._map, self.size
+        data, mapping, size = self._data, self.map, self.size
         unpack, seed = RECORD.unpack_from, self.header.seed
-        new, start, expected = tuple.__new__, HEADER_BYTES + RECORD.size, self.header.first
+        new, start, expected = tuple.__new__, position + RECORD.size, expected or self.header.first
         # The same as `entry_at` for each record, without its calls: half of what reading costs.
         while start <= size:
             crc, magic, kind, flags, key_size, codec, _, payload_size, sequence, synced, deadline = unpack(
@@ -456,7 +463,7 @@ class SegmentFile:
     def highest_synced(self, position: int) -> int:
         """The highest synced mark in the header or in any valid record at or after `position`."""
         highest = self.header.synced if self.header else 0
-        while self.header and (found := self._map.find(_MAGIC_BYTES, position + 4)) >= 0:
+        while self.header and (found := self.map.find(_MAGIC_BYTES, position + 4)) >= 0:
             entry = self.entry_at(found - 4)
             if entry is not None:
                 highest = max(highest, entry.synced)

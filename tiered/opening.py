@@ -25,6 +25,7 @@ from tiered.errors import (
     StoreFullError,
     UnsupportedError,
 )
+from tiered.follower import Follower
 from tiered.helper import APPLY_WAIT_SECONDS
 from tiered.journal import Journal
 from tiered.log import LOG
@@ -140,9 +141,7 @@ def _open_readonly(directory: Path, explicit: Mapping[str, object], clock: Clock
                 raise
     with contextlib.ExitStack() as undo:
         undo.callback(cold.close)
-        with cold.read() as reader:
-            settings = Settings.resolve(explicit, reader.settings())
-        engine = Engine(directory, settings, cold, None, None, clock, recovery.Plan())
+        engine = Follower(directory, explicit, cold, clock)
         undo.pop_all()
     return engine
 

@@ -57,11 +57,7 @@ def _read(result: Plan, directory: Path, applied: int) -> None:
     sequence = applied
     for index, segment in enumerate(segments):
         header = segment.header
-        if segment.header_damaged:
-            raise CorruptionError(segment.path, f"damaged header: its records cannot be read. {_WHAT_TO_DO}", 0)
-        if header is not None and files.segment_path(directory, header.number) != segment.path:
-            named = f"this is segment {header.number}, under another name"
-            raise CorruptionError(segment.path, f"{named}. {_WHAT_TO_DO}", 0)
+        refuse_damaged_header(segment)
         if header is None or header.first > sequence + 1:
             _judge_tail(result, segments[index:], 0, sequence + 1)
             return
@@ -79,8 +75,18 @@ def _read(result: Plan, directory: Path, applied: int) -> None:
             return
 
 
-def _judge_tail(result: Plan, segments: Sequence[SegmentFile], position: int, sequence: int) -> None:
-    """Where reading stopped, `position` in the first of `segments`: the end, torn, or damaged?"""
+def refuse_damaged_header(segment: SegmentFile) -> None:
+    """Raise `CorruptionError` for a segment whose header was written and is not readable."""
+    if segment.header_damaged:
+        raise CorruptionError(segment.path, f"damaged header: its records cannot be read. {_WHAT_TO_DO}", 0)
+    header = segment.header
+    if header is not None and files.segment_path(segment.path.parent, header.number) != segment.path:
+        named = f"this is segment {header.number}, under another name"
+        raise CorruptionError(segment.path, f"{named}. {_WHAT_TO_DO}", 0)
+
+
+def refuse_damage(segments: Sequence[SegmentFile], position: int, sequence: int) -> None:
+    """Raise `CorruptionError` if record `sequence`, bad at `position` in the first of `segments`, was synced once."""
     first = segments[0]
     highest = max([first.highest_synced(position), *(segment.highest_synced(0) for segment in segments[1:])])
     if highest >= sequence:
@@ -89,6 +95,12 @@ def _judge_tail(result: Plan, segments: Sequence[SegmentFile], position: int, se
             f"bad record at byte {position}: number {sequence} was synced and is not readable. {_WHAT_TO_DO}",
             position,
         )
+
+
+def _judge_tail(result: Plan, segments: Sequence[SegmentFile], position: int, sequence: int) -> None:
+    """Where reading stopped, `position` in the first of `segments`: the end, torn, or damaged?"""
+    first = segments[0]
+    refuse_damage(segments, position, sequence)
     if result.until < sequence - 1:
         result.torn_at = f"{first.path.name}, in the middle of a batch"
     left = [first] if not first.blank_after(position) else []

@@ -37,10 +37,15 @@ class Stats(NamedTuple):
     view, `view_bytes` what views keep of write buffers that the store has let go of.  `snapshot_seconds` is
     the age of a snapshot under way, which holds pages as a view does; `snapshot_failure` why the last
     scheduled one failed, "" if it did not.
+
+    Everything that was acknowledged before `as_of` is seen, in seconds since the epoch: now for the
+    program that writes; for `flag="r"` the last time that it had read all of the journal, so that `time.time() -
+    as_of` is how far behind it may be.  `last_sequence` is the number of the last operation seen.
     """
 
     path: str
     state: str
+    as_of: float
     records: int
     hot_records: int
     hot_bytes: int
@@ -137,6 +142,7 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
     return Stats(
         path=str(engine.directory),
         state=state_name(engine),
+        as_of=engine.as_of_ms / 1000,
         records=records,
         hot_records=len(engine.hot.table),
         hot_bytes=engine.hot.used_bytes,
@@ -166,7 +172,7 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         snapshot_last=engine.snapshot_last,
         snapshot_seconds=engine.snapshot_seconds,
         dictionary_count=dictionaries,
-        last_sequence=journal.last if journal else engine.state.applied,
+        last_sequence=engine.last_sequence,
         synced_sequence=max(journal.synced, engine.state.applied) if journal else engine.state.applied,
         applied_sequence=engine.state.applied,
         helper_peak_rss_anon_bytes=counters.helper_peak_rss_anon_bytes,

@@ -20,17 +20,18 @@ buffers that the store itself has let go of (`views`), which counts against the 
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from tiered import files, keys, record
 from tiered.checkpointer import Checkpointer
 from tiered.clock import Clock
-from tiered.cold import Cold, State
+from tiered.cold import Cold, Reader, State, translated
 from tiered.compression import ZSTD, Decompressor
 from tiered.config import Settings
 from tiered.errors import (
@@ -118,7 +119,6 @@ class Tiers:
         self.state: State = cold.state()
         self.time_sent_ms = 0  # Told to nobody yet: whoever knew it may have left with more to expire.
         self.cold_used_bytes = cold.used_bytes()
-        self.transaction_id = cold.transaction_id()
         self.readonly = journal is None
         self.closed = False
         self.forked = False
@@ -221,6 +221,41 @@ class Tiers:
             raise
         return None, None if data is None else self.opened(cold, stored_key, data, encoded)
 
+    def begin(self, inside: bool) -> tuple[Cold, tuple[WriteBuffer, ...], Reader]:
+        """Under the lock: the buffers, and a read transaction that belongs to them, for `Cold.end`.
+
+        `inside`: whether the thread was in the middle of something that holds the lock (`owned`).
+        """
+        return self.cold, self.buffers, self.cold.begin()
+
+    @contextlib.contextmanager
+    def reading(self, inside: bool) -> Iterator[Reader]:
+        """The transaction that `begin` gives, until the block ends; entered under the lock."""
+        cold, _, reader = self.begin(inside)
+        try:
+            with translated(cold.path):
+                yield reader
+        finally:
+            cold.end(reader)
+
+    def find_many(self, wanted: Sequence[tuple[bytes, bytes]]) -> list[tuple[Where, Dirty | None]]:
+        """`find` for each `(stored key, encoded)`, all at one moment."""
+        inside = self.owned()
+        with contextlib.ExitStack() as reading:
+            with self.lock:
+                reader = reading.enter_context(self.reading(inside))
+                wheres = [self.dirty(stored_key) for stored_key, _ in wanted]
+            pending = sorted((*pair, index) for index, pair in enumerate(wanted) if wheres[index] is None)
+            datas = reader.newest_many([stored_key for stored_key, _, _ in pending])
+        items = [(stored_key, data, encoded) for (stored_key, encoded, _), data in zip(pending, datas, strict=True)]
+        located: list[tuple[Where, Dirty | None]] = [
+            (where, where[0].segment.put_at(where[1]) if where is not None and where[1] >= 0 else None)
+            for where in wheres
+        ]
+        for (_, _, index), undone in zip(pending, self.opened_many(reader.cold, items), strict=True):
+            located[index] = (None, undone)
+        return located
+
     def opened(self, cold: Cold, stored_key: bytes, data: bytes, encoded: bytes | None = None) -> Dirty | None:
         """A record of the cold tier undone to its payload.  Raises `CorruptionError`."""
         try:
@@ -297,34 +332,6 @@ class Tiers:
                 if deadline:
                     self.hot.put(keys.canonical(key), entry, deadline)
             self.counters.promotions += len(kept)
-
-    def follow(self) -> None:
-        """A read-only handle: look for a newer checkpoint, and forget what it may have changed."""
-        current = self.cold.transaction_id()
-        # One marked as moved gets no more transactions, and its successor is named a moment later.
-        if current == self.transaction_id and not self.state.moved:
-            return
-        with self.lock:
-            self.transaction_id = current
-            self.state = self.cold.state()
-            if self.state.moved:
-                self._follow_move()
-            self.clock.advance(self.state.time_ms)
-            self.generation += 1
-            self.hot.clear()
-
-    def _follow_move(self) -> None:
-        live = files.read_current(self.directory)
-        if live is None or files.cold_path(self.directory, live) == self.cold.directory:
-            return
-        try:
-            self.cold = Cold(files.cold_path(self.directory, live), readonly=True)
-        except StoreError:
-            if files.read_current(self.directory) == live:
-                raise
-            return  # Compacted once more meanwhile: the next look finds that one.
-        self.state = self.cold.state()
-        self.transaction_id = self.cold.transaction_id()
 
     def _load_dictionary(self, number: int) -> bytes:
         with self.cold.read() as reader:

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from tiered.journal import HEADER_BYTES, Dirty, Segment
+from tiered.journal import Dirty, Segment
 
 ENTRY_BYTES = 33 + 16 + 32
 """A stored key as a bytes object with its rounding, and an int: what an entry takes beside key and table."""
@@ -133,7 +133,7 @@ class WriteBuffer:
             index += sys.getsizeof(self.deadlines) + len(self.deadlines) * DEADLINE_BYTES
         if self.replaced:
             index += sys.getsizeof(self.replaced) + len(self.replaced) * LIST_BYTES + self._replaced_count * 40
-        return self.segment.position - HEADER_BYTES + index + sys.getsizeof(self._sorted)
+        return self.segment.held_bytes + index + sys.getsizeof(self._sorted)
 
     def is_order(self, ordered: list[bytes]) -> bool:
         """Whether a list of `sorted_keys` is the one that the buffer itself keeps, and counts."""
