@@ -15,6 +15,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import pytest
+from beside import beside
 from conftest import without_background
 from contracts import evict, merge, set_aside
 from hypothesis import HealthCheck, settings
@@ -81,6 +82,7 @@ class StoreMachine(RuleBasedStateMachine):
     """`model` maps a key to its value and deadline in milliseconds, None for none; expired ones are dropped first."""
 
     helper = False
+    reader: Any = None
 
     @initialize(default_ttl=st.sampled_from([None, None, 20]), save=st.sampled_from(["", "5 1"]))
     def open(self, default_ttl: float | None, save: str) -> None:
@@ -454,12 +456,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def change_handles(self) -> None:
-        """Another handle on the same engine takes over; the first one is closed, and its engine goes on."""
+        """Another handle on the same engine takes over; the first one is closed with its views, the engine goes on."""
         before = self.store
         self.store = tiered.open(self.path)
         before.close()
-        with pytest.raises(tiered.ClosedError):
-            before.get("any")
+        for closed in (before, *(view for view, _ in self.views)):
+            with pytest.raises(tiered.ClosedError):
+                closed.get("any")
+        self.views.clear()
 
     @rule(key=some_key, value=some_value)
     def read_through_another_handle(self, key: Any, value: Any) -> None:
@@ -468,6 +472,23 @@ class StoreMachine(RuleBasedStateMachine):
             assert len(reader) == len(self.model)
             with pytest.raises(tiered.ReadOnlyError):
                 reader[key] = value
+
+    @rule(key=some_key, look=st.sampled_from(["refresh", "refresh", "evict", "close"]))
+    def follow(self, key: Any, look: str) -> None:
+        """A reader as in another process looks, and sees the same; it stays from one time to the next."""
+        if self.reader is None or self.reader._engine.writer is not self.store._engine:
+            self.reader = beside(self.store)
+        self.reader.refresh()
+        assert self.reader.get(key, "none") == self.model.get(key, ("none", None))[0]
+        assert dict(self.reader) == {key: value for key, (value, _) in self.model.items()}
+        assert len(self.reader) == len(self.model)
+        assert self.reader.get_many(KEYS) == {key: self.model[key][0] for key in KEYS if key in self.model}
+        assert self.reader.check() == []
+        if look == "evict":
+            evict(self.reader)
+        elif look == "close":
+            self.reader.close()
+            self.reader = None
 
     @precondition(lambda self: not self.helper)
     @rule()
@@ -567,8 +588,10 @@ ROUNDS = settings(
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )
-StoreMachine.TestCase.settings = settings(ROUNDS, max_examples=250, stateful_step_count=40)
-HelperMachine.TestCase.settings = settings(ROUNDS, max_examples=8, stateful_step_count=30)
+TIMES = int(os.environ.get("TIERED_EXAMPLES", "1"))
+"""So many times more examples than the ordinary run has."""
+StoreMachine.TestCase.settings = settings(ROUNDS, max_examples=80 * TIMES, stateful_step_count=40)
+HelperMachine.TestCase.settings = settings(ROUNDS, max_examples=8 * TIMES, stateful_step_count=30)
 
 
 class TestAnySequenceOfOperations(StoreMachine.TestCase):  # type: ignore[name-defined,misc]

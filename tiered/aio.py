@@ -66,6 +66,8 @@ async def _finished(call: Callable[..., T], /, *args: Any, **named: Any) -> T:
         while not future.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([future])
+        if not future.cancelled():
+            future.exception()  # Its failure is known, and nothing that asyncio should complain of.
         raise
 
 
@@ -377,6 +379,9 @@ class AsyncStore(AsyncMutableMapping[K, V]):
 
     async def sync(self) -> None:
         await self._run(self._store.sync)
+
+    async def refresh(self) -> None:
+        await self._run(self._store.refresh)
 
     async def compact(self) -> None:
         await self._run(self._store.compact)

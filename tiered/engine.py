@@ -55,8 +55,8 @@ class Engine(Snapshots):
         MAINTENANCE.add(self)
         if journal is not None:
             journal.on_failure = self.poison
-        if journal is None or settings.snapshot_save:
-            self.serve()
+            if settings.snapshot_save:
+                self.serve()
 
     def serve(self) -> None:
         """Have the maintenance thread tick this engine from now on."""

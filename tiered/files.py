@@ -76,6 +76,8 @@ def make_damaged(directory: Path) -> Path:
     fresh.mkdir(mode=0o700)
     sync_directory(directory)
     return fresh
+
+
 def identity(path: Path) -> tuple[int, int]:
     """What tells a file from every other, as long as one of them is open."""
     status = path.stat()
@@ -165,6 +167,16 @@ def reserve(path: Path, size: int) -> None:
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(fd, 0, size)
+    finally:
+        os.close(fd)
+
+
+def extend(path: Path, size: int) -> None:
+    """Make a file longer, with zeros that take no space, and its length durable."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.ftruncate(fd, size)
+        sync_data(fd)
     finally:
         os.close(fd)
 

@@ -265,11 +265,11 @@ class Job:
         return self._event("copied", request=copying.request, done=done, total=total)
 
     def _reset(self) -> None:
+        self._compaction_wanted = False
         for copying in self._copyings:
             if copying.steps is not None:
                 copying.steps.close()
         self._copyings = []
-        self._compaction_wanted = False
         if self._compaction is not None:
             self._compaction.close()
             self._compaction = None

@@ -46,8 +46,9 @@ record whose number is above every synced mark that can be found is such a torn 
 it and all that follows is dropped.  One at or below a mark was on the disk once, so
 it is damage.  The seed keeps bytes inside values, or left from an older file in the
 same blocks, from looking like records.  A header lies in one sector, so a power cut
-leaves it whole or zeros, and anything else is damage.  Downside: records lost at the very end, with
-no later record to carry a mark, cannot be told from ones never synced.
+leaves it whole or zeros, and anything else is damage.  Downsides: records lost at the very end, with
+no later record to carry a mark, cannot be told from ones never synced.  Nor can a segment that somebody put in
+the place of another be told from it, if number and first record are the same: it does not say of which store it is.
 """
 
 from __future__ import annotations
@@ -405,6 +406,13 @@ class SegmentFile:
     def header_damaged(self) -> bool:
         """Whether there is a header that is not what was written; one that never reached the disk is zeros."""
         return self.header is None and any(self._data[:HEADER_BYTES])
+
+    @property
+    def misplaced(self) -> bool:
+        """Whether the file has the name of another segment."""
+        return (
+            self.header is not None and self.path.name != files.segment_path(self.path.parent, self.header.number).name
+        )
 
     def entry_at(self, position: int) -> Entry | None:
         """The record at `position`, None if there is no valid one."""

@@ -34,13 +34,14 @@ class Stats(NamedTuple):
     `disk_free_bytes` are pages of the cold tier's file that hold nothing: later checkpoints
     use them, but not those that an open view can still see.  `damaged_bytes` is what `salvage` has
     put aside.  `view_seconds` is the age of the oldest
-    view, `view_bytes` what views keep of write buffers that the store has let go of.  `snapshot_seconds` is
-    the age of a snapshot under way, which holds pages as a view does; `snapshot_failure` why the last
-    scheduled one failed, "" if it did not.
+    view, `view_bytes` what views keep of write buffers that the store has let go of.
 
     Everything that was acknowledged before `as_of` is seen, in seconds since the epoch: now for the
     program that writes; for `flag="r"` the last time that it had read all of the journal, so that `time.time() -
     as_of` is how far behind it may be.  `last_sequence` is the number of the last operation seen.
+
+    `snapshot_seconds` is the age of a snapshot under way, which holds pages as a view does; `snapshot_failure`
+    why the last scheduled one failed, "" if it did not.
     """
 
     path: str

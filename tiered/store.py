@@ -652,7 +652,7 @@ def open(
     """Open the store in the directory `path`; without one, a temporary store, removed when it is closed.
 
     `flag` is as in `dbm`: "c" create if missing, "w" existing, "r" existing and
-    read-only beside any writer, "n" always new.  `settings` are those of `config`:
+    read-only beside any writer, a tenth of a second behind it, "n" always new.  `settings` are those of `config`:
     memory, eviction, durability, save, compression, default_ttl, disk, snapshot_save,
     snapshot_dir, snapshot_keep, helper.  One process at a time may have a store open for
     writing; others get `LockedError`, after `lock_timeout` seconds.  Opened again in the same

@@ -56,7 +56,7 @@ BUFFER_SHARE = 2
 """The write buffer takes at most the budget divided by this."""
 SEGMENT_BYTES_MAX = 64 << 20
 
-HOT_SHARE_MIN = 8
+HOT_SHARE_MIN = 16
 """The hot tier keeps at least the budget divided by this, whatever write buffers and views take."""
 PINNED_SHARE = 3 / 8
 """What views may keep of the budget in buffers that the store itself has let go of."""
@@ -135,7 +135,6 @@ class Tiers:
         self._aside: list[WriteBuffer] = []
         self._room_until = -1
         self._journal_ahead = False
-        self._buffer_bytes = 0
         self._changes = 0
         self._saved_at = self._synced_at = clock.monotonic()
         self._random = random.Random()
@@ -355,6 +354,11 @@ class Tiers:
         return min(self.settings.memory // BUFFER_SHARE // 2, SEGMENT_BYTES_MAX)
 
     @property
+    def step_bytes(self) -> int:
+        """So many bytes may come into the active buffer, index included, until the hot tier's budget is set anew."""
+        return max(4096, self.share_bytes // 16)
+
+    @property
     def buffer_bytes(self) -> int:
         """What the write buffers take now."""
         return sum(buffer.used_bytes() for buffer in self.buffers)
@@ -369,8 +373,10 @@ class Tiers:
                     break
                 view.end(f"it kept more than its share of the memory, {PINNED_SHARE:.0%} of {memory:,} bytes")
                 pinned = self.pinned_bytes()
-        self._buffer_bytes = self.buffer_bytes
-        self.hot.budget_bytes = max(memory // HOT_SHARE_MIN, memory - self._buffer_bytes - pinned)
+        taken = self.buffer_bytes + pinned
+        if self._active is not None:
+            taken += self._active.foreseen_bytes(self.step_bytes)
+        self.hot.budget_bytes = max(memory // HOT_SHARE_MIN, memory - taken)
         if self.hot.used_bytes > self.hot.budget_bytes:
             self.hot.shrink()
 

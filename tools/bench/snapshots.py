@@ -108,8 +108,8 @@ class Taken:
     def line(self, name: str, size: float, count: int) -> str:
         wall, cpu = statistics.median(self.wall), statistics.median(self.cpu)
         return (
-            f"{name:20} {size / MB:7.1f} MB {wall:7.2f} s {size / MB / wall:7.1f} MB/s {wall / count * 1e6:7.2f} µs/record;"
-            f" CPU {cpu:6.2f} s {cpu / count * 1e6:6.2f} µs/record"
+            f"{name:20} {size / MB:7.1f} MB {wall:7.2f} s {size / MB / wall:7.1f} MB/s"
+            f" {wall / count * 1e6:7.2f} µs/record; CPU {cpu:6.2f} s {cpu / count * 1e6:6.2f} µs/record"
         )
 
 
