@@ -9,8 +9,8 @@ from typing import Any
 import tiered
 from tiered.cold import Cold
 from tiered.follower import Follower
-from tiered.handles import Shared
 from tiered.maintenance import MAINTENANCE
+from tiered.sharing import Shared
 
 
 class Beside(Follower):

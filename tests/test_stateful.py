@@ -93,6 +93,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.default_ttl = default_ttl
         self.model: dict[Any, tuple[Any, int | None]] = {}
         self.views: list[tuple[Any, dict[Any, Any]]] = []
+        self.snapshots: list[tuple[Path, dict[Any, tuple[Any, int | None]], float | None]] = []
         self.clock = ManualClock(EPOCH_MS)
         self._open(default_ttl=default_ttl, save=save)
 
@@ -451,12 +452,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def change_handles(self) -> None:
-        """Another handle on the same engine takes over; the first one is closed, and its engine goes on."""
+        """Another handle on the same engine takes over; the first one is closed with its views, the engine goes on."""
         before = self.store
         self.store = tiered.open(self.path)
         before.close()
-        with pytest.raises(tiered.ClosedError):
-            before.get("any")
+        for closed in (before, *(view for view, _ in self.views)):
+            with pytest.raises(tiered.ClosedError):
+                closed.get("any")
+        self.views.clear()
 
     @rule(key=some_key, value=some_value)
     def read_through_another_handle(self, key: Any, value: Any) -> None:
@@ -495,6 +498,50 @@ class StoreMachine(RuleBasedStateMachine):
         self.path = left
         self._open()
         assert self.store.stats().recovery_dropped_bytes == 0
+
+    @rule()
+    def snapshot(self) -> None:
+        self.copies += 1
+        file = self.directory / f"snapshot-{self.copies}.tsnap"
+        info = self.store.snapshot(file)
+        assert info.records >= len(self.model)  # What expired a moment ago may be in it.
+        self.snapshots.append((file, dict(self.model), self.default_ttl))
+
+    def _of_snapshot(self, model: dict[Any, tuple[Any, int | None]]) -> dict[Any, tuple[Any, int | None]]:
+        """What is left of a snapshot now."""
+        return {key: found for key, found in model.items() if found[1] is None or found[1] > self.now_ms}
+
+    @precondition(lambda self: self.snapshots)
+    @rule(number=st.integers(0, 9), prefix=st.one_of(st.none(), st.sampled_from(PREFIXES)))
+    def restore_elsewhere(self, number: int, prefix: Any) -> None:
+        file, model, _ = self.snapshots[number % len(self.snapshots)]
+        path = self.directory / "restored"
+        assert tiered.verify(file) == []
+        tiered.restore(file, path, prefix=prefix)
+        assert tiered.verify(path) == []
+        left = {
+            key: value
+            for key, (value, _) in self._of_snapshot(model).items()
+            if prefix is None or starts_with(key, prefix)
+        }
+        with tiered.open(path, memory="1MB", helper=False, clock=self.clock) as restored:
+            assert dict(restored.items()) == left
+            assert len(restored) == len(left)
+            for key in left:
+                deadline = model[key][1]
+                assert restored.ttl(key) == (None if deadline is None else (deadline - self.now_ms) / 1000)
+            assert restored.check() == []
+        shutil.rmtree(path)
+
+    @precondition(lambda self: self.snapshots)
+    @rule(number=st.integers(0, 9))
+    def restore_in_place(self, number: int) -> None:
+        file, model, default_ttl = self.snapshots[number % len(self.snapshots)]
+        self._close_views()
+        self.store.close()
+        tiered.restore(file, self.path, force=True)
+        self.model, self.default_ttl = self._of_snapshot(model), default_ttl
+        self._open()
 
     @invariant()
     def nothing_is_wrong_between_the_tiers(self) -> None:
@@ -537,8 +584,10 @@ ROUNDS = settings(
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )
-StoreMachine.TestCase.settings = settings(ROUNDS, max_examples=250, stateful_step_count=40)
-HelperMachine.TestCase.settings = settings(ROUNDS, max_examples=8, stateful_step_count=30)
+TIMES = int(os.environ.get("TIERED_EXAMPLES", "1"))
+"""So many times more examples than the ordinary run has."""
+StoreMachine.TestCase.settings = settings(ROUNDS, max_examples=80 * TIMES, stateful_step_count=40)
+HelperMachine.TestCase.settings = settings(ROUNDS, max_examples=8 * TIMES, stateful_step_count=30)
 
 
 class TestAnySequenceOfOperations(StoreMachine.TestCase):  # type: ignore[name-defined,misc]

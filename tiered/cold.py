@@ -24,13 +24,12 @@ not closed, and goes when the last reader lets go of it.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from zlib import crc32
 
@@ -48,8 +47,8 @@ from tiered.errors import (
     StoreError,
     StoreFullError,
 )
+from tiered.log import LOG
 
-LOG = logging.getLogger("tiered")
 CLOSE_WAIT_SECONDS = 5.0
 FORMAT = 1
 _DATABASES = ("records", "recent", "expiry", "dictionaries", "meta")
@@ -69,9 +68,8 @@ Change = tuple[bytes, "bytes | None", int, int]
 """A stored key; its record, None for a deletion; the record's deadline; its payload's length before compression."""
 
 
-@dataclass
-class State:
-    """What the cold tier knows of itself; written with every checkpoint."""
+class State(SimpleNamespace):
+    """What the cold tier knows of itself; written with every checkpoint.  `vars()` of it is what is written."""
 
     format: int = FORMAT
     applied: int = 0
@@ -82,6 +80,9 @@ class State:
     dictionary: int = 0
     dictionary_next: int = 1
     moved: bool = False
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**{name: values.get(name, getattr(State, name)) for name in State.__annotations__})
 
 
 @contextmanager
@@ -137,11 +138,13 @@ def _unsealed(path: Path, what: str, data: bytes) -> Any:
 class Cold:
     """One LMDB environment."""
 
-    def __init__(self, directory: Path, readonly: bool = False, create: bool = False) -> None:
+    def __init__(self, directory: Path, readonly: bool = False, create: bool = False, mend: bool = False) -> None:
         self.path = directory / "data.mdb"
         self.directory = directory
+        self._readonly = readonly
         self._users: list[None] = []
         self._closed = False
+        self._barred = False
         if create:
             directory.mkdir(mode=0o700, exist_ok=True)
         elif not self.path.exists():
@@ -153,31 +156,46 @@ class Cold:
             reserve_lock_file(directory)
         with ExitStack() as undo:
             with translated(self.path):
-                self._env = open_environment(directory, readonly, len(_DATABASES))
-                undo.callback(self._env.close)
-                self._status = self.path.stat()
-                self._check_file()
-                self._databases = {name: self._env.open_db(name.encode(), create=create) for name in _DATABASES}
-            self.records = self._databases["records"]
-            self.recent = self._databases["recent"]
-            self.expiry = self._databases["expiry"]
+                self._open(create, undo, mend)
             if create:
                 with self.update():
                     pass  # Writes the first state.
                 files.sync_directory(directory)
             undo.pop_all()
 
+    def _open(self, create: bool, undo: ExitStack, mend: bool = False) -> None:
+        self._env = open_environment(self.directory, self._readonly, len(_DATABASES))
+        undo.callback(self._env.close)
+        self._status = self.path.stat()
+        self._check_file(mend)
+        self._databases = {name: self._env.open_db(name.encode(), create=create) for name in _DATABASES}
+        self.records = self._databases["records"]
+        self.recent = self._databases["recent"]
+        self.expiry = self._databases["expiry"]
+
     def file_bytes(self) -> int:
         """Bytes of all pages, free ones included."""
         with self._used():
-            return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
+            return self._pages_bytes()
 
-    def _check_file(self) -> None:
-        """Refuse a data file shorter than its pages: reading past its end would be SIGBUS."""
-        wanted, size = self.file_bytes(), self.path.stat().st_size
-        if size < wanted:
+    def _pages_bytes(self) -> int:
+        return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
+
+    def _check_file(self, mend: bool) -> None:
+        """Refuse a data file shorter than its pages: reading past its end would be SIGBUS.
+
+        With `mend` the missing ones become zeros, which LMDB and the records' checksums tell from what was there.
+        """
+        wanted, size = self._pages_bytes(), self.path.stat().st_size
+        if size < wanted and mend:
+            LOG.warning("%s: truncated to %d bytes of %d", self.path, size, wanted)
+            files.extend(self.path, wanted)
+        elif size < wanted:
             raise CorruptionError(
-                self.path, f"truncated to {size:,} bytes of {wanted:,}; restore the store from a backup", size
+                self.path,
+                f"truncated to {size:,} bytes of {wanted:,}; restore the store from a backup, "
+                "or have tiered.salvage(path) keep what is there",
+                size,
             )
 
     def in_place(self) -> bool:
@@ -190,21 +208,46 @@ class Cold:
     def close(self) -> None:
         """Close the environment as soon as nobody is using it; who comes later gets `ClosedError`."""
         # Unmapping what another thread is reading, without the interpreter lock, ends the process.
-        self._closed = True
+        self._closed = self._barred = True
+        if self._unused(0):
+            self._env.close()
+        else:
+            LOG.warning("%s: still in use, and closed when that ends", self.path)
+
+    def _unused(self, users: int) -> bool:
+        """Wait until no more than so many use the environment, and none can come; False if that takes too long."""
         limit = time.monotonic() + CLOSE_WAIT_SECONDS
-        while self._users:
-            if time.monotonic() > limit:
-                LOG.warning("%s: still in use, and closed when that ends", self.path)
-                return
+        while len(self._users) > users and time.monotonic() <= limit:
             time.sleep(0.0005)
-        self._env.close()
+        return len(self._users) <= users
 
     def _enter(self) -> None:
         """Keep the environment from being closed until `_leave`."""
-        self._users.append(None)  # Before the look at `_closed`, and both atomic: `close` sees one or is seen.
-        if self._closed:
+        self._users.append(None)  # Before the look at `_barred`, and both atomic: `close` sees one or is seen.
+        while self._barred:
             self._users.pop()
-            raise ClosedError(self.path, "the store was closed meanwhile")
+            if self._closed:
+                raise ClosedError(self.path, "the store was closed meanwhile")
+            time.sleep(0.0005)
+            self._users.append(None)
+
+    def _revive(self) -> None:
+        """Open the environment again where LMDB takes no transaction any more, not even for reading.
+
+        So it is after a failed write of a meta page, until nobody in the process has the environment open.
+        """
+        try:
+            self._env.begin().abort()
+        except lmdb.PanicError:
+            self._barred = True
+            try:
+                if self._unused(1):  # The transaction that failed.
+                    self._env.close()
+                    with ExitStack() as undo, translated(self.path):
+                        self._open(False, undo)
+                        undo.pop_all()
+            finally:
+                self._barred = self._closed
 
     @contextmanager
     def _used(self) -> Iterator[None]:
@@ -262,14 +305,18 @@ class Cold:
         """A write transaction: everything done through it is on the disk when the block ends, or nothing is."""
         with self._used(), translated(self.path):
             self._env.reader_check()
-            with self._env.begin(write=True) as txn:
-                update = Update(self, txn)
-                yield update
-                update.finish()
+            try:
+                with self._env.begin(write=True) as txn:
+                    update = Update(self, txn)
+                    yield update
+                    update.finish()
+            except lmdb.Error:
+                self._revive()
+                raise
             # LMDB does not write pages that were taken and freed again in one transaction, which
             # may leave the file shorter than it says: `_check_file` must not take that for damage.
             if self.path.stat().st_size < (wanted := self.file_bytes()):
-                os.truncate(self.path, wanted)
+                files.extend(self.path, wanted)
 
     def state(self) -> State:
         """The state of the last checkpoint."""
@@ -331,8 +378,7 @@ class _Access:
         values = _unsealed(self.cold.path, "the store's state", data)
         if values.get("format") != FORMAT:
             raise FormatError(self.cold.path, f"format {values.get('format')}; this version knows {FORMAT}")
-        known = {field.name for field in fields(State)}
-        return State(**{name: value for name, value in values.items() if name in known})
+        return State(**values)
 
     def settings(self) -> dict[str, object]:
         """The settings remembered in the store."""
@@ -361,8 +407,8 @@ class _Access:
         self, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """Live records with `start <= key < stop` in key order, `recent` over `records`."""
-        front = self._walk(self.cold.recent, start, stop, reverse)
-        behind = self._walk(self.cold.records, start, stop, reverse)
+        front = self.walk(self.cold.recent, start, stop, reverse)
+        behind = self.walk(self.cold.records, start, stop, reverse)
         newer, older = next(front, None), next(behind, None)
         while newer is not None or older is not None:
             if older is None or (newer is not None and (newer[0] >= older[0] if reverse else newer[0] <= older[0])):
@@ -376,7 +422,10 @@ class _Access:
                 yield older
                 older = next(behind, None)
 
-    def _walk(self, database: Any, start: bytes, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+    def walk(
+        self, database: Any, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Entries of one database with `start <= key < stop` in key order."""
         with self.txn.cursor(database) as cursor:
             if not reverse:
                 if not (cursor.set_range(start) if start else cursor.first()):
@@ -424,7 +473,7 @@ class Update(_Access):
 
     def finish(self) -> None:
         """Write the state back."""
-        self.txn.put(b"state", _sealed(asdict(self.current)), db=self._meta)
+        self.txn.put(b"state", _sealed(vars(self.current)), db=self._meta)
 
     def put_settings(self, settings: dict[str, object]) -> None:
         """Remember these settings."""
@@ -524,7 +573,7 @@ class Update(_Access):
         if puts:
             with self.txn.cursor(self.cold.records) as cursor:
                 append = not cursor.last() or cursor.key() < puts[0][0]
-                cursor.putmulti(puts, append=append)
+                _all_put(self.cold.path, cursor.putmulti(puts, append=append), len(puts))
         if len(items) == self.entries("recent"):
             self.txn.drop(self.cold.recent, delete=False)
         else:
@@ -544,7 +593,7 @@ class Update(_Access):
             if deadline := record.deadline_of(data):
                 index_puts.append((deadline_key(deadline, key), b""))
         with self.txn.cursor(self.cold.records) as cursor:
-            cursor.putmulti(list(items), append=True)
+            _all_put(self.cold.path, cursor.putmulti(list(items), append=True), len(items))
         if index_puts:
             with self.txn.cursor(self.cold.expiry) as cursor:
                 cursor.putmulti(sorted(index_puts))
@@ -555,6 +604,12 @@ class Update(_Access):
             self.txn.drop(database, delete=False)
         state = self.current
         state.records = state.stored_bytes = state.packed_bytes = 0
+
+
+def _all_put(path: Path, counts: tuple[int, int], wanted: int) -> None:
+    """LMDB leaves out, without a word, what is appended and does not come after all there is."""
+    if counts[1] != wanted:
+        raise CorruptionError(path, f"{wanted - counts[1]} records are not in order; restore the store from a backup")
 
 
 def _packed_size(data: bytes) -> int:

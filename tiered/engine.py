@@ -1,6 +1,6 @@
 """The engine of one open store: what follows a write, what is due with time, and the end.
 
-It builds on `writing`, `checkpoints`, and `tiers`, where the locking is described.
+It builds on `snapshots`, `writing`, `checkpoints`, and `tiers`, where the locking is described.
 
 Errors met in the background poison the engine or are kept and raised by the next
 call; a full disk does neither: it is retried, and writers are refused until then.
@@ -9,7 +9,6 @@ call; a full disk does neither: it is retried, and writers are refused until the
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -27,18 +26,19 @@ from tiered.errors import (
 )
 from tiered.expiry import next_cycle
 from tiered.journal import CLOSE_BYTES, Journal
+from tiered.log import LOG
 from tiered.maintenance import MAINTENANCE, TICK_SECONDS_MAX
 from tiered.recovery import Plan
 from tiered.schedule import is_due
+from tiered.snapshots import Snapshots
 from tiered.tiers import Pinning
-from tiered.writing import UNSET, Writing
+from tiered.writing import UNSET
 
-LOG = logging.getLogger("tiered")
 HOT_EXPIRE_KEYS = 500
 CLOSE_SECONDS_MAX = 600.0
 
 
-class Engine(Writing):
+class Engine(Snapshots):
     """One open store, shared by its handles."""
 
     def __init__(
@@ -55,6 +55,8 @@ class Engine(Writing):
         MAINTENANCE.add(self)
         if journal is not None:
             journal.on_failure = self.poison
+            if settings.snapshot_save:
+                self.serve()
 
     def serve(self) -> None:
         """Have the maintenance thread tick this engine from now on."""
@@ -83,6 +85,8 @@ class Engine(Writing):
         setattr(self.settings, name, parsed)
         self.always = self.settings.durability == "always"
         self._attend()
+        if name == "snapshot_save":
+            self.serve()
         if name == "disk":
             self.capped = self.settings.disk is not None and self.cold_used_bytes > self.settings.disk
         self._room_until = -1  # The active buffer may be over its share of a smaller budget.
@@ -178,6 +182,7 @@ class Engine(Writing):
         if active is not None and not journal.prepared and active.segment.position * 2 > active.segment.capacity:
             with contextlib.suppress(StoreFullError):
                 journal.prepare()
+        self._snapshot_when_due()
         self._trim()
         again = TICK_SECONDS_MAX / 2
         if now >= self._expire_at:
@@ -246,7 +251,7 @@ class Engine(Writing):
     def close(self) -> None:
         """Checkpoint what is dirty, and let go of everything.  What cannot be checkpointed stays in the journal."""
         self.refuse_waiting()
-        error: Exception | None = None
+        error: StoreError | None = None
         with contextlib.ExitStack() as ending, self.lock:
             if self.closed or self.forked:
                 return
@@ -255,12 +260,14 @@ class Engine(Writing):
             self.closed = True
             for view in self.open_views():
                 view.end("the store was closed")
-            if self.journal is not None:
+            for step in (self._finish, self._close_journal) if self.journal is not None else ():
                 try:
-                    self._finish()
-                except (StoreError, OSError) as failure:
-                    error = failure
-                self._close_journal()
+                    step()
+                except StoreError as failure:
+                    error = error or failure
+                except OSError as failure:
+                    named = f"closing: {failure}; the journal keeps what was written"
+                    error = error or StoreError(failure.filename or self.directory, named)
             self.hot.clear()
         if error is not None:
             raise error
@@ -283,6 +290,8 @@ class Engine(Writing):
         try:
             if checkpointer is not None and not self._finished:
                 checkpointer.abandon()
+            if self._moved and isinstance(checkpointer, InlineCheckpointer):
+                checkpointer.reopened().close()  # Which could not be followed to.
         finally:
             if self._number:
                 MAINTENANCE.dismiss(self._number)
@@ -309,7 +318,7 @@ class Engine(Writing):
             self._unlocked(self.checkpointer.finish)
         if self._aside or self._active is not None:
             reason = f"closed without a last checkpoint: {self.poisoned or self.full or 'the helper did not finish'}"
-            kind = PoisonedError if self.poisoned else StoreFullError if self.full else StoreError
+            kind = PoisonedError if self.poisoned else self.full_kind if self.full else StoreError
             raise kind(self.directory, f"{reason}; the journal keeps what was written")
 
     def _close_journal(self) -> None:

@@ -46,8 +46,9 @@ record whose number is above every synced mark that can be found is such a torn 
 it and all that follows is dropped.  One at or below a mark was on the disk once, so
 it is damage.  The seed keeps bytes inside values, or left from an older file in the
 same blocks, from looking like records.  A header lies in one sector, so a power cut
-leaves it whole or zeros, and anything else is damage.  Downside: records lost at the very end, with
-no later record to carry a mark, cannot be told from ones never synced.
+leaves it whole or zeros, and anything else is damage.  Downsides: records lost at the very end, with
+no later record to carry a mark, cannot be told from ones never synced.  Nor can a segment that somebody put in
+the place of another be told from it, if number and first record are the same: it does not say of which store it is.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ from zlib import crc32
 
 from tiered import files
 from tiered.errors import CorruptionError, FormatError, ReentrantError, StoreError, StoreFullError
+from tiered.log import LOG
 
 HEADER = struct.Struct("<8sHHIQQQI")
 assert HEADER.size == 44
@@ -75,7 +77,7 @@ assert _CRC.size + _REST.size == RECORD.size
 
 _SEGMENT_MAGIC = b"tierjrnl"
 _VERSION = 1
-_MAGIC = 0x7E5D
+RECORD_MAGIC = _MAGIC = 0x7E5D
 _MAGIC_BYTES = _MAGIC.to_bytes(2, "little")
 PUT, DELETE, SETTING, CLOSE, CLEAR = 1, 2, 3, 4, 5
 MORE = 1
@@ -323,7 +325,10 @@ class Journal:
         if segment in self._unsynced:
             self._unsynced.remove(segment)
         self.synced = max(self.synced, applied)
-        segment.path.unlink(missing_ok=True)
+        try:
+            segment.path.unlink(missing_ok=True)
+        except OSError as error:  # In nobody's way: the next open finds it applied, and removes it.
+            LOG.warning("%s: applied, but cannot be removed: %s", segment.path, error)
 
     def sync(self, wanted: int) -> None:
         """Return when every record up to `wanted` is on the disk.  Threads that wait share one sync.
@@ -393,9 +398,21 @@ class SegmentFile:
         return SegmentHeader(seed, number, first, synced)
 
     @property
+    def data(self) -> memoryview:
+        """All of it."""
+        return self._data
+
+    @property
     def header_damaged(self) -> bool:
         """Whether there is a header that is not what was written; one that never reached the disk is zeros."""
         return self.header is None and any(self._data[:HEADER_BYTES])
+
+    @property
+    def misplaced(self) -> bool:
+        """Whether the file has the name of another segment."""
+        return (
+            self.header is not None and self.path.name != files.segment_path(self.path.parent, self.header.number).name
+        )
 
     def entry_at(self, position: int) -> Entry | None:
         """The record at `position`, None if there is no valid one."""

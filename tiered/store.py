@@ -21,16 +21,18 @@ from tiered.check import Finding, check_engine
 from tiered.clock import Clock
 from tiered.config import SETTINGS, setting_named
 from tiered.errors import ConfigError
-from tiered.handles import TEMPORARY, Ended, Handle, Inherited
+from tiered.handle import Ended, Handle, Inherited
 from tiered.hot import Expiring, Packed, cost, entry_of, value_of
 from tiered.journal import Dirty, record_bytes
+from tiered.mapping import ABSENT, ONE, Pairs, RangedMapping, pairs_of
 from tiered.moment import passing
+from tiered.sharing import TEMPORARY
+from tiered.snapshot import SnapshotInfo
 from tiered.stats import Explanation, MemoryStats, Stats, memory_stats_of, state_name, stats_of
 from tiered.sub import Sub
 from tiered.tiers import Where
 from tiered.transaction import ATTEMPTS, Transaction, added, edited, transacted
 from tiered.view import AGE_SECONDS_MAX, View
-from tiered.views import ABSENT, ONE, Pairs, RangedMapping, pairs_of
 from tiered.writing import UNSET, Batch, Change
 
 K = TypeVar("K")
@@ -476,14 +478,14 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
 
         Raises `ConflictError`, at the latest at its end, if something it read was changed by another.
         """
-        return Transaction(self._engine)
+        return Transaction(self)
 
     def transact(self, run: Callable[[Transaction[K, V]], T], attempts: int = ATTEMPTS) -> T:
         """What `run(txn)` returns, called with a transaction, again after each conflict.
 
         Raises `ConflictError` after so many attempts.
         """
-        return transacted(self._engine, run, attempts)
+        return transacted(self, run, attempts)
 
     def edit(self, key: K, default: V = _UNSET) -> contextlib.AbstractContextManager[V]:
         """A value to be changed in place in a `with` block, written back at its end if it changed, keeping its TTL.
@@ -491,14 +493,14 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
         `default` is stored and given if the key is absent, else KeyError.  `ConflictError`
         if another wrote the key meanwhile; `TypeError` for what cannot be changed in place.
         """
-        return edited(self._engine, key, default)
+        return edited(self, key, default)
 
     def view(self, max_age: float = AGE_SECONDS_MAX) -> View[K, V]:
         """A read-only mapping of the store as it is now, to be closed soon; costs the same whatever is dirty.
 
         Past `max_age` seconds, or three eighths of `memory` kept, it raises `ViewExpiredError`.
         """
-        return View(self._engine, max_age)
+        return View(self, max_age)
 
     def sub(self, *prefix: Any) -> Sub[Any, V]:
         """A mapping over the keys that are tuples beginning with `prefix`, which its own keys leave out."""
@@ -535,6 +537,19 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
         Needs room for the new copy beside the old one.
         """
         self._engine.compact()
+
+    def snapshot(
+        self, file: str | os.PathLike[str], progress: Callable[[int, int], object] | None = None
+    ) -> SnapshotInfo:
+        """Write the whole store, as it is at one moment, into one file; returns when it is on the disk.
+
+        Everything acknowledged before the call is in it; reads and writes go on.  Of a store that is open
+        for writing in another process, or crashed, it is the last checkpoint: `as_of` says of when.
+        An older snapshot of that name is replaced, at once or not at all.  `progress(done, total)` is told of
+        records.  Raises `NotAStoreError` for a name that is taken by anything else, `CorruptionError` for a
+        damaged record, `StoreFullError`; there is no new file then, and the store is unharmed.
+        """
+        return self._engine.snapshot(file, progress)
 
     # Looking inside
 
@@ -638,10 +653,11 @@ def open(
 
     `flag` is as in `dbm`: "c" create if missing, "w" existing, "r" existing and
     read-only beside any writer, a tenth of a second behind it, "n" always new.  `settings` are those of `config`:
-    memory, eviction, durability, save, compression, default_ttl, disk, helper.  One
-    process at a time may have a store open for writing; others get `LockedError`,
-    after `lock_timeout` seconds.  Opened again in the same process, it is another handle on
-    the same engine, and settings that differ from those in force are a `ConfigError`.
+    memory, eviction, durability, save, compression, default_ttl, disk, snapshot_save,
+    snapshot_dir, snapshot_keep, helper.  One process at a time may have a store open for
+    writing; others get `LockedError`, after `lock_timeout` seconds.  Opened again in the same
+    process, it is another handle on the same engine, and settings that differ from those in
+    force are a `ConfigError`.
 
     Raises `NotAStoreError`, `LockedError`, `CorruptionError`, `FormatError`,
     `ReadOnlyError`, `UnsupportedError`, `ConfigError`.  Opens in a few milliseconds,

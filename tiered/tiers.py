@@ -21,7 +21,6 @@ buffers that the store itself has let go of (`views`), which counts against the 
 from __future__ import annotations
 
 import contextlib
-import logging
 import random
 import threading
 import weakref
@@ -43,6 +42,7 @@ from tiered.errors import (
     ReadOnlyError,
     ReentrantError,
     StoreError,
+    StoreFullError,
 )
 from tiered.expiry import next_cycle
 from tiered.hot import HotTier, entry_of, value_of
@@ -52,12 +52,11 @@ from tiered.recovery import Plan
 from tiered.stats import Counters
 from tiered.write_buffer import WriteBuffer
 
-LOG = logging.getLogger("tiered")
 BUFFER_SHARE = 2
 """The write buffer takes at most the budget divided by this."""
 SEGMENT_BYTES_MAX = 64 << 20
 
-HOT_SHARE_MIN = 8
+HOT_SHARE_MIN = 16
 """The hot tier keeps at least the budget divided by this, whatever write buffers and views take."""
 PINNED_SHARE = 3 / 8
 """What views may keep of the budget in buffers that the store itself has let go of."""
@@ -75,6 +74,8 @@ class Watcher(Protocol):
 class Pinning(Protocol):
     """A view, as far as its memory and its age concern the engine."""
 
+    @property
+    def handle(self) -> object: ...
     @property
     def buffers(self) -> tuple[WriteBuffer, ...]: ...
     @property
@@ -122,7 +123,8 @@ class Tiers:
         self.closed = False
         self.forked = False
         self.poisoned = ""
-        self.full = ""
+        self.full = ""  # Why checkpoints are put off, if they are, and the error that says so.
+        self.full_kind: type[StoreError] = StoreFullError
         self.capped = False
         self.always = self.attended = settings.durability == "always"
         self.checkpointer: Checkpointer | None = None
@@ -133,7 +135,6 @@ class Tiers:
         self._aside: list[WriteBuffer] = []
         self._room_until = -1
         self._journal_ahead = False
-        self._buffer_bytes = 0
         self._changes = 0
         self._saved_at = self._synced_at = clock.monotonic()
         self._random = random.Random()
@@ -143,6 +144,7 @@ class Tiers:
         self._finished = False
         self._compactions = 0
         self._compacting = False
+        self._moved = False  # A compaction is done, and its cold tier is not the one read here yet.
         self._compaction_failure: StoreError | None = None
         self._background: BaseException | None = None
         self._trimmed_bytes = 0
@@ -183,6 +185,10 @@ class Tiers:
         if self._background is not None:
             error, self._background = self._background, None
             raise error
+
+    def alive(self) -> bool:
+        """Whether it is open, and its files are those at the path."""
+        return not self.closed and self.in_place()
 
     def in_place(self) -> bool:
         """Whether the files that are open are those at the path: a directory may be removed and made anew."""
@@ -348,6 +354,11 @@ class Tiers:
         return min(self.settings.memory // BUFFER_SHARE // 2, SEGMENT_BYTES_MAX)
 
     @property
+    def step_bytes(self) -> int:
+        """So many bytes may come into the active buffer, index included, until the hot tier's budget is set anew."""
+        return max(4096, self.share_bytes // 16)
+
+    @property
     def buffer_bytes(self) -> int:
         """What the write buffers take now."""
         return sum(buffer.used_bytes() for buffer in self.buffers)
@@ -362,8 +373,10 @@ class Tiers:
                     break
                 view.end(f"it kept more than its share of the memory, {PINNED_SHARE:.0%} of {memory:,} bytes")
                 pinned = self.pinned_bytes()
-        self._buffer_bytes = self.buffer_bytes
-        self.hot.budget_bytes = max(memory // HOT_SHARE_MIN, memory - self._buffer_bytes - pinned)
+        taken = self.buffer_bytes + pinned
+        if self._active is not None:
+            taken += self._active.foreseen_bytes(self.step_bytes)
+        self.hot.budget_bytes = max(memory // HOT_SHARE_MIN, memory - taken)
         if self.hot.used_bytes > self.hot.budget_bytes:
             self.hot.shrink()
 

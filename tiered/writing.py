@@ -17,7 +17,7 @@ import msgpack
 from tiered import keys
 from tiered.checkpoints import Checkpoints
 from tiered.errors import StoreError, StoreFullError
-from tiered.journal import CLEAR, CLOSE_BYTES, DELETE, PUT, SETTING, record_bytes
+from tiered.journal import CLEAR, CLOSE_BYTES, DELETE, HEADER_BYTES, PUT, SETTING, record_bytes
 from tiered.maintenance import MAINTENANCE
 from tiered.write_buffer import WriteBuffer
 
@@ -100,8 +100,8 @@ class Writing(Checkpoints):
                 return False
             room = segment.capacity - CLOSE_BYTES - segment.position
             if size <= room and used < self.share_bytes and len(self._active.positions) < SEGMENT_RECORDS_MAX:
-                # Looked at again after this many bytes: dirty records take from the hot tier's budget.
-                step = max(4096, self.share_bytes // 16)
+                # Looked at again when so many bytes have come, index included: they take from the hot tier's budget.
+                step = self.step_bytes * (segment.position - HEADER_BYTES) // max(used, 1)
                 self._room_until = min(segment.position + max(size, step), segment.capacity - CLOSE_BYTES)
                 self._rebudget()
                 if not self._journal_ahead and 2 * segment.position > segment.capacity:
@@ -124,7 +124,7 @@ class Writing(Checkpoints):
                 began = self.clock.monotonic()
             waited = True
             if self.full:
-                raise StoreFullError(self.directory, self.full)
+                raise self.full_kind(self.directory, self.full)
             self._wait_a_little()
             self.counters.wait_seconds += self.clock.monotonic() - began
             began = self.clock.monotonic()
