@@ -324,7 +324,7 @@ def test_salvage_of_pages_damaged_in_any_way_gives_right_values_only(damaged: An
     template = (left / "cold-0001" / "data.mdb").read_bytes()
     uniform = random.Random(4)
     died = 0
-    for number in range(8):
+    for number in range(5):
         copy = shutil.copytree(left, tmp_path / f"copy {number}")
         data = bytearray(template)
         for _ in range(uniform.choice((1, 30))):
@@ -333,7 +333,7 @@ def test_salvage_of_pages_damaged_in_any_way_gives_right_values_only(damaged: An
         done = programs.run(code, copy, timeout=30)
         died += done.returncode < 0
         assert done.returncode <= 0, done.stderr
-    assert died <= 2
+    assert died <= 1
 
 
 def test_salvage_of_a_truncated_cold_tier_keeps_what_is_there(damaged: Any, tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_salvage_of_a_truncated_cold_tier_keeps_what_is_there(damaged: Any, tmp_
     left, items = damaged()
     path = left / "cold-0001" / "data.mdb"
     whole = path.stat().st_size
-    for size in range(2 * 4096, whole, 4096):
+    for size in (2 * 4096, whole // 2, whole - 4096):
         copy = shutil.copytree(left, tmp_path / str(size))
         os.truncate(copy / "cold-0001" / "data.mdb", size)
         with pytest.raises(CorruptionError, match=r"truncated.*tiered\.salvage"):
