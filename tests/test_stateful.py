@@ -323,6 +323,10 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(key=some_key, addition=some_value)
     def edit(self, key: Any, addition: Any) -> None:
         value, deadline = self.model.get(key, ([], self._deadline(self.default_ttl)))
+        if type(value) is dict:
+            with self.store.edit(key) as edited:
+                assert edited == value
+            return
         if type(value) is not list:
             with pytest.raises(TypeError), self.store.edit(key):
                 pass

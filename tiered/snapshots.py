@@ -223,7 +223,7 @@ class Snapshots(Writing):
     def _put_off(self, error: Exception) -> None:
         self._schedule.put_off(self.clock.now_ms())
         self.snapshot_failure = str(error)
-        LOG.error("%s: no snapshot, tried again in %.0f s: %s", self.directory, RETRY_SECONDS, error)
+        LOG.error("%s: no snapshot, tried again in %.0f s: %s", self.directory, RETRY_SECONDS, self.snapshot_failure)
 
     # On schedule
 
