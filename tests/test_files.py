@@ -268,6 +268,7 @@ def test_a_descriptor_is_closed_with_its_last_reference_whatever_signals_come(tm
     """An interrupt before the first line of a finalizer in Python would keep it from closing anything."""
     before = len(os.listdir("/proc/self/fd"))
     interrupts, inside = 0, False
+    made: list[files.Descriptor] = []
 
     def interrupt(*_):
         nonlocal interrupts, inside
@@ -284,11 +285,11 @@ def test_a_descriptor_is_closed_with_its_last_reference_whatever_signals_come(tm
                 inside = True
                 for _ in range(10):
                     made = list(map(files.Descriptor, map(os.dup, [2] * 20)))
-                    del made
+                    made = []
                 inside = False
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
-    made = None
+    del made
     assert interrupts
     assert len(os.listdir("/proc/self/fd")) == before
