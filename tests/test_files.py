@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -229,7 +231,7 @@ def test_abandoning_a_lock_in_a_child_leaves_it_with_the_parent(tmp_path):
     lock.acquire()
     inherited = os.dup(lock._fd)
     child = files.FileLock(tmp_path / "LOCK")
-    child._fd = inherited
+    child._fd = files.Descriptor(inherited)
     child.abandon()
     assert not child.held
     with pytest.raises(LockedError):
@@ -260,3 +262,34 @@ def test_locks_are_not_inherited_by_programs_that_are_started(tmp_path):
     lock.acquire()
     assert fcntl.fcntl(lock._fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
     lock.release()
+
+
+def test_a_descriptor_is_closed_with_its_last_reference_whatever_signals_come(tmp_path):
+    """An interrupt before the first line of a finalizer in Python would keep it from closing anything."""
+    before = len(os.listdir("/proc/self/fd"))
+    interrupts, inside = 0, False
+    made: list[files.Descriptor] = []
+
+    def interrupt(*_):
+        nonlocal interrupts, inside
+        if inside:
+            inside = False
+            interrupts += 1
+            raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        for _ in range(1000):
+            with contextlib.suppress(KeyboardInterrupt):
+                inside = True
+                for _ in range(10):
+                    made = list(map(files.Descriptor, map(os.dup, [2] * 20)))
+                    made = []
+                inside = False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    del made
+    assert interrupts
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -24,7 +24,9 @@ import sys
 import time
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tiered import process
 from tiered.errors import LockedError, StoreFullError
@@ -343,13 +345,23 @@ def reserves_space(path: Path) -> bool:
     return filesystem_type(path) in _RESERVING_FILESYSTEMS
 
 
+class Descriptor(int):
+    """A file descriptor that is closed when nobody refers to it any more.
+
+    No step of that is Python code.  Ctrl-C may come before the first line of a finalizer, which then
+    does nothing, and the interrupt goes no further: the descriptor would stay open for ever.
+    """
+
+    __del__: Any = property(partial(partial, os.close))  # Looked up, it gives what closes this number.
+
+
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 
 class FileLock:
     """An exclusive lock on a file which says who holds it."""
 
-    _fd = -1
+    _fd: int = -1
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -361,42 +373,44 @@ class FileLock:
 
         # Kept at once: whoever is interrupted from here on lets go of it when this object goes.
         _held.add(self)
-        self._fd = fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._open()
         try:
             limit = time.monotonic() + timeout_seconds
             while True:
                 try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if self.in_place():
                         break
                     # Another directory has taken the name of the one it was in, which somebody restored.
-                    os.close(fd)
-                    self._fd = fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                    self._open()
                 except BlockingIOError:
                     if time.monotonic() >= limit:
-                        raise LockedError(self.path.parent, self._describe(fd)) from None
+                        raise LockedError(self.path.parent, self._describe()) from None
                     time.sleep(0.005)
             self.held = True
-            self._sign(fd)
+            self._sign()
         except BaseException:
             self.abandon()
             raise
 
-    def _sign(self, fd: int) -> None:
+    def _open(self) -> None:
+        self._fd = Descriptor(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def _sign(self) -> None:
         """Say who holds it: a courtesy to others, which a full disk may deny them."""
         import json  # Not at the top, nor others like it below: importing the package is to be quick.
 
         holder = {"host": os.uname().nodename, "pid": os.getpid(), "command": " ".join(sys.orig_argv)[:200]}
         holder["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
         with contextlib.suppress(OSError):
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps(holder).encode(), 0)
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, json.dumps(holder).encode(), 0)
 
-    def _describe(self, fd: int) -> str:
+    def _describe(self) -> str:
         import json
 
         try:
-            holder = json.loads(os.pread(fd, 4096, 0))
+            holder = json.loads(os.pread(self._fd, 4096, 0))
             who = f"process {holder['pid']} on {holder['host']} ({holder['command']}) since {holder['since']}"
         except (ValueError, KeyError, TypeError):
             who = "another process"
@@ -417,17 +431,10 @@ class FileLock:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         self.abandon()
 
-    def __del__(self) -> None:
-        # One whose owner was interrupted before it could keep it must not stay locked.
-        if self._fd >= 0 and not sys.is_finalizing():
-            self.abandon()
-
     def abandon(self) -> None:
         """Close the file only: what a forked child does with the lock of its parent."""
         self.held = False
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
+        self._fd = -1
 
 
 def abandon_locks() -> None:

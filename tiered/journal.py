@@ -137,7 +137,9 @@ class Segment:
         self.capacity = capacity
         self.path = directory / files.PREPARED
         self.path.unlink(missing_ok=True)  # Left by one whose making was interrupted.
-        self.fd = files.preallocate(self.path, capacity)
+        # Not closed by hand: a thread may be reading the mapping or syncing the file at
+        # any moment, and each of them holds a reference.
+        self.fd = files.Descriptor(files.preallocate(self.path, capacity))
         try:
             self.map = mmap.mmap(self.fd, capacity) if mapped else None
         except BaseException:
@@ -148,13 +150,6 @@ class Segment:
         self.seed = 0
         self.records: Any = None
         self.first = self.last = 0
-
-    def __del__(self, _close: Callable[[int], None] = os.close) -> None:
-        # Not closed by hand: a thread may be reading the mapping or syncing the file at
-        # this moment, and each of them holds a reference.  Late in the interpreter's end
-        # the module `os` is empty, hence the argument.
-        if hasattr(self, "fd"):
-            _close(self.fd)
 
     def begin(self, number: int, first: int, synced: int) -> None:
         """Write the header and take the number's name: the segment becomes the active one."""
