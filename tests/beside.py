@@ -23,7 +23,9 @@ class Beside(Follower):
         self._number = -1
 
     def _opened_cold(self, directory: Path) -> Cold:
-        cold: Cold = self.writer.checkpointer.reopened()
+        cold: Cold = self.writer.cold
+        if cold.directory != directory:  # The writer has not heard of it yet.
+            cold = self.writer.checkpointer.reopened()
         assert cold.directory == directory
         return cold
 

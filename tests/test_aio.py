@@ -118,6 +118,8 @@ def test_what_maintains_and_looks_inside_is_there_too(opened: Opened) -> None:
             await store.sync()
             await store.save()
             await store.compact()
+            assert (await store.snapshot(f"{store.path}.tsnap")).records == 1000
+            await store.refresh()
             assert (await store.stats()).records == 1000
             assert (await store.memory_stats()).accounted_bytes > 0
             assert "cold" in (await store.explain(1)).tiers

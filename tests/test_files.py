@@ -95,7 +95,7 @@ def test_current_is_synced_before_it_is_renamed_and_its_directory_before_and_aft
     monkeypatch.setattr(os, "replace", lambda old, new: calls.append("replace") or real_replace(old, new))
     monkeypatch.setattr(os, "fsync", lambda fd: calls.append("fsync") or real_fsync(fd))
     files.write_current(tmp_path, 1)
-    assert calls == ["fsync", "fdatasync", "replace", "fsync"], "the directory also before: the cold tier's own name"
+    assert calls == ["fsync", "fdatasync", "replace", "fsync"], "the name it leads to, its content, its own name"
 
 
 def test_preallocated_files_are_zeros_and_private(tmp_path):

@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,10 @@ import pytest
 from beside import beside
 from contracts import evict, merge, set_aside
 from programs import line_of, running, succeed, tell, wait_until
+from test_interrupts import Interrupter, free
 
 import tiered
-from tiered import codec, files, journal, keys, overlay
+from tiered import codec, files, follower, journal, keys, overlay
 from tiered.journal import HEADER_BYTES, RECORD
 from tiered.overlay import Tail
 
@@ -154,6 +156,8 @@ def test_settings_that_the_writer_changes_hold_for_a_reader_unless_it_has_its_ow
     assert plain.config_get("default_ttl") == {"default_ttl": 20}
     assert own.config_get("default_ttl") == {"default_ttl": 7}
     assert plain.config_get("memory") == {"memory": 1 << 20}
+    writer.save()
+    plain.refresh()
     writer.config_set("default_ttl", 30)
     writer.save()
     plain.refresh()
@@ -306,7 +310,8 @@ def test_reads_that_meet_a_newer_checkpoint_never_go_back_and_never_mix(writer: 
         reader.refresh()
 
 
-def test_a_value_read_before_a_checkpoint_is_not_kept_hot_after_it(writer: Any, reader: Any) -> None:
+@pytest.mark.parametrize("looks", [1, 2])
+def test_a_value_read_before_a_checkpoint_is_not_kept_hot_after_it(writer: Any, reader: Any, looks: int) -> None:
     writer["a"] = "old"
     writer.save()
     reader.refresh()
@@ -314,11 +319,127 @@ def test_a_value_read_before_a_checkpoint_is_not_kept_hot_after_it(writer: Any, 
     generation = engine.generation
     stored = keys.encode("a")
     where, found = engine.find(stored, stored)
+    assert where is None
     writer["a"] = "new"
+    if looks == 2:
+        reader.refresh()
     writer.save()
     reader.refresh()
     engine.promote("a", stored, where, generation, "old", found.deadline)
     assert reader["a"] == "new"
+
+
+def test_whatever_the_writer_does_between_two_steps_of_a_look_the_reader_sees_one_moment(
+    opener: Any, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = opener(quick_path / "store", stepwise=True, save="", durability="always")
+    names = [f"key {number}" for number in range(30)]
+    rng = random.Random(3)
+    version = 0
+
+    def write() -> None:
+        nonlocal version
+        for _ in range(rng.randrange(4)):
+            version += 1
+            writer.set_many(dict.fromkeys(names, version))
+            step = rng.choice(["save", "save", "set aside", "apply", "compact", "nothing"])
+            if step == "save":
+                writer.save()
+            elif step == "set aside":
+                set_aside(writer)
+            elif step == "apply" and writer._engine.checkpointer is not None:
+                next(steps(writer), None)
+            elif step == "compact" and rng.random() < 0.2:
+                writer.compact()
+
+    def maybe_write() -> None:
+        if writing and rng.random() < 0.3:
+            thread = threading.Thread(target=write)  # This one is inside the reader.
+            thread.start()
+            thread.join()
+
+    def between(where: Any, name: str) -> None:
+        real = getattr(where, name)
+
+        def with_writes(*arguments: Any) -> Any:
+            maybe_write()
+            found = real(*arguments)
+            maybe_write()
+            return found
+
+        monkeypatch.setattr(where, name, with_writes)
+
+    writing = False
+    write()
+    version += 1
+    writer.set_many(dict.fromkeys(names, version))
+    reader = beside(writer)
+    between(overlay.Overlay, "look")
+    between(files, "segment_numbers")
+    between(files, "identity")
+    between(follower.Follower, "_look_at_cold")
+    between(overlay.Overlay, "news")
+    between(overlay.Overlay, "forget")
+    newest = 0
+    for _ in range(100):
+        before, writing = version, True
+        reader.refresh()
+        writing = False
+        with reader.view() as view:
+            seen = set(view.values())
+            assert len(seen) == 1
+            assert newest <= (newest := seen.pop())
+            assert newest >= before
+        for name in rng.sample(names, 5):
+            assert newest <= (newest := reader[name])
+        if rng.random() < 0.3:
+            evict(reader)
+    agree(reader, writer)
+    assert reader.check() == []
+    reader.close()
+    writer.close()
+
+
+@pytest.mark.parametrize("what", ["interrupt", "read"])
+def test_an_interrupt_or_a_signal_handler_at_any_line_of_a_look_harms_nothing(
+    writer: Any, reader: Any, what: str
+) -> None:
+    writer.update((number, "v" * 40) for number in range(30))
+    version = 0
+
+    def handle() -> None:
+        assert reader.get("old") == "value"
+        assert len(reader) >= 31
+        assert reader["n"] in (version, version - 1)
+
+    def write(at: int) -> None:
+        nonlocal version
+        version += 1
+        writer.update({"n": version, "old": "value"})
+        writer[at % 7] = version
+        if at % 3 == 0:
+            writer.save()
+            writer["n"] = version
+        if at % 7 == 0:
+            writer["n"] = version
+            set_aside(writer)
+        if at % 11 == 0:
+            evict(reader)
+
+    write(1)
+    reader.refresh()
+    interrupter = Interrupter(KeyboardInterrupt, handle if what == "read" else None)
+    at, reached = 1, True
+    while reached:
+        write(at)
+        assert reader["n"] in (version, version - 1)
+        reached = interrupter.run(reader.refresh, at)
+        assert free(reader._engine.lock), interrupter.place
+        reader.refresh()
+        assert dict(reader) == dict(writer), interrupter.place
+        assert reader.check() == [], interrupter.place
+        at += 3
+    assert at > 200
 
 
 def test_a_busy_writer_leaves_hot_what_it_does_not_write(writer: Any, reader: Any) -> None:
@@ -339,8 +460,9 @@ def test_what_was_hot_goes_when_a_whole_segment_was_missed(writer: Any, reader: 
     writer["a"] = 1
     reader.refresh()
     assert reader["a"] == 1
-    writer["a"] = 2
+    writer["b"] = 2
     writer.save()
+    reader.refresh()
     writer["a"] = 3
     writer.save()
     reader.refresh()
@@ -452,7 +574,10 @@ def test_several_readers_follow_one_writer(writer: Any) -> None:
         reader.close()
 
 
-def test_a_store_that_is_made_anew_in_the_same_place_is_followed(opener: Any) -> None:
+def test_a_store_that_is_made_anew_in_the_same_place_is_followed(opener: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise tiered.StoreError("/", "too many open files")
+
     writer = opener()
     writer.update((number, "old") for number in range(100))
     writer.close()
@@ -461,20 +586,23 @@ def test_a_store_that_is_made_anew_in_the_same_place_is_followed(opener: Any) ->
     code = """
         import sys, tiered
         store = tiered.open(sys.argv[1], "n", helper=False)
-        store["new"] = 1
+        store.update((number, "new") for number in range(150))
         print("ready", flush=True)
         sys.stdin.readline()
         store.close()
     """
     with running(code, reader.path) as program:
         assert line_of(program) == "ready"
+        with monkeypatch.context() as patch:
+            patch.setattr(follower.Follower, "_opened_cold", fails)
+            reader.refresh()
+            assert dict(reader) == dict.fromkeys(range(100), "old"), "nothing of the new one is mixed in"
         reader.refresh()
-        assert dict(reader) == {"new": 1}
-        assert 5 not in reader
+        assert dict(reader) == dict.fromkeys(range(150), "new")
         tell(program)
         assert program.wait(20) == 0
     reader.refresh()
-    assert dict(reader) == {"new": 1}
+    assert dict(reader) == dict.fromkeys(range(150), "new")
 
 
 def test_a_store_that_is_removed_stays_readable_for_who_has_it_open(opener: Any, tmp_path: Path) -> None:
@@ -827,6 +955,8 @@ def test_a_reader_never_sees_half_a_transaction_and_never_goes_back_while_a_writ
                     assert len(versions) == 1
                     seen |= versions
                 assert len({value[0] for value in reader.values()}) == 1
+                evict(reader)
+                assert len({value[0] for value in reader.get_many(names).values()}) == 1
                 # In any order: what is read after a version is no older.
                 for name in rng.sample(names, 20):
                     version, filling = reader[name]

@@ -22,6 +22,7 @@ from tiered.errors import (
     ReadOnlyError,
     ReentrantError,
     StoreError,
+    StoreExistsError,
     StoreFullError,
     TieredError,
     UnknownTypeError,
@@ -30,11 +31,14 @@ from tiered.errors import (
     ViewExpiredError,
 )
 from tiered.registry import register
+from tiered.restoration import restore
 from tiered.salvaging import Salvaged, salvage
+from tiered.snapshot import SnapshotInfo
 from tiered.stats import Explanation, MemoryStats, Stats
 from tiered.store import Store, open
 from tiered.sub import Sub
 from tiered.transaction import Transaction
+from tiered.verification import verify
 from tiered.view import View
 
 __all__ = [
@@ -55,9 +59,11 @@ __all__ = [
     "ReadOnlyError",
     "ReentrantError",
     "Salvaged",
+    "SnapshotInfo",
     "Stats",
     "Store",
     "StoreError",
+    "StoreExistsError",
     "StoreFullError",
     "Sub",
     "TieredError",
@@ -69,5 +75,7 @@ __all__ = [
     "ViewExpiredError",
     "open",
     "register",
+    "restore",
     "salvage",
+    "verify",
 ]

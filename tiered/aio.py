@@ -39,6 +39,7 @@ from tiered.hot import Expiring, entry_of, value_of
 from tiered.journal import record_bytes
 from tiered.mapping import ONE, Pairs, RangedMapping
 from tiered.sharing import TEMPORARY
+from tiered.snapshot import SnapshotInfo
 from tiered.stats import Explanation, MemoryStats, Stats
 from tiered.store import Store
 from tiered.sub import Sub, SubView
@@ -379,8 +380,16 @@ class AsyncStore(AsyncMutableMapping[K, V]):
     async def sync(self) -> None:
         await self._run(self._store.sync)
 
+    async def refresh(self) -> None:
+        await self._run(self._store.refresh)
+
     async def compact(self) -> None:
         await self._run(self._store.compact)
+
+    async def snapshot(
+        self, file: str | os.PathLike[str], progress: Callable[[int, int], object] | None = None
+    ) -> SnapshotInfo:
+        return await self._run(self._store.snapshot, file, progress)
 
     async def stats(self) -> Stats:
         return await self._run(self._store.stats)

@@ -138,7 +138,7 @@ def _unsealed(path: Path, what: str, data: bytes) -> Any:
 class Cold:
     """One LMDB environment."""
 
-    def __init__(self, directory: Path, readonly: bool = False, create: bool = False) -> None:
+    def __init__(self, directory: Path, readonly: bool = False, create: bool = False, mend: bool = False) -> None:
         self.path = directory / "data.mdb"
         self.directory = directory
         self._readonly = readonly
@@ -156,18 +156,18 @@ class Cold:
             reserve_lock_file(directory)
         with ExitStack() as undo:
             with translated(self.path):
-                self._open(create, undo)
+                self._open(create, undo, mend)
             if create:
                 with self.update():
                     pass  # Writes the first state.
                 files.sync_directory(directory)
             undo.pop_all()
 
-    def _open(self, create: bool, undo: ExitStack) -> None:
+    def _open(self, create: bool, undo: ExitStack, mend: bool = False) -> None:
         self._env = open_environment(self.directory, self._readonly, len(_DATABASES))
         undo.callback(self._env.close)
         self._status = self.path.stat()
-        self._check_file()
+        self._check_file(mend)
         self._databases = {name: self._env.open_db(name.encode(), create=create) for name in _DATABASES}
         self.records = self._databases["records"]
         self.recent = self._databases["recent"]
@@ -181,12 +181,21 @@ class Cold:
     def _pages_bytes(self) -> int:
         return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
 
-    def _check_file(self) -> None:
-        """Refuse a data file shorter than its pages: reading past its end would be SIGBUS."""
+    def _check_file(self, mend: bool) -> None:
+        """Refuse a data file shorter than its pages: reading past its end would be SIGBUS.
+
+        With `mend` the missing ones become zeros, which LMDB and the records' checksums tell from what was there.
+        """
         wanted, size = self._pages_bytes(), self.path.stat().st_size
-        if size < wanted:
+        if size < wanted and mend:
+            LOG.warning("%s: truncated to %d bytes of %d", self.path, size, wanted)
+            files.extend(self.path, wanted)
+        elif size < wanted:
             raise CorruptionError(
-                self.path, f"truncated to {size:,} bytes of {wanted:,}; restore the store from a backup", size
+                self.path,
+                f"truncated to {size:,} bytes of {wanted:,}; restore the store from a backup, "
+                "or have tiered.salvage(path) keep what is there",
+                size,
             )
 
     def in_place(self) -> bool:
@@ -307,7 +316,7 @@ class Cold:
             # LMDB does not write pages that were taken and freed again in one transaction, which
             # may leave the file shorter than it says: `_check_file` must not take that for damage.
             if self.path.stat().st_size < (wanted := self.file_bytes()):
-                os.truncate(self.path, wanted)
+                files.extend(self.path, wanted)
 
     def state(self) -> State:
         """The state of the last checkpoint."""
@@ -398,8 +407,8 @@ class _Access:
         self, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """Live records with `start <= key < stop` in key order, `recent` over `records`."""
-        front = self._walk(self.cold.recent, start, stop, reverse)
-        behind = self._walk(self.cold.records, start, stop, reverse)
+        front = self.walk(self.cold.recent, start, stop, reverse)
+        behind = self.walk(self.cold.records, start, stop, reverse)
         newer, older = next(front, None), next(behind, None)
         while newer is not None or older is not None:
             if older is None or (newer is not None and (newer[0] >= older[0] if reverse else newer[0] <= older[0])):
@@ -413,7 +422,10 @@ class _Access:
                 yield older
                 older = next(behind, None)
 
-    def _walk(self, database: Any, start: bytes, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+    def walk(
+        self, database: Any, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Entries of one database with `start <= key < stop` in key order."""
         with self.txn.cursor(database) as cursor:
             if not reverse:
                 if not (cursor.set_range(start) if start else cursor.first()):

@@ -1,6 +1,6 @@
 """The engine of one open store: what follows a write, what is due with time, and the end.
 
-It builds on `writing`, `checkpoints`, and `tiers`, where the locking is described.
+It builds on `snapshots`, `writing`, `checkpoints`, and `tiers`, where the locking is described.
 
 Errors met in the background poison the engine or are kept and raised by the next
 call; a full disk does neither: it is retried, and writers are refused until then.
@@ -30,14 +30,15 @@ from tiered.log import LOG
 from tiered.maintenance import MAINTENANCE, TICK_SECONDS_MAX
 from tiered.recovery import Plan
 from tiered.schedule import is_due
+from tiered.snapshots import Snapshots
 from tiered.tiers import Pinning
-from tiered.writing import UNSET, Writing
+from tiered.writing import UNSET
 
 HOT_EXPIRE_KEYS = 500
 CLOSE_SECONDS_MAX = 600.0
 
 
-class Engine(Writing):
+class Engine(Snapshots):
     """One open store, shared by its handles."""
 
     def __init__(
@@ -54,6 +55,8 @@ class Engine(Writing):
         MAINTENANCE.add(self)
         if journal is not None:
             journal.on_failure = self.poison
+            if settings.snapshot_save:
+                self.serve()
 
     def serve(self) -> None:
         """Have the maintenance thread tick this engine from now on."""
@@ -82,6 +85,8 @@ class Engine(Writing):
         setattr(self.settings, name, parsed)
         self.always = self.settings.durability == "always"
         self._attend()
+        if name == "snapshot_save":
+            self.serve()
         if name == "disk":
             self.capped = self.settings.disk is not None and self.cold_used_bytes > self.settings.disk
         self._room_until = -1  # The active buffer may be over its share of a smaller budget.
@@ -177,6 +182,7 @@ class Engine(Writing):
         if active is not None and not journal.prepared and active.segment.position * 2 > active.segment.capacity:
             with contextlib.suppress(StoreFullError):
                 journal.prepare()
+        self._snapshot_when_due()
         self._trim()
         again = TICK_SECONDS_MAX / 2
         if now >= self._expire_at:

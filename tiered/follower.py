@@ -179,15 +179,13 @@ class Follower(Engine):
                 return True
             if overlay.last < 0:
                 self._jump(state.applied)
-            if self._rewound():
-                return True
-            news = overlay.news(STEP_RECORDS)
-            if news is not None:
-                self._take(news)
+            self._rewound()
+            if self._read_on():
                 return True
             if state.applied > overlay.last:
                 self._jump(state.applied)
-                return True
+                if self._read_on():
+                    return True
             if self._sight != (self.cold, number):
                 self._sight = Sight(self.cold, number)
                 self.state = state
@@ -203,6 +201,16 @@ class Follower(Engine):
             if self._opening:
                 raise
             raise StoreError(error.filename or self.directory, f"could not be read: {error.strerror}") from error
+
+    def _read_on(self) -> bool:
+        """Take in what was in the journal at the last look, up to so many records; True if that was not all."""
+        overlay, more = self._overlay, False
+        while not more and (news := overlay.news(STEP_RECORDS)) is not None:
+            self._take(news)
+            more = news.more
+            if news.tail is overlay.tails[-1]:
+                break  # What a busy writer has added meanwhile would never end.
+        return more
 
     def _take(self, news: News) -> None:
         """Let news be seen, once what was hot of the same keys is gone."""
@@ -267,7 +275,10 @@ class Follower(Engine):
 
     def _follow_move(self, moved: bool) -> bool:
         """Open the cold tier that CURRENT names; False where that is none, or the one that is open."""
-        live = files.read_current(self.directory)
+        try:
+            live = files.read_current(self.directory)
+        except ValueError:
+            live = None
         if live is None or (files.cold_path(self.directory, live) == self.cold.directory and self.cold.in_place()):
             return False
         try:

@@ -56,6 +56,7 @@ READS = frozenset(
         "refuse_reentry",
         "refuse_waiting",
         "shrink",
+        "snapshot",
         "tick",
         "tick_guarded",
         "value_of",

@@ -161,12 +161,13 @@ def _open_writable(
         undo.callback(lock.release)
         apply_lock = lock_applying(directory)
         undo.callback(apply_lock.release)
-        if flag == "n":
-            _remove_contents(directory)
-        number = _read_current(directory)
-        if number is None:
+        number = None if flag == "n" else _read_current(directory)
+        if flag == "n" and files.CURRENT in os.listdir(directory):
+            cold = _emptied(directory, settings)
+        elif number is None:
             number = 1
-            _check_unfinished(directory)
+            if flag != "n":
+                _check_unfinished(directory)
             _remove_contents(directory)
             cold = _create(directory, number, settings)
         else:
@@ -211,10 +212,22 @@ def _create(directory: Path, number: int, settings: Settings) -> Cold:
     # Before CURRENT makes a store of it, which nobody would do this for any more.
     files.sync_directory(directory.parent)
     cold = Cold(files.cold_path(directory, number), create=True)
-    with cold.update() as update:
-        update.put_settings(settings.remembered())
-    files.write_current(directory, number)
+    with contextlib.ExitStack() as undo:
+        undo.callback(cold.close)
+        with cold.update() as update:
+            update.put_settings(settings.remembered())
+        files.write_current(directory, number)
+        undo.pop_all()
     return cold
+
+
+def _emptied(directory: Path, settings: Settings) -> Cold:
+    """A new cold tier in the place of all there is: whoever is stopped leaves what was there, or nothing."""
+    for number in reversed(files.segment_numbers(directory)):  # Without its end it is still what it was at one moment.
+        files.segment_path(directory, number).unlink()
+    for damaged in files.damaged_paths(directory):
+        files.remove_tree(damaged)
+    return _create(directory, files.cold_numbers(directory)[-1] + 1 if files.cold_numbers(directory) else 1, settings)
 
 
 def _remove_contents(directory: Path) -> None:
@@ -226,6 +239,20 @@ def _remove_contents(directory: Path) -> None:
         files.remove_tree(files.cold_path(directory, number))
 
 
+def _apply(directory: Path, cold: Cold, plan: recovery.Plan, applied: int, compression: str) -> None:
+    """Apply what the plan says, a segment at a time, which says how far it is and bounds what a transaction takes."""
+    LOG.info("%s: applying %d records that the journal holds", directory, plan.until - applied)
+    applier = Applier(directory, cold, compression)
+    firsts = [segment.header.first for segment in plan.segments[1:] if segment.header is not None]
+    for segment, until in zip(plan.segments, [*(first - 1 for first in firsts), plan.until], strict=True):
+        until = min(until, plan.until)
+        if until > applied:
+            applier.apply([segment], until)
+            LOG.info("%s: %s applied; %d records to go", directory, segment.path.name, plan.until - until)
+            applied = until
+    LOG.info("%s: recovered", directory)
+
+
 def _recover(directory: Path, cold: Cold, explicit: Mapping[str, object], lock: files.FileLock, clock: Clock) -> Engine:
     """Apply what the journal holds, remove its segments, and start the engine after it."""
     with cold.read() as reader:
@@ -233,11 +260,7 @@ def _recover(directory: Path, cold: Cold, explicit: Mapping[str, object], lock: 
         remembered = reader.settings()
     plan = recovery.plan(directory, state.applied)
     if plan.until > state.applied:
-        records = plan.until - state.applied
-        LOG.info("%s: applying %d records that the journal holds", directory, records)
-        compression = Settings.resolve({}, remembered).compression
-        Applier(directory, cold, compression).apply(plan.segments, plan.until)
-        LOG.info("%s: recovered", directory)
+        _apply(directory, cold, plan, state.applied, Settings.resolve({}, remembered).compression)
         with cold.read() as reader:
             remembered = reader.settings()
     if plan.torn_at:

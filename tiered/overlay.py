@@ -103,6 +103,7 @@ class Tail:
                     news.deadlines.append(deadline)
             elif kind == CLEAR:
                 if news.last:
+                    news.more = True
                     break
                 news.cleared = sequence > known
                 news.empty()
@@ -114,6 +115,7 @@ class Tail:
                 news.end, news.last, whole = end, sequence, len(news.keys)
                 ends, batch_at = (batch_at, at), -1
                 if sequence >= enough:
+                    news.more = True
                     break
         if not news.last:
             return None
@@ -135,12 +137,15 @@ class Tail:
 
 
 class News:
-    """What was read of a segment and not taken yet; with `cleared`, all before it is gone."""
+    """What was read of a segment and not taken yet.
+
+    With `cleared`, all before it is gone.  Without `more`, it goes up to what was the segment's end.
+    """
 
     def __init__(self, tail: Tail) -> None:
         self.tail = tail
         self.end = self.last = self.time_ms = 0
-        self.cleared = self.closed = False
+        self.cleared = self.closed = self.more = False
         self.keys: list[bytes] = []
         self.places: list[int] = []
         self.deadlines: list[int] = []

@@ -52,6 +52,13 @@ def plan(directory: Path, applied: int, salvage: bool = False) -> Plan:
 
 def _read(result: Plan, directory: Path, applied: int) -> None:
     segments = [SegmentFile(files.segment_path(directory, number)) for number in files.segment_numbers(directory)]
+    misplaced = [at for at, segment in enumerate(segments) if segment.misplaced]
+    _read_in_order(result, segments[: misplaced[0]] if misplaced else segments, applied)
+    if misplaced:
+        refuse_damaged_header(segments[misplaced[0]])
+
+
+def _read_in_order(result: Plan, segments: list[SegmentFile], applied: int) -> None:
     while len(segments) > 1 and segments[1].header is not None and segments[1].header.first <= applied + 1:
         segments.pop(0)
     sequence = applied
@@ -76,12 +83,11 @@ def _read(result: Plan, directory: Path, applied: int) -> None:
 
 
 def refuse_damaged_header(segment: SegmentFile) -> None:
-    """Raise `CorruptionError` for a segment whose header was written and is not readable."""
+    """Raise `CorruptionError` for a segment whose header was written and is not readable, or is of another one."""
     if segment.header_damaged:
         raise CorruptionError(segment.path, f"damaged header: its records cannot be read. {_WHAT_TO_DO}", 0)
-    header = segment.header
-    if header is not None and files.segment_path(segment.path.parent, header.number) != segment.path:
-        named = f"this is segment {header.number}, under another name"
+    if segment.misplaced and segment.header is not None:
+        named = f"this is segment {segment.header.number}, under another name"
         raise CorruptionError(segment.path, f"{named}. {_WHAT_TO_DO}", 0)
 
 

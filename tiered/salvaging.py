@@ -7,6 +7,8 @@ Salvage is asked for by name, once, and never by a setting that could stay on:
               when the new one is complete, just before CURRENT is to name it; so it is the oldest not so marked.
     records   those of the cold tier that cannot be read are left out of a new cold tier, into which the
               others are copied.  Where LMDB's own pages are damaged, what can be reached from either end is kept.
+              A truncated file gets zeros in their place; LMDB does not write pages at its end that hold nothing, so
+              that a program killed just then may leave one from which nothing is missing.
     journal   applied up to the damage.  What comes after it is not: the store then holds
               what it held at one moment, as after a crash.
 
@@ -90,7 +92,7 @@ class _Salvage:
 
     def run(self) -> Salvaged:
         number = self._live()
-        cold = Cold(files.cold_path(self.directory, number))
+        cold = Cold(files.cold_path(self.directory, number), mend=True)
         try:
             state = cold.state()
             if self._read_records(cold):
@@ -130,7 +132,7 @@ class _Salvage:
                 return number
         for number in files.cold_numbers(self.directory):
             try:
-                cold = Cold(files.cold_path(self.directory, number))
+                cold = Cold(files.cold_path(self.directory, number), mend=True)
                 moved = cold.state().moved
                 cold.close()
             except CorruptionError:
@@ -208,7 +210,8 @@ class _Salvage:
         if files.cold_path(self.directory, number).exists():  # Left by one that was stopped, or by a compaction.
             files.remove_tree(files.cold_path(self.directory, number))
         fresh = Cold(files.cold_path(self.directory, number), create=True)
-        with cold.read() as reader:
+        with contextlib.ExitStack() as undo, cold.read() as reader:
+            undo.callback(fresh.close)
             state = reader.state()
             with fresh.update() as update:
                 with contextlib.suppress(CorruptionError):
@@ -230,7 +233,8 @@ class _Salvage:
                     items, size = [], 0
             with fresh.update() as update:
                 update.append_records(items)
-        files.write_current(self.directory, number)
+            files.write_current(self.directory, number)
+            undo.pop_all()
         return fresh
 
     # The journal

@@ -186,6 +186,10 @@ class Tiers:
             error, self._background = self._background, None
             raise error
 
+    def alive(self) -> bool:
+        """Whether it is open, and its files are those at the path."""
+        return not self.closed and self.in_place()
+
     def in_place(self) -> bool:
         """Whether the files that are open are those at the path: a directory may be removed and made anew."""
         if self._lock_file is not None:

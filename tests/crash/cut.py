@@ -1,6 +1,7 @@
 """A scenario stopped before and after each of its system calls in turn, by a kill and by power cuts.
 
-Arguments: scenario (a name, or a seed of a random one), durability, "mapped" or "pwrite", seed, power cuts per call.
+Arguments: scenario (a name, or a seed of a random one), durability, "mapped" or "pwrite", seed, power cuts per call,
+and how many of the calls to look at, 0 for all.
 
 A kill leaves what was written until then, which is what a copy of the files made inside the call holds: nothing
 else of the program runs meanwhile.  After every stop the store is opened, compared with the states that it may have,
@@ -104,7 +105,7 @@ def recover_in_steps(run: Run, root: Path, states: list[State], where: str, unif
 
 
 def main() -> None:
-    name, durability, mapped, seed, cuts = sys.argv[1:]
+    name, durability, mapped, seed, cuts, count = sys.argv[1:]
     steps = SCENARIOS[name] if name in SCENARIOS else random_steps(int(name))
     if mapped == "pwrite":
         files.reserves_space = lambda path: False
@@ -122,7 +123,8 @@ def main() -> None:
                 run.do(step)
                 stops.stop(f"{stops.step}, done")
         kills = power_cuts = recoveries = 0
-        for moment in stops.moments:
+        moments = stops.moments
+        for moment in uniform.sample(moments, min(int(count), len(moments))) if int(count) else moments:
             with placed(root) as left:
                 left_by_kill(disk, moment.image, left)
                 verify(

@@ -91,8 +91,14 @@ class Trial:
             else:
                 run.do(step)
             failed = None
+            if step[0] == "anew":
+                self.possible = [{}]
         except tiered.TieredError as error:
             failed = error
+            if step[0] == "anew":
+                poisoned = ""
+                self.possible = [before, {}]
+                self.open()
         except OSError as error:
             assert step[0] == "prepare", "an error of the system leaves the package"
             failed = error

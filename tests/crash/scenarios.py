@@ -24,7 +24,7 @@ Step = tuple[Any, ...]
 checkpoint.RECENT_RECORDS_MIN = 8  # So that small stores merge, too.
 
 SCENARIOS: dict[str, list[Step]] = {
-    "create": [("set", "a", 1), ("close",)],
+    "create": [("set", "a", 1), ("anew",), ("set", "b", 2), ("close",)],
     "segments": [
         ("set", "a", "first"),
         ("sync",),
@@ -184,13 +184,19 @@ class Run:
         self.durable = 0
         self.store: Any = None
 
-    def open(self, path: Path | None = None) -> Any:
+    def open(self, path: Path | None = None, flag: str = "c") -> Any:
         """Open the store, or a copy of it; only the caller does anything then."""
-        return without_background(tiered.open(path or self.path, clock=self.clock, **self.settings))
+        return without_background(tiered.open(path or self.path, flag, clock=self.clock, **self.settings))
 
     def do(self, step: Step) -> None:
         """Do a step; the state it may lead to is noted before, what is acknowledged and on the disk for sure after."""
         kind = step[0]
+        if kind == "anew":
+            self.states.append({})
+            self.store.close()
+            self.store = self.open(flag="n")
+            self.acknowledged = self.durable = len(self.states) - 1
+            return
         if kind not in QUIET:
             self.states.append(imitate(self.states[-1], step, len(self.states), self.default_ttl))
             perform(self.store, step, len(self.states) - 1)

@@ -36,10 +36,15 @@ VALUES = [{"name": f"User {n}", "tags": ["a", "b"], "text": UNIFORM.randbytes(90
 KILLED = """
 import os, signal, sys, tiered
 store = tiered.open(sys.argv[1], memory="512MB", save="", durability="checkpoint", helper=False)
-number = 0
-store._engine.rotate = lambda: os.kill(os.getpid(), signal.SIGKILL)
+number, engine = 0, store._engine
+rotate = engine.rotate
+def kill_or_rotate():
+    if engine._active.segment.position > 50 << 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rotate()
+engine.rotate = kill_or_rotate
 while True:
-    store[number] = "%d " % number * 40
+    store[number] = "%d " % number * 150
     number += 1
 """
 
