@@ -799,9 +799,9 @@ PREFORK = """
     for child in range(4):
         pid = os.fork()
         if not pid:
-            signal.alarm(60)
+            signal.alarm(120)
             handle = handle if before else tiered.open(sys.argv[1], "r")
-            limit = time.monotonic() + 30
+            limit = time.monotonic() + 100
             served = 0
             while not served or handle.get("stop") is None:
                 for number in range(0, 1000, 37):
@@ -830,7 +830,7 @@ PREFORK = """
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_prefork_server_whose_parent_writes_and_whose_children_read(path: Path, when: str) -> None:
     expected = "[0, 0, 0, 0]\n[] 1501 0" + ("\n1499" if when == "before" else "")
-    assert succeed(PREFORK, path, when) == expected
+    assert succeed(PREFORK, path, when, timeout=150) == expected
 
 
 def test_a_fork_leaves_the_parents_writing_and_its_handles_unharmed(opener: Any) -> None:

@@ -511,7 +511,7 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
     def view(self, max_age: float = AGE_SECONDS_MAX) -> View[K, V]:
         """A read-only mapping of the store as it is now, to be closed soon; costs the same whatever is dirty.
 
-        Past `max_age` seconds, or three eighths of `memory` kept, it raises `ViewExpiredError`.
+        Past `max_age` seconds, or five sixteenths of `memory` kept, it raises `ViewExpiredError`.
         """
         return View(self, max_age)
 

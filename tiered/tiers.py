@@ -56,9 +56,9 @@ BUFFER_SHARE = 2
 """The write buffer takes at most the budget divided by this."""
 SEGMENT_BYTES_MAX = 64 << 20
 
-HOT_SHARE_MIN = 16
+HOT_SHARE_MIN = 8
 """The hot tier keeps at least the budget divided by this, whatever write buffers and views take."""
-PINNED_SHARE = 3 / 8
+PINNED_SHARE = 5 / 16
 """What views may keep of the budget in buffers that the store itself has let go of."""
 
 Where = tuple[WriteBuffer, int] | None

@@ -37,7 +37,7 @@ class View(RangedMapping[K, V]):
     """A read-only mapping at one moment; made by `Store.view`.
 
     Raises `ViewExpiredError` once it was open for longer than `max_age` seconds or kept
-    more than three eighths of the store's memory, `ClosedError` after `close`.
+    more than five sixteenths of the store's memory, `ClosedError` after `close`.
     """
 
     def __init__(self, handle: Handle, max_age: float = AGE_SECONDS_MAX) -> None:
