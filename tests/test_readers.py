@@ -944,7 +944,7 @@ HAMMER = """
 
 def test_a_reader_never_sees_half_a_transaction_and_never_goes_back_while_a_writer_hammers(opener: Any) -> None:
     with opener() as store:
-        store.update((f"part {number}", (-1, "")) for number in range(20))
+        store.update((f"part {number}", (-1, "x" * 49)) for number in range(20))
     names = [f"part {number}" for number in range(20)]
     rng = random.Random(1)
     with running(HAMMER, store.path, 1500) as program:
