@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiered
 from tiered import checkpoint, files, keys, record
 from tiered.checkpoint import Applier
 from tiered.cold import Cold, deadline_key
@@ -41,9 +44,8 @@ class Driven:
         size = sum(60 + len(key) + len(payload) for _, key, payload, _ in records)
         segment = self.journal.open_segment(size, 1 << 22)
         if batch:
-            self.journal.append_batch(
-                [(kind, key, payload, 0, deadline) for kind, key, payload, deadline in records], len(records)
-            )
+            kinds, keys, payloads, deadlines = map(list, zip(*records, strict=True))
+            self.journal.append_batch(kinds, keys, payloads, [0] * len(keys), deadlines)
         else:
             for kind, key, payload, deadline in records:
                 self.journal.append(kind, 0, key, payload, 0, deadline)
@@ -460,3 +462,32 @@ def test_a_reader_that_looked_just_before_current_was_replaced_is_not_left_behin
         assert sees("new")
         reader.stdin.close()
         assert reader.wait(10) == 0
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_after_a_failure_no_other_work_is_tried_before_something_is_handed_over(
+    opener: Any, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """On a full disk merging would fail again at once, and for ever."""
+    store = opener(stepwise=True, save="")
+    store["a"] = 1
+    store.save()
+    tried = 0
+
+    def fail(applier: Applier) -> bool:
+        nonlocal tried
+        tried += 1
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Applier, "slice", fail)
+        for _ in range(5):
+            store.tick()
+    assert tried == 1
+    if code == errno.ENOSPC:
+        store["b"] = 2
+        store.save()
+        assert store.check() == []
+    else:
+        with pytest.raises(tiered.PoisonedError):
+            store["b"] = 2

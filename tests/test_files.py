@@ -86,14 +86,14 @@ def test_current_is_the_old_one_if_replacing_it_fails(tmp_path, monkeypatch, fai
     assert files.read_current(tmp_path) == 3
 
 
-def test_current_is_synced_before_it_is_renamed_and_its_directory_after(tmp_path, monkeypatch):
+def test_current_is_synced_before_it_is_renamed_and_its_directory_before_and_after(tmp_path, monkeypatch):
     calls = []
     real_replace, real_sync, real_fsync = os.replace, os.fdatasync, os.fsync
     monkeypatch.setattr(os, "fdatasync", lambda fd: calls.append("fdatasync") or real_sync(fd))
     monkeypatch.setattr(os, "replace", lambda old, new: calls.append("replace") or real_replace(old, new))
     monkeypatch.setattr(os, "fsync", lambda fd: calls.append("fsync") or real_fsync(fd))
     files.write_current(tmp_path, 1)
-    assert calls == ["fdatasync", "replace", "fsync"]
+    assert calls == ["fsync", "fdatasync", "replace", "fsync"], "the name it leads to, its content, its own name"
 
 
 def test_preallocated_files_are_zeros_and_private(tmp_path):

@@ -368,3 +368,38 @@ def test_a_copy_of_a_closed_store_is_a_store(opener: Any, tmp_path: Path) -> Non
     subprocess.run(["cp", "-r", tmp_path / "store.tiered", tmp_path / "copy"], check=True)
     with opener("copy") as copy, opener() as store:
         assert dict(copy) == dict(store)
+
+
+def test_who_opens_a_store_whose_making_failed_with_its_last_sync_syncs_its_names_first(
+    opener: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CURRENT is there, but a power cut would take it away, and leave what was written since without it."""
+    real, synced = files.sync_directory, []
+
+    def fails_at_the_end(directory: Path) -> None:
+        if directory.name == "store.tiered" and files.CURRENT in os.listdir(directory):
+            raise OSError(5, "Input/output error")
+        real(directory)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync_directory", fails_at_the_end)
+        with pytest.raises(tiered.StoreError, match="Input/output error"):
+            opener()
+    assert files.read_current(tmp_path / "store.tiered") == 1
+    monkeypatch.setattr(files, "sync_directory", lambda directory: synced.append(directory) or real(directory))
+    opener()
+    assert tmp_path / "store.tiered" in synced
+
+
+def test_always_new_leaves_nothing_of_what_was_there(opener: Any, tmp_path: Path) -> None:
+    with opener() as store:
+        store["a"] = 1
+    path = tmp_path / "store.tiered"
+    (path / "damaged-0001").mkdir()
+    with opener(flag="n") as store:
+        assert len(store) == 0
+        assert {name for name in os.listdir(path) if not name.startswith("journal")} == {
+            "CURRENT",
+            "LOCK",
+            "cold-0002",
+        } | ({"APPLY"} & set(os.listdir(path)))

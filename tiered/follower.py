@@ -275,7 +275,10 @@ class Follower(Engine):
 
     def _follow_move(self, moved: bool) -> bool:
         """Open the cold tier that CURRENT names; False where that is none, or the one that is open."""
-        live = files.read_current(self.directory)
+        try:
+            live = files.read_current(self.directory)
+        except ValueError:
+            live = None
         if live is None or (files.cold_path(self.directory, live) == self.cold.directory and self.cold.in_place()):
             return False
         try:

@@ -40,7 +40,9 @@ sequence numbers consecutive within and across segments.  A batch never crosses
 segments.
 
 Crash argument.  When only the process dies, the kernel still has every mapped byte;
-at most the record being written is incomplete, and it was not acknowledged.  When the
+at most the record or batch being written is incomplete, and it was not acknowledged.  In which order its
+bytes are written does not matter: a record lacking any of them fails its checksum, and what follows an
+incomplete record is not read.  When the
 machine dies, any subset of the sectors changed since the last sync is lost.  A bad
 record whose number is above every synced mark that can be found is such a torn tail:
 it and all that follows is dropped.  One at or below a mark was on the disk once, so
@@ -57,14 +59,15 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from tiered import files
 from tiered.errors import CorruptionError, FormatError, ReentrantError, StoreError, StoreFullError
 from tiered.log import LOG
+from tiered.native import native
 
 HEADER = struct.Struct("<8sHHIQQQI")
 assert HEADER.size == 44
@@ -111,6 +114,9 @@ class Dirty(NamedTuple):
     payload: bytes
 
 
+_new_dirty = tuple.__new__
+
+
 class SegmentHeader(NamedTuple):
     """What the header of a segment says."""
 
@@ -121,7 +127,10 @@ class SegmentHeader(NamedTuple):
 
 
 class Segment:
-    """One segment that this program writes, and reads back by position."""
+    """One segment that this program writes, and reads back by position.
+
+    Where it is mapped and the compiled part is there, `records` writes and reads its records.
+    """
 
     def __init__(self, directory: Path, capacity: int, mapped: bool) -> None:
         self.number = 0
@@ -137,6 +146,7 @@ class Segment:
         self.position = HEADER_BYTES
         self.touched = 0  # Up to where a batch was perhaps written.
         self.seed = 0
+        self.records: Any = None
         self.first = self.last = 0
 
     def __del__(self, _close: Callable[[int], None] = os.close) -> None:
@@ -153,6 +163,8 @@ class Segment:
         self.first, self.last = first, first - 1
         head = HEADER.pack(_SEGMENT_MAGIC, _VERSION, 0, self.seed, self.number, first, synced, 0)[:40]
         self.write(0, head + _CRC.pack(crc32(head)))
+        if native is not None and self.map is not None:
+            self.records = native.Records(self.map, self.seed)
         self.path = files.rename(self.path, files.segment_path(self.path.parent, number))
 
     def write(self, position: int, data: bytes) -> None:
@@ -182,6 +194,10 @@ class Segment:
 
     def put_at(self, position: int) -> Dirty:
         """The put at `position`.  Raises `CorruptionError` if it is not what was written."""
+        if self.records is not None:
+            found = self.records.record_at(position)
+            if found is not None:
+                return _new_dirty(Dirty, found)
         head = self._read(position, RECORD.size)
         crc, _, _, _, key_size, codec, _, payload_size, _, _, deadline = RECORD.unpack(head)
         body = self._read(position + RECORD.size, key_size + payload_size)
@@ -262,44 +278,49 @@ class Journal:
         """Write one record into the active segment, which must have room; returns its position."""
         segment = self.active
         assert segment is not None
-        sequence = self.last + 1
-        body = (
-            _REST.pack(_MAGIC, kind, flags, len(key), codec, 0, len(payload), sequence, self.synced, deadline)
-            + key
-            + payload
-        )
-        position = segment.position
-        end = position + 4 + len(body)
-        mapping = segment.map
-        if mapping is not None:
-            mapping[position:end] = _CRC.pack(crc32(body, segment.seed)) + body
-        else:
+        sequence, position, records = self.last + 1, segment.position, segment.records
+        end: int | None = None
+        if records is not None:
+            end = records.append(position, sequence, self.synced, kind, flags, codec, deadline, key, payload)
+        if end is None:
+            body = (
+                _REST.pack(_MAGIC, kind, flags, len(key), codec, 0, len(payload), sequence, self.synced, deadline)
+                + key
+                + payload
+            )
+            end = position + _CRC.size + len(body)
             self._write(segment, position, _CRC.pack(crc32(body, segment.seed)) + body)
         # One statement: an interrupt leaves the record counted as a whole, or to be written over.
         segment.position, segment.last, self.last = end, sequence, sequence
         return position
 
-    def append_batch(self, records: Iterable[tuple[int, bytes, bytes, int, int]], count: int) -> list[int]:
-        """Write `count` records `(kind, key, payload, codec, deadline)` as one batch; returns their positions."""
+    def append_batch(
+        self, kinds: list[int], keys: list[bytes], payloads: list[bytes], codecs: list[int], deadlines: list[int]
+    ) -> list[int]:
+        """Write records, given as columns, as one batch into the active segment; returns their positions."""
         segment = self.active
         assert segment is not None
-        pack, seed, synced, sequence = _REST.pack, segment.seed, self.synced, self.last
-        position = start = segment.position
-        positions: list[int] = []
-        parts: list[bytes] = []
-        final = count - 1
-        for index, (kind, key, payload, codec, deadline) in enumerate(records):
-            sequence += 1
-            flags = MORE if index < final else 0
-            body = (
-                pack(_MAGIC, kind, flags, len(key), codec, 0, len(payload), sequence, synced, deadline) + key + payload
+        first, start, count = self.last + 1, segment.position, len(keys)
+        end = start + count * RECORD.size + sum(map(len, keys)) + sum(map(len, payloads))
+        segment.touched = end
+        positions: list[int] | None = None
+        if segment.records is not None:
+            positions = segment.records.append_batch(
+                start, first, self.synced, kinds, codecs, deadlines, keys, payloads
             )
-            parts += (_CRC.pack(crc32(body, seed)), body)
-            positions.append(position)
-            position += 4 + len(body)
-        segment.touched = position
-        self._write(segment, start, b"".join(parts))
-        segment.position, segment.last, self.last = position, sequence, sequence
+        if positions is None:
+            parts: list[bytes] = []
+            positions, position, sequence, synced = [], start, first, self.synced
+            for kind, key, payload, codec, deadline in zip(kinds, keys, payloads, codecs, deadlines, strict=True):
+                flags = MORE if sequence - first < count - 1 else 0
+                rest = _REST.pack(_MAGIC, kind, flags, len(key), codec, 0, len(payload), sequence, synced, deadline)
+                body = rest + key + payload
+                parts += (_CRC.pack(crc32(body, segment.seed)), body)
+                positions.append(position)
+                sequence, position = sequence + 1, position + _CRC.size + len(body)
+            self._write(segment, start, b"".join(parts))
+        last = first + count - 1
+        segment.position, segment.last, self.last = end, last, last
         return positions
 
     def _write(self, segment: Segment, position: int, data: bytes) -> None:

@@ -212,9 +212,12 @@ def _create(directory: Path, number: int, settings: Settings) -> Cold:
     # Before CURRENT makes a store of it, which nobody would do this for any more.
     files.sync_directory(directory.parent)
     cold = Cold(files.cold_path(directory, number), create=True)
-    with cold.update() as update:
-        update.put_settings(settings.remembered())
-    files.write_current(directory, number)
+    with contextlib.ExitStack() as undo:
+        undo.callback(cold.close)
+        with cold.update() as update:
+            update.put_settings(settings.remembered())
+        files.write_current(directory, number)
+        undo.pop_all()
     return cold
 
 

@@ -210,7 +210,8 @@ class _Salvage:
         if files.cold_path(self.directory, number).exists():  # Left by one that was stopped, or by a compaction.
             files.remove_tree(files.cold_path(self.directory, number))
         fresh = Cold(files.cold_path(self.directory, number), create=True)
-        with cold.read() as reader:
+        with contextlib.ExitStack() as undo, cold.read() as reader:
+            undo.callback(fresh.close)
             state = reader.state()
             with fresh.update() as update:
                 with contextlib.suppress(CorruptionError):
@@ -232,7 +233,8 @@ class _Salvage:
                     items, size = [], 0
             with fresh.update() as update:
                 update.append_records(items)
-        files.write_current(self.directory, number)
+            files.write_current(self.directory, number)
+            undo.pop_all()
         return fresh
 
     # The journal

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tiered import files, process
 from tiered.errors import StoreFullError
+from tiered.native import COMPILED
 
 if TYPE_CHECKING:
     from tiered.engine import Engine
@@ -31,6 +32,7 @@ class Counters:
 class Stats(NamedTuple):
     """A store at a glance.  Bytes and seconds; counts are since it was opened.
 
+    `compiled` says whether the compiled part of the package runs, or Python in its place.
     `disk_free_bytes` are pages of the cold tier's file that hold nothing: later checkpoints
     use them, but not those that an open view can still see.  `damaged_bytes` is what `salvage` has
     put aside.  `view_seconds` is the age of the oldest
@@ -47,6 +49,7 @@ class Stats(NamedTuple):
     path: str
     state: str
     as_of: float
+    compiled: bool
     records: int
     hot_records: int
     hot_bytes: int
@@ -144,6 +147,7 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         path=str(engine.directory),
         state=state_name(engine),
         as_of=engine.as_of_ms / 1000,
+        compiled=COMPILED,
         records=records,
         hot_records=len(engine.hot.table),
         hot_bytes=engine.hot.used_bytes,

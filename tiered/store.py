@@ -41,6 +41,7 @@ T = TypeVar("T")
 
 _UNSET = UNSET
 _DECODE = codec.DECODERS[codec.MSGPACK]
+_ENCODE, _ENCODE_KEY = codec.encode, keys.encode
 _PLAIN = codec.PLAIN_TYPES
 _RECORD_BYTES = record_bytes(b"", b"")
 CHUNK_RECORDS = 1000
@@ -64,8 +65,11 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
         except KeyError:
             return self._load(key)  # type: ignore[no-any-return]
         self._hits += 1
-        if type(entry) is str or type(entry) is bytes:
-            return entry  # type: ignore[return-value]
+        kind = entry.__class__
+        if kind is str or kind is bytes:
+            return entry  # type: ignore[no-any-return]
+        if kind is Packed:
+            return _DECODE(entry)  # type: ignore[return-value]
         return self._given(key, entry)  # type: ignore[no-any-return]
 
     def _given(self, key: Any, entry: Any, default: Any = _UNSET) -> Any:
@@ -232,15 +236,17 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
         read back exactly, `KeyTooLongError`, `ValueTooLargeError`.
         """
         engine = self._engine
-        encoded = keys.encode(key)
-        number, payload = codec.encode(value)
-        entry = value if type(value) in _PLAIN else entry_of(number, payload)
+        encoded = _ENCODE_KEY(key)
+        number, payload = _ENCODE(value)
+        if type(value) is dict and number == codec.MSGPACK:
+            entry: Any = Packed(payload)  # As `entry_of` makes it, for what is written most.
+        else:
+            entry = value if type(value) in _PLAIN else entry_of(number, payload)
         deadline = 0 if ttl is _UNSET and engine.settings.default_ttl is None else engine.deadline_after(ttl)
         plain: Any = key if key.__class__ is str else keys.canonical(cast(keys.Key, key))
         if self._owned():
             engine.refuse_reentry()
         with self._lock:
-            engine.reserve(_RECORD_BYTES + len(encoded) + len(payload))
             sequence = engine.put(plain, encoded, number, payload, entry, deadline)
         if engine.attended:
             engine.acknowledged(sequence)
@@ -393,22 +399,29 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
     def set_many(self, pairs: Mapping[K, V] | Iterable[tuple[K, V]], ttl: float | None = _UNSET) -> None:
         """Write many values, in chunks of up to 1,000, each of them whole or not at all.  Takes endless iterators."""
         limit = max(self._engine.share_bytes // 4, 1)
-        encode_key, encode_value, canonical = keys.encode, codec.encode, keys.canonical
         batch = Batch()
+        # Methods of the batch's columns, so that a record costs little more than its two encodings.
+        add_key, add_encoded, add_codec, add_payload, add_entry = batch.adders()
+        size, count = 0, 0
         for key, value in iter(pairs.items() if isinstance(pairs, Mapping) else pairs):
-            encoded = encode_key(key)
-            number, payload = encode_value(value)
-            size = _RECORD_BYTES + len(encoded) + len(payload)
-            if batch.keys and (len(batch.keys) >= CHUNK_RECORDS or batch.bytes + size > limit):
+            encoded = _ENCODE_KEY(key)
+            number, payload = _ENCODE(value)
+            size += _RECORD_BYTES + len(encoded) + len(payload)
+            if count and (count >= CHUNK_RECORDS or size > limit):
                 self._put_batch(batch, ttl)
                 batch = Batch()
-            batch.keys.append(key if key.__class__ is str else canonical(cast(keys.Key, key)))
-            batch.encoded.append(encoded)
-            batch.codecs.append(number)
-            batch.payloads.append(payload)
-            batch.entries.append(value if type(value) in _PLAIN else entry_of(number, payload))
-            batch.bytes += size
-        if batch.keys:
+                add_key, add_encoded, add_codec, add_payload, add_entry = batch.adders()
+                size, count = _RECORD_BYTES + len(encoded) + len(payload), 0
+            count += 1
+            add_key(key if key.__class__ is str else keys.canonical(cast(keys.Key, key)))
+            add_encoded(encoded)
+            add_codec(number)
+            add_payload(payload)
+            if type(value) is dict and number == codec.MSGPACK:
+                add_entry(Packed(payload))  # As in `set`.
+            else:
+                add_entry(value if type(value) in _PLAIN else entry_of(number, payload))
+        if count:
             self._put_batch(batch, ttl)
 
     def _put_batch(self, batch: Batch, ttl: float | None) -> None:
@@ -416,7 +429,7 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
         deadline = engine.deadline_after(ttl)
         engine.refuse_reentry()
         with self._lock:
-            engine.reserve(batch.bytes)
+            engine.reserve(batch.size())
             sequence = engine.put_many(batch, deadline)
         if engine.attended:
             engine.acknowledged(sequence)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from contracts import set_aside
 from test_recovery import Written, assert_prefix, crashed, recovered
 
 import tiered
@@ -138,7 +139,7 @@ def test_a_segment_of_another_store_is_found_out_unless_its_numbers_fit(tmp_path
 def damaged(opener: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., tuple[Path, dict[Any, Any]]]]:
     """A store that was killed, 20 records in its cold tier, then 20 synced ones and one more in its journal."""
 
-    def make() -> tuple[Path, dict[Any, Any]]:
+    def make(segments: int = 1) -> tuple[Path, dict[Any, Any]]:
         store = opener("whole", stepwise=True, compression="none", save="")
         for number in range(20):
             store[number] = f"cold {number} " * 5
@@ -146,6 +147,9 @@ def damaged(opener: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[...
         for number in range(10, 30):
             store[number] = f"journaled {number} " * 5
         store.sync()
+        if segments == 2:
+            store._engine.acknowledged = lambda sequence: None  # Nothing is applied until the store is closed.
+            set_aside(store)
         store["last"] = 1
         items = dict(store)
         left = crashed(store, tmp_path / "left")
@@ -269,8 +273,8 @@ def test_salvage_stopped_at_any_renaming_leaves_a_store_that_is_damaged_or_salva
     damaged: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Never one that opens with less than salvage would have kept, or as if nothing had happened."""
-    left, _ = damaged()
-    (segment,) = left.glob("journal-0*.log")
+    left, _ = damaged(segments=2)
+    segment, _ = sorted(left.glob("journal-0*.log"))
     flip(segment, b"journaled 15")
     flip(left / "cold-0001" / "data.mdb", b"cold 7 cold 7")
     template = shutil.copytree(left, tmp_path / "template")
@@ -302,7 +306,7 @@ def test_salvage_stopped_at_any_renaming_leaves_a_store_that_is_damaged_or_salva
         tiered.salvage(left)
         with tiered.open(left, helper=False) as store:
             assert dict(store) == expected
-    assert stop == 2
+    assert stop == 3
 
 
 def test_salvage_of_pages_damaged_in_any_way_gives_right_values_only(damaged: Any, tmp_path: Path) -> None:
@@ -324,7 +328,7 @@ def test_salvage_of_pages_damaged_in_any_way_gives_right_values_only(damaged: An
     template = (left / "cold-0001" / "data.mdb").read_bytes()
     uniform = random.Random(4)
     died = 0
-    for number in range(8):
+    for number in range(5):
         copy = shutil.copytree(left, tmp_path / f"copy {number}")
         data = bytearray(template)
         for _ in range(uniform.choice((1, 30))):
@@ -333,7 +337,7 @@ def test_salvage_of_pages_damaged_in_any_way_gives_right_values_only(damaged: An
         done = programs.run(code, copy, timeout=30)
         died += done.returncode < 0
         assert done.returncode <= 0, done.stderr
-    assert died <= 2
+    assert died <= 1
 
 
 def test_salvage_of_a_truncated_cold_tier_keeps_what_is_there(damaged: Any, tmp_path: Path) -> None:
@@ -342,7 +346,7 @@ def test_salvage_of_a_truncated_cold_tier_keeps_what_is_there(damaged: Any, tmp_
     left, items = damaged()
     path = left / "cold-0001" / "data.mdb"
     whole = path.stat().st_size
-    for size in range(2 * 4096, whole, 4096):
+    for size in (2 * 4096, whole // 2, whole - 4096):
         copy = shutil.copytree(left, tmp_path / str(size))
         os.truncate(copy / "cold-0001" / "data.mdb", size)
         with pytest.raises(CorruptionError, match=r"truncated.*tiered\.salvage"):
