@@ -1,0 +1,1030 @@
+/* Records in segments: the hot tier as C sees it.
+ *
+ * A record lies in one piece: header, deadline if it has one, encoded key, value.  It is found through the index and
+ * hangs in a list from the one used last to the one used longest ago; both refer to it by its place, and since a
+ * record's own links and key lead back to whoever refers to it, it can be moved.  So the arena has no holes that
+ * nothing fits into: when the heads are full, the segment with the least in it is emptied into them.  So much is
+ * kept free that this moves few bytes for each byte written (SLACK), which is less than any allocator that
+ * leaves records where they are loses to sizes that don't fit.
+ *
+ * The index is a hash table with chains that grows by one bucket at a time (linear hashing: Litwin, 1980), so that no
+ * call ever rehashes everything; its buckets are 32-bit places in a mapping of its own.  Deadlines are in a wheel
+ * of seconds (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", 1987), whose links are in the records too.
+ *
+ * A value larger than a quarter of a segment is in pages of its own, and its record says where.
+ *
+ * Everything counts: segments as a whole once they are begun, index and outside values by pages, and the tables.
+ * After a fork the child finds zeros (`tiered_map`), which read as an empty index; the first change there starts anew.
+ * Nothing here calls Python or waits; the interpreter lock is the only lock there is.
+ */
+#include "arena.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define KIND_MASK 0x1F /* What the caller makes of the value. */
+#define EXPIRING 0x20
+#define OUTSIDE 0x40
+#define DEAD 0x80
+
+#define SEGMENTS_WANTED 128
+#define SEGMENT_BYTES_MIN (16u << 10)
+#define SEGMENT_BYTES_MAX (1u << 20)
+/* Free or dead bytes, in segments: two, and one of every SLACK_SHARE. */
+#define SLACK_SHARE 32
+#define VALUE_SHARE_MAX 8 /* As in tiered/hot.py. */
+#define OUTSIDE_MAX 16384 /* A process may have 65,530 mappings. */
+/* What one call does at most. */
+#define EVICTIONS_MAX 20000
+#define SHRINK_EVICTIONS_MAX 2000
+#define MOVED_BYTES_MAX (2u << 20)
+
+#define INDEX_HEAD 16 /* Words before the buckets. */
+#define BUCKETS_MIN 1008
+
+typedef struct {
+    uint32_t chain; /* The next record of its bucket. */
+    uint32_t older, newer;
+    uint32_t value_size;
+    uint16_t key_size;
+    uint8_t kind;
+    uint8_t uses;
+} Record;
+
+typedef struct {
+    uint32_t deadline_low, deadline_high;
+    uint32_t sooner, later; /* In the list of its slot of the wheel, in no order. */
+} Due;
+
+_Static_assert(sizeof(Record) == 20 && sizeof(Due) == 16, "records are counted by these sizes");
+
+/* -- records ----------------------------------------------------------------------------------- */
+
+static inline Record *
+at(const Arena *a, uint32_t place)
+{
+    return (Record *)(void *)(a->segments.map + ((size_t)place << a->segments.unit_shift));
+}
+
+static inline Due *
+due_of(Record *r)
+{
+    return (Due *)(void *)(r + 1);
+}
+
+static inline int64_t
+deadline_of(const Record *r)
+{
+    const Due *due = (const Due *)(const void *)(r + 1);
+    return (int64_t)((uint64_t)due->deadline_high << 32 | due->deadline_low);
+}
+
+static inline unsigned char *
+key_of(const Record *r)
+{
+    return (unsigned char *)(r + 1) + (r->kind & EXPIRING ? sizeof(Due) : 0);
+}
+
+/* Sizes are rounded up, to one of 64 for each power of two and to whole units, so that what one record leaves another fits. */
+static inline unsigned
+step_shift(const Arena *a, size_t size)
+{
+    unsigned shift = 63u - (unsigned)__builtin_clzll(size);
+    shift = shift > 6 ? shift - 6 : 0;
+    return shift > a->segments.unit_shift ? shift : a->segments.unit_shift;
+}
+
+static inline size_t
+rounded(const Arena *a, size_t size)
+{
+    size_t step = (size_t)1 << step_shift(a, size);
+    return (size + step - 1) & ~(step - 1);
+}
+
+static inline unsigned
+class_of(const Arena *a, size_t size)
+{
+    unsigned shift = step_shift(a, size);
+    return (unsigned)(size >> shift) + 64 * (shift - a->segments.unit_shift);
+}
+
+static inline size_t
+record_bytes(const Arena *a, const Record *r)
+{
+    size_t size = sizeof(Record) + r->key_size;
+    size += r->kind & EXPIRING ? sizeof(Due) : 0;
+    size += r->kind & OUTSIDE ? sizeof(uint32_t) : r->value_size;
+    return rounded(a, size);
+}
+
+/* -- the hash of a key ------------------------------------------------------------------------- */
+
+static inline uint64_t
+load(const unsigned char *data, size_t size)
+{
+    uint64_t word = 0;
+    memcpy(&word, data, size);
+    return word;
+}
+
+/* Both halves of a product, folded: the step of the hash functions called "mum" and "wyhash" (V. Makarov; Wang Yi). */
+static inline uint64_t
+fold(uint64_t x, uint64_t y)
+{
+    unsigned __int128 product = (unsigned __int128)x * y;
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
+/* Seeded with random numbers that nobody outside knows, so that nobody can make keys that collide. */
+static inline uint32_t
+hash_of(const Arena *a, unsigned char code, const unsigned char *data, size_t size)
+{
+    const uint64_t odd = 0x9E3779B97F4A7C15u; /* 2^64 / golden ratio */
+    uint64_t state = fold(a->seed[0] ^ size, odd ^ code), first, last;
+    for (; size > 16; size -= 16, data += 16)
+        state = fold(load(data, 8) ^ a->seed[1], load(data + 8, 8) ^ state);
+    if (size >= 8) {
+        first = load(data, 8);
+        last = load(data + size - 8, 8);
+    } else if (size >= 4) {
+        first = load(data, 4);
+        last = load(data + size - 4, 4);
+    } else if (size > 0) {
+        first = (uint64_t)data[0] << 16 | (uint64_t)data[size / 2] << 8 | data[size - 1];
+        last = 0;
+    } else {
+        first = last = 0;
+    }
+    state = fold(first ^ a->seed[1], last ^ state);
+    return (uint32_t)fold(state ^ odd, a->seed[0] ^ odd);
+}
+
+static inline uint32_t
+hash_of_record(const Arena *a, const Record *r)
+{
+    const unsigned char *key = key_of(r);
+    return hash_of(a, key[0], key + 1, r->key_size - 1u);
+}
+
+/* -- the index --------------------------------------------------------------------------------- */
+
+static inline uint32_t *
+bucket_of(const Arena *a, uint32_t hash)
+{
+    uint32_t bucket = hash & a->bucket_mask;
+    if (bucket >= a->bucket_count)
+        bucket &= a->bucket_mask >> 1;
+    return a->index + INDEX_HEAD + bucket;
+}
+
+/* What refers to the record under a key: a bucket or the record before it in the chain; 0 is there if there is none. */
+static inline uint32_t *
+link_to(const Arena *a, const ArenaKey *key)
+{
+    uint32_t *link = bucket_of(a, hash_of(a, key->code, key->data, key->size));
+    while (*link) {
+        Record *r = at(a, *link);
+        if (r->key_size == key->size + 1) {
+            const unsigned char *own = key_of(r);
+            if (own[0] == key->code && memcmp(own + 1, key->data, key->size) == 0)
+                break;
+        }
+        link = &r->chain;
+    }
+    return link;
+}
+
+/* What refers to the record at a place. */
+static uint32_t *
+link_to_place(const Arena *a, uint32_t place)
+{
+    uint32_t *link = bucket_of(a, hash_of_record(a, at(a, place)));
+    while (*link != place)
+        link = &at(a, *link)->chain;
+    return link;
+}
+
+static size_t
+index_pages(const Arena *a)
+{
+    size_t page = tiered_page_bytes();
+    return ((INDEX_HEAD + (size_t)a->bucket_count) * sizeof(uint32_t) + page - 1) / page;
+}
+
+/* One bucket more, among which and the one that it splits the records there are divided. */
+static void
+grow_index(Arena *a)
+{
+    uint32_t fresh = a->bucket_count;
+    if ((INDEX_HEAD + (size_t)fresh + 1) * sizeof(uint32_t) > a->index_bytes)
+        return;
+    if (fresh > a->bucket_mask)
+        a->bucket_mask = a->bucket_mask << 1 | 1;
+    uint32_t *link = a->index + INDEX_HEAD + (fresh & a->bucket_mask >> 1);
+    uint32_t *other = a->index + INDEX_HEAD + fresh;
+    a->bucket_count = fresh + 1;
+    while (*link) {
+        uint32_t place = *link;
+        Record *r = at(a, place);
+        if ((hash_of_record(a, r) & a->bucket_mask) == fresh) {
+            *link = r->chain;
+            r->chain = *other;
+            *other = place;
+        } else {
+            link = &r->chain;
+        }
+    }
+}
+
+/* The last bucket's records go back to the one that it was split from. */
+static void
+shrink_index(Arena *a)
+{
+    size_t before = index_pages(a);
+    uint32_t last = --a->bucket_count;
+    uint32_t *from = a->index + INDEX_HEAD + last;
+    uint32_t *link = a->index + INDEX_HEAD + (last & a->bucket_mask >> 1);
+    while (*link)
+        link = &at(a, *link)->chain;
+    *link = *from;
+    *from = 0;
+    if (last == (a->bucket_mask >> 1) + 1)
+        a->bucket_mask >>= 1;
+    size_t page = tiered_page_bytes(), after = index_pages(a);
+    if (after < before)
+        tiered_release((unsigned char *)a->index + after * page, page);
+}
+
+/* -- order of use and deadlines ---------------------------------------------------------------- */
+
+static inline void
+unlink_use(Arena *a, const Record *r)
+{
+    *(r->newer ? &at(a, r->newer)->older : &a->newest) = r->older;
+    *(r->older ? &at(a, r->older)->newer : &a->oldest) = r->newer;
+}
+
+static inline void
+link_newest(Arena *a, Record *r, uint32_t place)
+{
+    r->older = a->newest;
+    r->newer = 0;
+    *(a->newest ? &at(a, a->newest)->newer : &a->oldest) = place;
+    a->newest = place;
+}
+
+/* The first of the list that a record without a sooner one is in. */
+static uint32_t *
+due_head(Arena *a, const Record *r, uint32_t place)
+{
+    return a->pending == place ? &a->pending : &a->wheel[deadline_of(r) / 1000 % ARENA_WHEEL_SLOTS];
+}
+
+static void
+link_due(Arena *a, Record *r, uint32_t place)
+{
+    /* What is due in a second that was looked through already is looked at next. */
+    int64_t second = deadline_of(r) / 1000;
+    uint32_t *head = second <= a->second ? &a->pending : &a->wheel[second % ARENA_WHEEL_SLOTS];
+    Due *due = due_of(r);
+    due->sooner = 0;
+    due->later = *head;
+    if (*head)
+        due_of(at(a, *head))->sooner = place;
+    *head = place;
+}
+
+static void
+unlink_due(Arena *a, Record *r, uint32_t place)
+{
+    Due *due = due_of(r);
+    *(due->sooner ? &due_of(at(a, due->sooner))->later : due_head(a, r, place)) = due->later;
+    if (due->later)
+        due_of(at(a, due->later))->sooner = due->sooner;
+}
+
+/* -- holes: records that were removed ---------------------------------------------------------- */
+
+static void
+list_hole(Arena *a, Record *r, uint32_t place, size_t bytes)
+{
+    uint32_t *head = &a->holes[class_of(a, bytes)];
+    r->kind |= DEAD;
+    r->newer = 0;
+    r->older = *head;
+    if (*head)
+        at(a, *head)->newer = place;
+    *head = place;
+}
+
+static void
+unlist_hole(Arena *a, const Record *r, size_t bytes)
+{
+    *(r->newer ? &at(a, r->newer)->older : &a->holes[class_of(a, bytes)]) = r->older;
+    if (r->older)
+        at(a, r->older)->newer = r->newer;
+}
+
+/* A hole of exactly that size, taken again; 0 if there is none. */
+static uint32_t
+take_hole(Arena *a, size_t bytes)
+{
+    uint32_t place = a->holes[class_of(a, bytes)];
+    if (place) {
+        unlist_hole(a, at(a, place), bytes);
+        segments_retake(&a->segments, place, bytes);
+    }
+    return place;
+}
+
+/* -- values outside ---------------------------------------------------------------------------- */
+
+static size_t
+outside_pages(size_t size)
+{
+    size_t page = tiered_page_bytes();
+    return (size + page - 1) / page * page;
+}
+
+static uint32_t
+outside_slot(const Record *r)
+{
+    uint32_t slot;
+    memcpy(&slot, key_of(r) + r->key_size, sizeof slot);
+    return slot;
+}
+
+static void
+outside_drop(Arena *a, uint32_t slot)
+{
+    ArenaOutside *o = &a->outside[slot];
+    tiered_unmap(o->map, o->bytes);
+    a->outside_bytes -= o->bytes;
+    a->outside_held--;
+    o->map = NULL;
+    o->bytes = a->outside_free; /* The free ones are a list. */
+    a->outside_free = slot;
+}
+
+/* A slot with pages for a value; UINT32_MAX if there is none. */
+static uint32_t
+outside_take(Arena *a, size_t size)
+{
+    if (a->outside_held == OUTSIDE_MAX)
+        return UINT32_MAX;
+    if (a->outside_free == UINT32_MAX) {
+        uint32_t count = a->outside_count ? a->outside_count * 2 : 16;
+        ArenaOutside *grown = realloc(a->outside, count * sizeof *grown);
+        if (grown == NULL)
+            return UINT32_MAX;
+        a->outside = grown;
+        for (uint32_t slot = a->outside_count; slot < count; slot++) {
+            grown[slot].map = NULL;
+            grown[slot].bytes = slot + 1 < count ? slot + 1 : UINT32_MAX;
+        }
+        a->outside_free = a->outside_count;
+        a->outside_count = count;
+    }
+    size_t bytes = outside_pages(size);
+    void *map = tiered_map(bytes);
+    if (map == NULL)
+        return UINT32_MAX;
+    uint32_t slot = a->outside_free;
+    a->outside_free = (uint32_t)a->outside[slot].bytes;
+    a->outside[slot] = (ArenaOutside){map, bytes};
+    a->outside_bytes += bytes;
+    a->outside_held++;
+    return slot;
+}
+
+/* -- the budget -------------------------------------------------------------------------------- */
+
+/* What counts beside the segments. */
+static size_t
+overhead_bytes(const Arena *a)
+{
+    return sizeof *a + a->segments.count * 9u + a->outside_count * sizeof *a->outside + a->outside_bytes
+        + index_pages(a) * tiered_page_bytes();
+}
+
+size_t
+arena_used_bytes(const Arena *a)
+{
+    return overhead_bytes(a) + segments_committed(&a->segments);
+}
+
+/* Segments that the budget has room for, with `more` bytes outside them. */
+static uint32_t
+segments_allowed(const Arena *a, size_t more)
+{
+    size_t other = overhead_bytes(a) + more;
+    size_t allowed = a->budget_bytes > other ? (a->budget_bytes - other) / a->segments.segment_bytes : 0;
+    return allowed < a->segments.count ? (uint32_t)allowed : a->segments.count;
+}
+
+/* Bytes of records that so many segments may hold. */
+static size_t
+live_limit(const Arena *a, uint32_t allowed)
+{
+    size_t whole = (size_t)allowed * a->segments.segment_bytes;
+    size_t slack = 2 * a->segments.segment_bytes + whole / SLACK_SHARE;
+    return whole > slack ? whole - slack : 0;
+}
+
+/* Moves a record to where there is room for it, and has everything that refers to it follow. */
+static bool
+move(Arena *a, uint32_t place, size_t bytes)
+{
+    Segments *s = &a->segments;
+    uint32_t target = segments_take(s, bytes);
+    if (target == 0 && segments_open(s))
+        target = segments_take(s, bytes);
+    if (target == 0)
+        return false;
+    *link_to_place(a, place) = target;
+    Record *r = at(a, place);
+    *(r->newer ? &at(a, r->newer)->older : &a->newest) = target;
+    *(r->older ? &at(a, r->older)->newer : &a->oldest) = target;
+    if (r->kind & EXPIRING) {
+        Due *due = due_of(r);
+        *(due->sooner ? &due_of(at(a, due->sooner))->later : due_head(a, r, place)) = target;
+        if (due->later)
+            due_of(at(a, due->later))->sooner = target;
+    }
+    memcpy(at(a, target), r, bytes);
+    r->kind |= DEAD;
+    a->moved_bytes += bytes;
+    return true;
+}
+
+/* Empties a segment into the heads, so that it is free; false if there is no room to do so. */
+static bool
+empty(Arena *a, uint32_t segment)
+{
+    Segments *s = &a->segments;
+    segments_close(s, segment);
+    size_t end = segment * s->segment_bytes + s->filled[segment];
+    size_t offset = segment * s->segment_bytes + segment_first(s, segment);
+    bool all = true;
+    while (offset < end) {
+        uint32_t place = (uint32_t)(offset >> s->unit_shift);
+        Record *r = at(a, place);
+        size_t bytes = record_bytes(a, r);
+        if (r->kind & DEAD)
+            unlist_hole(a, r, bytes);
+        else if (move(a, place, bytes))
+            segments_drop(s, place, bytes);
+        else
+            all = false;
+        offset += bytes;
+    }
+    if (all) {
+        segments_free(s, segment);
+        return true;
+    }
+    /* What was there and is not any more is a hole. */
+    for (offset = segment * s->segment_bytes + segment_first(s, segment); offset < end;) {
+        Record *r = at(a, (uint32_t)(offset >> s->unit_shift));
+        size_t bytes = record_bytes(a, r);
+        if (r->kind & DEAD)
+            list_hole(a, r, (uint32_t)(offset >> s->unit_shift), bytes);
+        offset += bytes;
+    }
+    return false;
+}
+
+static void
+remove_linked(Arena *a, uint32_t place, uint32_t *link)
+{
+    Record *r = at(a, place);
+    *link = r->chain;
+    unlink_use(a, r);
+    if (r->kind & EXPIRING) {
+        unlink_due(a, r, place);
+        a->expiring--;
+    }
+    if (r->kind & OUTSIDE)
+        outside_drop(a, outside_slot(r));
+    a->count--;
+    a->payload_bytes -= (uint64_t)r->key_size + r->value_size;
+    size_t bytes = record_bytes(a, r);
+    list_hole(a, r, place, bytes);
+    if (segments_drop(&a->segments, place, bytes))
+        empty(a, segment_of(&a->segments, place));
+    if (a->bucket_count > BUCKETS_MIN && a->count < a->bucket_count / 2)
+        shrink_index(a);
+}
+
+bool
+arena_evict(Arena *a)
+{
+    uint32_t place = a->oldest;
+    if (place == 0)
+        return false;
+    const Record *r = at(a, place);
+    a->evictions++;
+    a->evicted_bytes += record_bytes(a, r) + (r->kind & OUTSIDE ? outside_pages(r->value_size) : 0);
+    remove_linked(a, place, link_to_place(a, place));
+    return true;
+}
+
+/* Has the segments keep to the budget with `more` bytes outside, within what one call may do; true when they do. */
+static bool
+keep_budget(Arena *a, size_t more, unsigned evictions)
+{
+    Segments *s = &a->segments;
+    uint64_t moved_until = a->moved_bytes + MOVED_BYTES_MAX;
+    for (;;) {
+        uint32_t allowed = segments_allowed(a, more);
+        if (s->live_bytes > live_limit(a, allowed) && a->oldest) {
+            if (evictions-- == 0 || !arena_evict(a))
+                return false;
+            continue;
+        }
+        if (s->held + s->warm <= allowed || s->held + s->warm == 0)
+            return overhead_bytes(a) + more + segments_committed(s) <= a->budget_bytes;
+        if (s->warm) {
+            segments_release(s, allowed > s->held ? allowed - s->held : 0);
+            continue;
+        }
+        uint32_t segment = segments_emptiest(s);
+        if (a->moved_bytes >= moved_until || segment == SEGMENT_NONE || !empty(a, segment))
+            return false;
+    }
+}
+
+bool
+arena_shrink(Arena *a)
+{
+    return keep_budget(a, 0, SHRINK_EVICTIONS_MAX);
+}
+
+/* A place for a new record; 0 if none can be made within what one call may do. */
+static uint32_t
+make_room(Arena *a, size_t size)
+{
+    Segments *s = &a->segments;
+    uint32_t allowed = segments_allowed(a, 0);
+    size_t limit = live_limit(a, allowed);
+    for (unsigned evictions = EVICTIONS_MAX; s->live_bytes + size > limit;)
+        if (evictions-- == 0 || !arena_evict(a))
+            return 0;
+    uint64_t moved_until = a->moved_bytes + MOVED_BYTES_MAX;
+    for (;;) {
+        uint32_t place = take_hole(a, size);
+        if (place || (place = segments_take(s, size)))
+            return place;
+        /* One is left for what is moved. */
+        if (s->held + 1 < allowed && segments_open(s))
+            continue;
+        uint32_t segment = segments_emptiest(s);
+        if (a->moved_bytes >= moved_until || segment == SEGMENT_NONE || !empty(a, segment))
+            return 0;
+    }
+}
+
+/* -- what callers do --------------------------------------------------------------------------- */
+
+static void
+reset(Arena *a)
+{
+    memset(a->wheel, 0, sizeof a->wheel);
+    memset(a->holes, 0, sizeof a->holes);
+    a->pending = 0;
+    a->newest = a->oldest = 0;
+    a->count = a->expiring = 0;
+    a->payload_bytes = 0;
+    a->bucket_count = BUCKETS_MIN;
+    a->bucket_mask = 1023;
+    a->index[0] = 1;
+}
+
+void
+arena_clear(Arena *a)
+{
+    for (uint32_t slot = 0; slot < a->outside_count; slot++)
+        if (a->outside[slot].map != NULL)
+            outside_drop(a, slot);
+    segments_clear(&a->segments);
+    tiered_release(a->index, a->index_bytes);
+    reset(a);
+}
+
+/* Whether this is a child that found zeros: everything is forgotten then. */
+static inline void
+notice_fork(Arena *a)
+{
+    if (a->index[0] == 0)
+        arena_clear(a);
+}
+
+static size_t
+index_bytes_for(size_t bytes)
+{
+    size_t page = tiered_page_bytes();
+    return (bytes / 6 + page) / page * page + page;
+}
+
+bool
+arena_begin(Arena *a, size_t budget_bytes, const uint64_t seed[2])
+{
+    memset(a, 0, sizeof *a);
+    memcpy(a->seed, seed, sizeof a->seed);
+    a->budget_bytes = budget_bytes;
+    a->hit_action = ARENA_HIT_MOVES_TO_FRONT;
+    a->outside_free = UINT32_MAX;
+    size_t segment = SEGMENT_BYTES_MIN;
+    while (segment < SEGMENT_BYTES_MAX && segment * 2 * SEGMENTS_WANTED <= budget_bytes)
+        segment *= 2;
+    if (segment < tiered_page_bytes())
+        segment = tiered_page_bytes();
+    size_t bytes = budget_bytes < ARENA_BUDGET_MIN ? ARENA_BUDGET_MIN : budget_bytes;
+    if (!segments_begin(&a->segments, bytes, segment))
+        return false;
+    a->index_bytes = index_bytes_for(bytes);
+    a->index = tiered_map(a->index_bytes);
+    if (a->index == NULL) {
+        segments_end(&a->segments);
+        return false;
+    }
+    reset(a);
+    return true;
+}
+
+void
+arena_end(Arena *a)
+{
+    if (a->index == NULL)
+        return;
+    for (uint32_t slot = 0; slot < a->outside_count; slot++)
+        if (a->outside[slot].map != NULL)
+            outside_drop(a, slot);
+    free(a->outside);
+    segments_end(&a->segments);
+    tiered_unmap(a->index, a->index_bytes);
+    memset(a, 0, sizeof *a);
+}
+
+bool
+arena_resize(Arena *a, size_t budget_bytes)
+{
+    notice_fork(a);
+    a->budget_bytes = budget_bytes;
+    if (budget_bytes <= a->segments.bytes)
+        return true;
+    size_t wanted = index_bytes_for(budget_bytes);
+    if (wanted > a->index_bytes) {
+        uint32_t *index = tiered_map(wanted);
+        if (index == NULL)
+            return false;
+        memcpy(index, a->index, index_pages(a) * tiered_page_bytes());
+        tiered_unmap(a->index, a->index_bytes);
+        a->index = index;
+        a->index_bytes = wanted;
+    }
+    return segments_extend(&a->segments, budget_bytes);
+}
+
+static bool
+value_at(const Arena *a, uint32_t place, ArenaValue *found)
+{
+    Record *r = at(a, place);
+    found->place = place;
+    found->kind = r->kind & KIND_MASK;
+    found->deadline = r->kind & EXPIRING ? deadline_of(r) : 0;
+    found->size = r->value_size;
+    found->data = r->kind & OUTSIDE ? a->outside[outside_slot(r)].map : key_of(r) + r->key_size;
+    return true;
+}
+
+bool
+arena_find(const Arena *a, const ArenaKey *key, ArenaValue *found)
+{
+    if (a->index[0] == 0)
+        return false;
+    uint32_t place = *link_to(a, key);
+    return place && value_at(a, place, found);
+}
+
+void
+arena_hit(Arena *a, uint32_t place)
+{
+    Record *r = at(a, place);
+    switch (a->hit_action) {
+    case ARENA_HIT_MOVES_TO_FRONT:
+        if (a->newest != place) {
+            unlink_use(a, r);
+            link_newest(a, r, place);
+        }
+        break;
+    case ARENA_HIT_MARKS:
+        r->uses = 1;
+        break;
+    case ARENA_HIT_COUNTS:
+        r->uses += r->uses < UINT8_MAX;
+        break;
+    default:
+        break;
+    }
+}
+
+bool
+arena_discard(Arena *a, const ArenaKey *key)
+{
+    notice_fork(a);
+    uint32_t *link = link_to(a, key);
+    if (*link == 0)
+        return false;
+    remove_linked(a, *link, link);
+    return true;
+}
+
+/* Where an old value takes as much room as the new one it is written over. */
+static bool
+overwrite(Arena *a, uint32_t place, unsigned kind, const unsigned char *data, size_t size)
+{
+    Record *r = at(a, place);
+    if (r->kind & (EXPIRING | OUTSIDE))
+        return false;
+    if (rounded(a, sizeof(Record) + r->key_size + size) != record_bytes(a, r))
+        return false;
+    a->payload_bytes += (uint64_t)size - r->value_size;
+    r->value_size = (uint32_t)size;
+    r->kind = (uint8_t)kind;
+    r->uses = 0;
+    memcpy(key_of(r) + r->key_size, data, size);
+    if (a->newest != place) {
+        unlink_use(a, r);
+        link_newest(a, r, place);
+    }
+    return true;
+}
+
+bool
+arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char *data, size_t size, int64_t deadline)
+{
+    notice_fork(a);
+    uint32_t *link = link_to(a, key);
+    if (*link) {
+        if (deadline == 0 && overwrite(a, *link, kind, data, size))
+            return true;
+        remove_linked(a, *link, link);
+    }
+    if (key->size >= ARENA_KEY_BYTES_MAX || size > a->budget_bytes / VALUE_SHARE_MAX)
+        return false;
+    size_t head = sizeof(Record) + key->size + 1 + (deadline ? sizeof(Due) : 0);
+    size_t total = rounded(a, head + size);
+    uint32_t slot = UINT32_MAX;
+    if (total > a->segments.segment_bytes / 4) {
+        if (!keep_budget(a, outside_pages(size), EVICTIONS_MAX))
+            return false;
+        total = rounded(a, head + sizeof slot);
+        slot = outside_take(a, size);
+        if (slot == UINT32_MAX)
+            return false;
+    }
+    uint32_t place = make_room(a, total);
+    if (place == 0) {
+        if (slot != UINT32_MAX)
+            outside_drop(a, slot);
+        return false;
+    }
+    Record *r = at(a, place);
+    r->value_size = (uint32_t)size;
+    r->key_size = (uint16_t)(key->size + 1);
+    r->kind = (uint8_t)(kind | (deadline ? EXPIRING : 0) | (slot != UINT32_MAX ? OUTSIDE : 0));
+    r->uses = 0;
+    unsigned char *own = key_of(r);
+    own[0] = key->code;
+    memcpy(own + 1, key->data, key->size);
+    if (slot != UINT32_MAX) {
+        memcpy(own + r->key_size, &slot, sizeof slot);
+        memcpy(a->outside[slot].map, data, size);
+    } else {
+        memcpy(own + r->key_size, data, size);
+    }
+    link = bucket_of(a, hash_of(a, key->code, key->data, key->size));
+    r->chain = *link;
+    *link = place;
+    link_newest(a, r, place);
+    if (deadline) {
+        due_of(r)->deadline_low = (uint32_t)deadline;
+        due_of(r)->deadline_high = (uint32_t)((uint64_t)deadline >> 32);
+        link_due(a, r, place);
+        a->expiring++;
+    }
+    a->count++;
+    a->payload_bytes += (uint64_t)r->key_size + size;
+    if (a->count > a->bucket_count)
+        grow_index(a);
+    return true;
+}
+
+size_t
+arena_expire(Arena *a, int64_t now_ms, size_t limit)
+{
+    notice_fork(a);
+    int64_t over = now_ms / 1000 - 1; /* The last second that is wholly over. */
+    size_t forgotten = 0, looks = limit * 8;
+    if (a->second < over - ARENA_WHEEL_SLOTS)
+        a->second = over - ARENA_WHEEL_SLOTS;
+    while (a->expiring && forgotten < limit && looks) {
+        if (a->pending == 0) {
+            if (a->second >= over)
+                break;
+            uint32_t *slot = &a->wheel[++a->second % ARENA_WHEEL_SLOTS];
+            a->pending = *slot;
+            *slot = 0;
+            continue;
+        }
+        uint32_t place = a->pending;
+        Record *r = at(a, place);
+        looks--;
+        if (deadline_of(r) / 1000 <= over) {
+            remove_linked(a, place, link_to_place(a, place));
+            forgotten++;
+        } else {
+            /* Of a later turn of the wheel. */
+            unlink_due(a, r, place);
+            link_due(a, r, place);
+        }
+    }
+    if (a->expiring == 0 && a->second < over)
+        a->second = over;
+    return forgotten;
+}
+
+uint32_t
+arena_after(const Arena *a, uint32_t place)
+{
+    if (a->index[0] == 0)
+        return 0;
+    return place ? at(a, place)->newer : a->oldest;
+}
+
+ArenaKey
+arena_record(const Arena *a, uint32_t place, ArenaValue *value)
+{
+    Record *r = at(a, place);
+    value_at(a, place, value);
+    unsigned char *own = key_of(r);
+    return (ArenaKey){own + 1, r->key_size - 1u, own[0]};
+}
+
+size_t
+arena_record_bytes(const Arena *a, uint32_t place)
+{
+    const Record *r = at(a, place);
+    return record_bytes(a, r) + (r->kind & OUTSIDE ? a->outside[outside_slot(r)].bytes : 0);
+}
+
+/* -- check ------------------------------------------------------------------------------------- */
+
+/* The live bytes of a segment as its records have them; SIZE_MAX if they don't fill it. */
+static size_t
+count_segment(const Arena *a, uint32_t segment, size_t *records, size_t *holes, uint64_t *payload)
+{
+    const Segments *s = &a->segments;
+    size_t end = segment * s->segment_bytes + s->filled[segment], live = 0;
+    size_t offset = segment * s->segment_bytes + segment_first(s, segment);
+    while (offset < end) {
+        const Record *r = at(a, (uint32_t)(offset >> s->unit_shift));
+        size_t bytes = record_bytes(a, r);
+        if (r->key_size == 0 || bytes > end - offset)
+            return SIZE_MAX;
+        if (!(r->kind & DEAD)) {
+            live += bytes;
+            *records += 1;
+            *payload += (uint64_t)r->key_size + r->value_size;
+        } else {
+            *holes += 1;
+        }
+        offset += bytes;
+    }
+    return live;
+}
+
+static const char *
+check_index(const Arena *a)
+{
+    size_t found = 0;
+    for (uint32_t bucket = 0; bucket < a->bucket_count; bucket++) {
+        uint32_t *head = a->index + INDEX_HEAD + bucket;
+        for (uint32_t place = *head; place; place = at(a, place)->chain) {
+            if (++found > a->count)
+                return "the index holds more than there is";
+            if (at(a, place)->kind & DEAD)
+                return "the index leads to what was removed";
+            if (bucket_of(a, hash_of_record(a, at(a, place))) != head)
+                return "a record is in another bucket than its key's";
+        }
+    }
+    return found == a->count ? NULL : "the index holds fewer records than there are";
+}
+
+static const char *
+check_order(const Arena *a)
+{
+    size_t found = 0;
+    uint32_t before = 0;
+    for (uint32_t place = a->oldest; place; place = at(a, place)->newer) {
+        if (++found > a->count || at(a, place)->kind & DEAD)
+            return "the order of use holds more than there is";
+        if (at(a, place)->older != before)
+            return "the order of use does not lead back";
+        before = place;
+    }
+    return found == a->count && a->newest == before ? NULL : "the order of use lacks records";
+}
+
+static const char *
+check_due(const Arena *a)
+{
+    size_t found = 0;
+    for (int slot = -1; slot < ARENA_WHEEL_SLOTS; slot++) {
+        uint32_t before = 0;
+        for (uint32_t place = slot < 0 ? a->pending : a->wheel[slot]; place; place = due_of(at(a, place))->later) {
+            Record *r = at(a, place);
+            if (++found > a->expiring || !(r->kind & EXPIRING) || r->kind & DEAD)
+                return "the wheel holds more than what expires";
+            if (due_of(r)->sooner != before)
+                return "the wheel does not lead back";
+            if (slot >= 0 && deadline_of(r) / 1000 % ARENA_WHEEL_SLOTS != slot)
+                return "a deadline is in another slot than its second's";
+            before = place;
+        }
+    }
+    return found == a->expiring ? NULL : "the wheel lacks records";
+}
+
+static const char *
+check_holes(const Arena *a, size_t expected)
+{
+    size_t found = 0;
+    for (unsigned class = 0; class < ARENA_SIZE_CLASSES; class++) {
+        uint32_t before = 0;
+        for (uint32_t place = a->holes[class]; place; place = at(a, place)->older) {
+            Record *r = at(a, place);
+            if (++found > expected || !(r->kind & DEAD) || class_of(a, record_bytes(a, r)) != class)
+                return "a hole is listed that is none of its size";
+            if (r->newer != before)
+                return "the holes do not lead back";
+            before = place;
+        }
+    }
+    return found == expected ? NULL : "not all holes are listed";
+}
+
+static const char *
+check_outside(const Arena *a)
+{
+    size_t held = 0, bytes = 0, records = 0;
+    for (uint32_t slot = 0; slot < a->outside_count; slot++)
+        if (a->outside[slot].map != NULL) {
+            held++;
+            bytes += a->outside[slot].bytes;
+        }
+    for (uint32_t place = a->oldest; place; place = at(a, place)->newer)
+        if (at(a, place)->kind & OUTSIDE) {
+            records++;
+            uint32_t slot = outside_slot(at(a, place));
+            if (slot >= a->outside_count || a->outside[slot].bytes < at(a, place)->value_size)
+                return "a value outside is not where its record says";
+        }
+    return held == a->outside_held && bytes == a->outside_bytes && records == held ? NULL : "values outside are miscounted";
+}
+
+const char *
+arena_check(const Arena *a)
+{
+    const Segments *s = &a->segments;
+    if (a->index[0] == 0)
+        return NULL; /* A forked child's, empty. */
+    size_t records = 0, holes = 0, held = 0, warm = 0;
+    uint64_t payload = 0, live = 0;
+    for (uint32_t segment = 0; segment < s->count; segment++) {
+        bool is_head = false, is_held;
+        for (uint32_t head = 0; head < s->head_count; head++)
+            is_head = is_head || s->heads[head] == segment;
+        is_held = is_head || segments_is_closed(s, segment);
+        held += is_held;
+        warm += segments_is_warm(s, segment);
+        size_t counted = count_segment(a, segment, &records, &holes, &payload);
+        if (counted == SIZE_MAX)
+            return "the records of a segment do not fill it";
+        if (counted != s->live[segment])
+            return "a segment's live bytes are miscounted";
+        if (!is_held && s->filled[segment])
+            return "a free segment is filled";
+        live += counted;
+    }
+    if (held != s->held || warm != s->warm)
+        return "the segments are miscounted";
+    if (records != a->count || payload != a->payload_bytes || live != s->live_bytes)
+        return "the records are miscounted";
+    const char *wrong = check_index(a);
+    wrong = wrong ? wrong : check_order(a);
+    wrong = wrong ? wrong : check_due(a);
+    wrong = wrong ? wrong : check_holes(a, holes);
+    return wrong ? wrong : check_outside(a);
+}
