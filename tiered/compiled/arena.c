@@ -7,9 +7,9 @@
  * kept free that this moves few bytes for each byte written (SLACK), which is less than any allocator that
  * leaves records where they are loses to sizes that don't fit.
  *
- * The index is a hash table with chains that grows by one bucket at a time (linear hashing: Litwin, 1980), so that no
- * call ever rehashes everything; its buckets are 32-bit places in a mapping of its own.  Deadlines are in a wheel
- * of seconds (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", 1987), whose links are in the records too.
+ * What a removed record leaves is filled again by one of just its size; sizes are rounded so that there often is one.
+ *
+ * Deadlines are in a wheel of seconds (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", 1987), whose links are in the records too.
  *
  * A value larger than a quarter of a segment is in pages of its own, and its record says where.
  *
@@ -17,15 +17,9 @@
  * After a fork the child finds zeros (`tiered_map`), which read as an empty index; the first change there starts anew.
  * Nothing here calls Python or waits; the interpreter lock is the only lock there is.
  */
-#include "arena.h"
+#include "arena_record.h"
 
 #include <stdlib.h>
-#include <string.h>
-
-#define KIND_MASK 0x1F /* What the caller makes of the value. */
-#define EXPIRING 0x20
-#define OUTSIDE 0x40
-#define DEAD 0x80
 
 #define SEGMENTS_WANTED 128
 #define SEGMENT_BYTES_MIN (16u << 10)
@@ -39,221 +33,6 @@
 #define SHRINK_EVICTIONS_MAX 2000
 #define MOVED_BYTES_MAX (2u << 20)
 
-#define INDEX_HEAD 16 /* Words before the buckets. */
-#define BUCKETS_MIN 1008
-
-typedef struct {
-    uint32_t chain; /* The next record of its bucket. */
-    uint32_t older, newer;
-    uint32_t value_size;
-    uint16_t key_size;
-    uint8_t kind;
-    uint8_t uses;
-} Record;
-
-typedef struct {
-    uint32_t deadline_low, deadline_high;
-    uint32_t sooner, later; /* In the list of its slot of the wheel, in no order. */
-} Due;
-
-_Static_assert(sizeof(Record) == 20 && sizeof(Due) == 16, "records are counted by these sizes");
-
-/* -- records ----------------------------------------------------------------------------------- */
-
-static inline Record *
-at(const Arena *a, uint32_t place)
-{
-    return (Record *)(void *)(a->segments.map + ((size_t)place << a->segments.unit_shift));
-}
-
-static inline Due *
-due_of(Record *r)
-{
-    return (Due *)(void *)(r + 1);
-}
-
-static inline int64_t
-deadline_of(const Record *r)
-{
-    const Due *due = (const Due *)(const void *)(r + 1);
-    return (int64_t)((uint64_t)due->deadline_high << 32 | due->deadline_low);
-}
-
-static inline unsigned char *
-key_of(const Record *r)
-{
-    return (unsigned char *)(r + 1) + (r->kind & EXPIRING ? sizeof(Due) : 0);
-}
-
-/* Sizes are rounded up, to one of 64 for each power of two and to whole units, so that what one record leaves another fits. */
-static inline unsigned
-step_shift(const Arena *a, size_t size)
-{
-    unsigned shift = 63u - (unsigned)__builtin_clzll(size);
-    shift = shift > 6 ? shift - 6 : 0;
-    return shift > a->segments.unit_shift ? shift : a->segments.unit_shift;
-}
-
-static inline size_t
-rounded(const Arena *a, size_t size)
-{
-    size_t step = (size_t)1 << step_shift(a, size);
-    return (size + step - 1) & ~(step - 1);
-}
-
-static inline unsigned
-class_of(const Arena *a, size_t size)
-{
-    unsigned shift = step_shift(a, size);
-    return (unsigned)(size >> shift) + 64 * (shift - a->segments.unit_shift);
-}
-
-static inline size_t
-record_bytes(const Arena *a, const Record *r)
-{
-    size_t size = sizeof(Record) + r->key_size;
-    size += r->kind & EXPIRING ? sizeof(Due) : 0;
-    size += r->kind & OUTSIDE ? sizeof(uint32_t) : r->value_size;
-    return rounded(a, size);
-}
-
-/* -- the hash of a key ------------------------------------------------------------------------- */
-
-static inline uint64_t
-load(const unsigned char *data, size_t size)
-{
-    uint64_t word = 0;
-    memcpy(&word, data, size);
-    return word;
-}
-
-/* Both halves of a product, folded: the step of the hash functions called "mum" and "wyhash" (V. Makarov; Wang Yi). */
-static inline uint64_t
-fold(uint64_t x, uint64_t y)
-{
-    unsigned __int128 product = (unsigned __int128)x * y;
-    return (uint64_t)product ^ (uint64_t)(product >> 64);
-}
-
-/* Seeded with random numbers that nobody outside knows, so that nobody can make keys that collide. */
-static inline uint32_t
-hash_of(const Arena *a, unsigned char code, const unsigned char *data, size_t size)
-{
-    const uint64_t odd = 0x9E3779B97F4A7C15u; /* 2^64 / golden ratio */
-    uint64_t state = fold(a->seed[0] ^ size, odd ^ code), first, last;
-    for (; size > 16; size -= 16, data += 16)
-        state = fold(load(data, 8) ^ a->seed[1], load(data + 8, 8) ^ state);
-    if (size >= 8) {
-        first = load(data, 8);
-        last = load(data + size - 8, 8);
-    } else if (size >= 4) {
-        first = load(data, 4);
-        last = load(data + size - 4, 4);
-    } else if (size > 0) {
-        first = (uint64_t)data[0] << 16 | (uint64_t)data[size / 2] << 8 | data[size - 1];
-        last = 0;
-    } else {
-        first = last = 0;
-    }
-    state = fold(first ^ a->seed[1], last ^ state);
-    return (uint32_t)fold(state ^ odd, a->seed[0] ^ odd);
-}
-
-static inline uint32_t
-hash_of_record(const Arena *a, const Record *r)
-{
-    const unsigned char *key = key_of(r);
-    return hash_of(a, key[0], key + 1, r->key_size - 1u);
-}
-
-/* -- the index --------------------------------------------------------------------------------- */
-
-static inline uint32_t *
-bucket_of(const Arena *a, uint32_t hash)
-{
-    uint32_t bucket = hash & a->bucket_mask;
-    if (bucket >= a->bucket_count)
-        bucket &= a->bucket_mask >> 1;
-    return a->index + INDEX_HEAD + bucket;
-}
-
-/* What refers to the record under a key: a bucket or the record before it in the chain; 0 is there if there is none. */
-static inline uint32_t *
-link_to(const Arena *a, const ArenaKey *key)
-{
-    uint32_t *link = bucket_of(a, hash_of(a, key->code, key->data, key->size));
-    while (*link) {
-        Record *r = at(a, *link);
-        if (r->key_size == key->size + 1) {
-            const unsigned char *own = key_of(r);
-            if (own[0] == key->code && memcmp(own + 1, key->data, key->size) == 0)
-                break;
-        }
-        link = &r->chain;
-    }
-    return link;
-}
-
-/* What refers to the record at a place. */
-static uint32_t *
-link_to_place(const Arena *a, uint32_t place)
-{
-    uint32_t *link = bucket_of(a, hash_of_record(a, at(a, place)));
-    while (*link != place)
-        link = &at(a, *link)->chain;
-    return link;
-}
-
-static size_t
-index_pages(const Arena *a)
-{
-    size_t page = tiered_page_bytes();
-    return ((INDEX_HEAD + (size_t)a->bucket_count) * sizeof(uint32_t) + page - 1) / page;
-}
-
-/* One bucket more, among which and the one that it splits the records there are divided. */
-static void
-grow_index(Arena *a)
-{
-    uint32_t fresh = a->bucket_count;
-    if ((INDEX_HEAD + (size_t)fresh + 1) * sizeof(uint32_t) > a->index_bytes)
-        return;
-    if (fresh > a->bucket_mask)
-        a->bucket_mask = a->bucket_mask << 1 | 1;
-    uint32_t *link = a->index + INDEX_HEAD + (fresh & a->bucket_mask >> 1);
-    uint32_t *other = a->index + INDEX_HEAD + fresh;
-    a->bucket_count = fresh + 1;
-    while (*link) {
-        uint32_t place = *link;
-        Record *r = at(a, place);
-        if ((hash_of_record(a, r) & a->bucket_mask) == fresh) {
-            *link = r->chain;
-            r->chain = *other;
-            *other = place;
-        } else {
-            link = &r->chain;
-        }
-    }
-}
-
-/* The last bucket's records go back to the one that it was split from. */
-static void
-shrink_index(Arena *a)
-{
-    size_t before = index_pages(a);
-    uint32_t last = --a->bucket_count;
-    uint32_t *from = a->index + INDEX_HEAD + last;
-    uint32_t *link = a->index + INDEX_HEAD + (last & a->bucket_mask >> 1);
-    while (*link)
-        link = &at(a, *link)->chain;
-    *link = *from;
-    *from = 0;
-    if (last == (a->bucket_mask >> 1) + 1)
-        a->bucket_mask >>= 1;
-    size_t page = tiered_page_bytes(), after = index_pages(a);
-    if (after < before)
-        tiered_release((unsigned char *)a->index + after * page, page);
-}
 
 /* -- order of use and deadlines ---------------------------------------------------------------- */
 
@@ -346,14 +125,6 @@ outside_pages(size_t size)
     return (size + page - 1) / page * page;
 }
 
-static uint32_t
-outside_slot(const Record *r)
-{
-    uint32_t slot;
-    memcpy(&slot, key_of(r) + r->key_size, sizeof slot);
-    return slot;
-}
-
 static void
 outside_drop(Arena *a, uint32_t slot)
 {
@@ -404,7 +175,7 @@ static size_t
 overhead_bytes(const Arena *a)
 {
     return sizeof *a + a->segments.count * 9u + a->outside_count * sizeof *a->outside + a->outside_bytes
-        + index_pages(a) * tiered_page_bytes();
+        + arena_index_pages(a) * tiered_page_bytes();
 }
 
 size_t
@@ -441,7 +212,7 @@ move(Arena *a, uint32_t place, size_t bytes)
         target = segments_take(s, bytes);
     if (target == 0)
         return false;
-    *link_to_place(a, place) = target;
+    *arena_link_to_place(a, place) = target;
     Record *r = at(a, place);
     *(r->newer ? &at(a, r->newer)->older : &a->newest) = target;
     *(r->older ? &at(a, r->older)->newer : &a->oldest) = target;
@@ -512,7 +283,7 @@ remove_linked(Arena *a, uint32_t place, uint32_t *link)
     if (segments_drop(&a->segments, place, bytes))
         empty(a, segment_of(&a->segments, place));
     if (a->bucket_count > BUCKETS_MIN && a->count < a->bucket_count / 2)
-        shrink_index(a);
+        arena_shrink_index(a);
 }
 
 bool
@@ -524,7 +295,7 @@ arena_evict(Arena *a)
     const Record *r = at(a, place);
     a->evictions++;
     a->evicted_bytes += record_bytes(a, r) + (r->kind & OUTSIDE ? outside_pages(r->value_size) : 0);
-    remove_linked(a, place, link_to_place(a, place));
+    remove_linked(a, place, arena_link_to_place(a, place));
     return true;
 }
 
@@ -677,7 +448,7 @@ arena_resize(Arena *a, size_t budget_bytes)
         uint32_t *index = tiered_map(wanted);
         if (index == NULL)
             return false;
-        memcpy(index, a->index, index_pages(a) * tiered_page_bytes());
+        memcpy(index, a->index, arena_index_pages(a) * tiered_page_bytes());
         tiered_unmap(a->index, a->index_bytes);
         a->index = index;
         a->index_bytes = wanted;
@@ -775,6 +546,8 @@ arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char *dat
     size_t head = sizeof(Record) + key->size + 1 + (deadline ? sizeof(Due) : 0);
     size_t total = rounded(a, head + size);
     uint32_t slot = UINT32_MAX;
+    if (head + sizeof slot > a->segments.segment_bytes / 2)
+        return false; /* A key of kilobytes, in a small arena. */
     if (total > a->segments.segment_bytes / 4) {
         if (!keep_budget(a, outside_pages(size), EVICTIONS_MAX))
             return false;
@@ -816,7 +589,9 @@ arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char *dat
     a->count++;
     a->payload_bytes += (uint64_t)r->key_size + size;
     if (a->count > a->bucket_count)
-        grow_index(a);
+        arena_grow_index(a);
+    if (arena_used_bytes(a) > a->budget_bytes)
+        keep_budget(a, 0, SHRINK_EVICTIONS_MAX);
     return true;
 }
 
@@ -841,7 +616,7 @@ arena_expire(Arena *a, int64_t now_ms, size_t limit)
         Record *r = at(a, place);
         looks--;
         if (deadline_of(r) / 1000 <= over) {
-            remove_linked(a, place, link_to_place(a, place));
+            remove_linked(a, place, arena_link_to_place(a, place));
             forgotten++;
         } else {
             /* Of a later turn of the wheel. */
@@ -876,155 +651,4 @@ arena_record_bytes(const Arena *a, uint32_t place)
 {
     const Record *r = at(a, place);
     return record_bytes(a, r) + (r->kind & OUTSIDE ? a->outside[outside_slot(r)].bytes : 0);
-}
-
-/* -- check ------------------------------------------------------------------------------------- */
-
-/* The live bytes of a segment as its records have them; SIZE_MAX if they don't fill it. */
-static size_t
-count_segment(const Arena *a, uint32_t segment, size_t *records, size_t *holes, uint64_t *payload)
-{
-    const Segments *s = &a->segments;
-    size_t end = segment * s->segment_bytes + s->filled[segment], live = 0;
-    size_t offset = segment * s->segment_bytes + segment_first(s, segment);
-    while (offset < end) {
-        const Record *r = at(a, (uint32_t)(offset >> s->unit_shift));
-        size_t bytes = record_bytes(a, r);
-        if (r->key_size == 0 || bytes > end - offset)
-            return SIZE_MAX;
-        if (!(r->kind & DEAD)) {
-            live += bytes;
-            *records += 1;
-            *payload += (uint64_t)r->key_size + r->value_size;
-        } else {
-            *holes += 1;
-        }
-        offset += bytes;
-    }
-    return live;
-}
-
-static const char *
-check_index(const Arena *a)
-{
-    size_t found = 0;
-    for (uint32_t bucket = 0; bucket < a->bucket_count; bucket++) {
-        uint32_t *head = a->index + INDEX_HEAD + bucket;
-        for (uint32_t place = *head; place; place = at(a, place)->chain) {
-            if (++found > a->count)
-                return "the index holds more than there is";
-            if (at(a, place)->kind & DEAD)
-                return "the index leads to what was removed";
-            if (bucket_of(a, hash_of_record(a, at(a, place))) != head)
-                return "a record is in another bucket than its key's";
-        }
-    }
-    return found == a->count ? NULL : "the index holds fewer records than there are";
-}
-
-static const char *
-check_order(const Arena *a)
-{
-    size_t found = 0;
-    uint32_t before = 0;
-    for (uint32_t place = a->oldest; place; place = at(a, place)->newer) {
-        if (++found > a->count || at(a, place)->kind & DEAD)
-            return "the order of use holds more than there is";
-        if (at(a, place)->older != before)
-            return "the order of use does not lead back";
-        before = place;
-    }
-    return found == a->count && a->newest == before ? NULL : "the order of use lacks records";
-}
-
-static const char *
-check_due(const Arena *a)
-{
-    size_t found = 0;
-    for (int slot = -1; slot < ARENA_WHEEL_SLOTS; slot++) {
-        uint32_t before = 0;
-        for (uint32_t place = slot < 0 ? a->pending : a->wheel[slot]; place; place = due_of(at(a, place))->later) {
-            Record *r = at(a, place);
-            if (++found > a->expiring || !(r->kind & EXPIRING) || r->kind & DEAD)
-                return "the wheel holds more than what expires";
-            if (due_of(r)->sooner != before)
-                return "the wheel does not lead back";
-            if (slot >= 0 && deadline_of(r) / 1000 % ARENA_WHEEL_SLOTS != slot)
-                return "a deadline is in another slot than its second's";
-            before = place;
-        }
-    }
-    return found == a->expiring ? NULL : "the wheel lacks records";
-}
-
-static const char *
-check_holes(const Arena *a, size_t expected)
-{
-    size_t found = 0;
-    for (unsigned class = 0; class < ARENA_SIZE_CLASSES; class++) {
-        uint32_t before = 0;
-        for (uint32_t place = a->holes[class]; place; place = at(a, place)->older) {
-            Record *r = at(a, place);
-            if (++found > expected || !(r->kind & DEAD) || class_of(a, record_bytes(a, r)) != class)
-                return "a hole is listed that is none of its size";
-            if (r->newer != before)
-                return "the holes do not lead back";
-            before = place;
-        }
-    }
-    return found == expected ? NULL : "not all holes are listed";
-}
-
-static const char *
-check_outside(const Arena *a)
-{
-    size_t held = 0, bytes = 0, records = 0;
-    for (uint32_t slot = 0; slot < a->outside_count; slot++)
-        if (a->outside[slot].map != NULL) {
-            held++;
-            bytes += a->outside[slot].bytes;
-        }
-    for (uint32_t place = a->oldest; place; place = at(a, place)->newer)
-        if (at(a, place)->kind & OUTSIDE) {
-            records++;
-            uint32_t slot = outside_slot(at(a, place));
-            if (slot >= a->outside_count || a->outside[slot].bytes < at(a, place)->value_size)
-                return "a value outside is not where its record says";
-        }
-    return held == a->outside_held && bytes == a->outside_bytes && records == held ? NULL : "values outside are miscounted";
-}
-
-const char *
-arena_check(const Arena *a)
-{
-    const Segments *s = &a->segments;
-    if (a->index[0] == 0)
-        return NULL; /* A forked child's, empty. */
-    size_t records = 0, holes = 0, held = 0, warm = 0;
-    uint64_t payload = 0, live = 0;
-    for (uint32_t segment = 0; segment < s->count; segment++) {
-        bool is_head = false, is_held;
-        for (uint32_t head = 0; head < s->head_count; head++)
-            is_head = is_head || s->heads[head] == segment;
-        is_held = is_head || segments_is_closed(s, segment);
-        held += is_held;
-        warm += segments_is_warm(s, segment);
-        size_t counted = count_segment(a, segment, &records, &holes, &payload);
-        if (counted == SIZE_MAX)
-            return "the records of a segment do not fill it";
-        if (counted != s->live[segment])
-            return "a segment's live bytes are miscounted";
-        if (!is_held && s->filled[segment])
-            return "a free segment is filled";
-        live += counted;
-    }
-    if (held != s->held || warm != s->warm)
-        return "the segments are miscounted";
-    if (records != a->count || payload != a->payload_bytes || live != s->live_bytes)
-        return "the records are miscounted";
-    const char *wrong = check_index(a);
-    wrong = wrong ? wrong : check_order(a);
-    wrong = wrong ? wrong : check_due(a);
-    wrong = wrong ? wrong : check_holes(a, holes);
-    return wrong ? wrong : check_outside(a);
 }

@@ -6,5 +6,6 @@
 #include <Python.h>
 
 int tiered_add_checksum(PyObject *module);
+int tiered_add_hot(PyObject *module);
 
 #endif

@@ -1,0 +1,708 @@
+/* The arena as Python sees it, and the mapping that answers hits from it (tiered/arena.py, tiered/store.py).
+ *
+ * Locking.  The interpreter lock is all there is: between finding a record and having made an object of it, or between
+ * the first and the last change of a call, no Python code runs.  Keys are encoded before, which for unusual ones is Python
+ * code; values are copied out first and decoded then, from the copy, since that may collect garbage, run finalizers, and
+ * so use or change this very arena.  Objects of `str` and `bytes` are made in place: the collector does not track those.
+ * Signal handlers run between bytecodes only.  So every call is atomic, for threads, handlers and finalizers alike. */
+#include "arena.h"
+#include "key.h"
+#include "native.h"
+
+#include <structmember.h>
+#include <string.h>
+
+/* Codec ids, as in tiered/codec.py. */
+enum { CODEC_BYTES = 1, CODEC_STR = 2, CODEC_MSGPACK = 3, CODEC_LAST = 5 };
+#define CODEC_MASK 0x07
+#define ASCII 0x10 /* A text that is ASCII. */
+#define BELOW_NOW INT64_MIN
+
+typedef struct {
+    PyObject_HEAD
+    Arena arena;
+    PyObject *encode_key; /* keys.encode */
+    PyObject *decode;     /* codec.decode */
+} ArenaObject;
+
+typedef struct {
+    PyObject_HEAD
+    ArenaObject *arena; /* NULL: nothing is a hit. */
+    Py_ssize_t hits;
+} HitsObject;
+
+static PyTypeObject ArenaType, HitsType;
+static PyObject *load_name, *has_name;
+
+/* -- keys and values --------------------------------------------------------------------------- */
+
+/* The key of any object; -1 with an error set. */
+static int
+encoded_key(ArenaObject *self, PyObject *object, TieredKey *key)
+{
+    int known = tiered_key(object, key);
+    if (known)
+        return known;
+    PyObject *bytes = PyObject_CallOneArg(self->encode_key, object);
+    if (bytes == NULL)
+        return -1;
+    if (!PyBytes_CheckExact(bytes)) {
+        Py_DECREF(bytes);
+        PyErr_SetString(PyExc_TypeError, "a key is encoded to bytes");
+        return -1;
+    }
+    tiered_key_of_bytes(bytes, key);
+    Py_DECREF(bytes);
+    return 1;
+}
+
+static int
+is_ascii(const unsigned char *data, size_t size)
+{
+    uint64_t bits = 0, word;
+    for (; size >= 8; size -= 8, data += 8) {
+        memcpy(&word, data, 8);
+        bits |= word;
+    }
+    while (size--)
+        bits |= *data++;
+    return !(bits & 0x8080808080808080u);
+}
+
+/* A number, None or a truth value as msgpack has it; NULL without an error if it is something else. */
+static PyObject *
+scalar(const unsigned char *data, size_t size)
+{
+    uint64_t word = 0;
+    if (size == 0)
+        return NULL;
+    unsigned char code = data[0];
+    if (size == 1) {
+        if (code <= 0x7F)
+            return PyLong_FromLong(code);
+        if (code >= 0xE0)
+            return PyLong_FromLong((signed char)code);
+        return code == 0xC0 ? Py_NewRef(Py_None) : code == 0xC2 ? Py_NewRef(Py_False) : code == 0xC3 ? Py_NewRef(Py_True) : NULL;
+    }
+    if (size > 9 || code < 0xCB || code > 0xD3)
+        return NULL;
+    for (size_t at = 1; at < size; at++)
+        word = word << 8 | data[at];
+    switch (code) {
+    case 0xCB:
+        if (size != 9)
+            return NULL;
+        double number;
+        memcpy(&number, &word, sizeof number);
+        return PyFloat_FromDouble(number);
+    case 0xCC:
+    case 0xCD:
+    case 0xCE:
+    case 0xCF:
+        return size == 1 + ((size_t)1 << (code - 0xCC)) ? PyLong_FromUnsignedLongLong(word) : NULL;
+    case 0xD0:
+        return size == 2 ? PyLong_FromLong((int8_t)word) : NULL;
+    case 0xD1:
+        return size == 3 ? PyLong_FromLong((int16_t)word) : NULL;
+    case 0xD2:
+        return size == 5 ? PyLong_FromLong((int32_t)word) : NULL;
+    case 0xD3:
+        return size == 9 ? PyLong_FromLongLong((int64_t)word) : NULL;
+    default:
+        return NULL;
+    }
+}
+
+/* The value that was found, which counts as a use of it: from here on the record may be gone. */
+static PyObject *
+value_of(ArenaObject *self, const ArenaValue *found)
+{
+    PyObject *value;
+    int number = found->kind & CODEC_MASK;
+    if (found->kind & ASCII) {
+        value = PyUnicode_New((Py_ssize_t)found->size, 127);
+        if (value != NULL)
+            memcpy(PyUnicode_DATA(value), found->data, found->size);
+    } else if (number == CODEC_MSGPACK && (value = scalar(found->data, found->size)) != NULL) {
+        ;
+    } else if (PyErr_Occurred()) {
+        return NULL;
+    } else {
+        value = PyBytes_FromStringAndSize((const char *)found->data, (Py_ssize_t)found->size);
+    }
+    if (value == NULL)
+        return NULL;
+    arena_hit(&self->arena, found->place);
+    if (!PyBytes_CheckExact(value) || number == CODEC_BYTES)
+        return value;
+    PyObject *payload = value;
+    if (number == CODEC_STR) {
+        value = PyUnicode_DecodeUTF8(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), NULL);
+        if (value == NULL && PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) {
+            PyErr_Clear();
+            value = PyUnicode_DecodeUTF8(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), "surrogatepass");
+        }
+    } else {
+        value = PyObject_CallFunction(self->decode, "iO", number, payload);
+    }
+    Py_DECREF(payload);
+    return value;
+}
+
+/* The value under a key that has not expired at `now_ms`, BELOW_NOW: that never does.  NULL with an error set or none:
+ * there is none, or its key is of a kind that only Python knows, where `any` is false. */
+static PyObject *
+lookup(ArenaObject *self, PyObject *object, int64_t now_ms, int any)
+{
+    TieredKey key;
+    ArenaValue found;
+    int known = any ? encoded_key(self, object, &key) : tiered_key(object, &key);
+    if (known <= 0)
+        return NULL;
+    bool there = arena_find(&self->arena, &key.key, &found);
+    tiered_key_end(&key);
+    if (!there || (found.deadline && (now_ms == BELOW_NOW || found.deadline <= now_ms)))
+        return NULL;
+    return value_of(self, &found);
+}
+
+/* -- Arena ------------------------------------------------------------------------------------- */
+
+static PyObject *
+arena_new(PyTypeObject *type, PyObject *args, PyObject *named)
+{
+    static char *names[] = {"budget_bytes", "encode_key", "decode", "seed", NULL};
+    Py_ssize_t budget, seed_size;
+    PyObject *encode_key, *decode;
+    const char *seed_bytes;
+    uint64_t seed[2];
+    if (!PyArg_ParseTupleAndKeywords(args, named, "nOOy#:Arena", names, &budget, &encode_key, &decode, &seed_bytes, &seed_size))
+        return NULL;
+    if (budget < 0 || seed_size != sizeof seed) {
+        PyErr_SetString(PyExc_ValueError, "a budget is not negative, a seed has 16 bytes");
+        return NULL;
+    }
+    memcpy(seed, seed_bytes, sizeof seed);
+    ArenaObject *self = (ArenaObject *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    if (!arena_begin(&self->arena, (size_t)budget, seed)) {
+        Py_DECREF(self);
+        return PyErr_Format(PyExc_MemoryError, "no address space for a budget of %zd bytes", budget);
+    }
+    self->encode_key = Py_NewRef(encode_key);
+    self->decode = Py_NewRef(decode);
+    return (PyObject *)self;
+}
+
+static int
+arena_traverse(ArenaObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->encode_key);
+    Py_VISIT(self->decode);
+    return 0;
+}
+
+static int
+arena_tp_clear(ArenaObject *self)
+{
+    return 0; /* It refers to functions of modules only, and is needed to the last. */
+}
+
+static void
+arena_dealloc(ArenaObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    arena_end(&self->arena);
+    Py_CLEAR(self->encode_key);
+    Py_CLEAR(self->decode);
+    type->tp_free((PyObject *)self);
+}
+
+static PyObject *
+arena_get(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count < 1 || count > 2)
+        return PyErr_Format(PyExc_TypeError, "get(key, default=None)");
+    PyObject *value = lookup(self, args[0], BELOW_NOW, 1);
+    if (value != NULL || PyErr_Occurred())
+        return value;
+    return Py_NewRef(count == 2 ? args[1] : Py_None);
+}
+
+static PyObject *
+arena_get_at(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 3)
+        return PyErr_Format(PyExc_TypeError, "get_at(key, now_ms, default)");
+    long long now_ms = PyLong_AsLongLong(args[1]);
+    if (now_ms == -1 && PyErr_Occurred())
+        return NULL;
+    PyObject *value = lookup(self, args[0], now_ms, 1);
+    return value != NULL || PyErr_Occurred() ? value : Py_NewRef(args[2]);
+}
+
+static PyObject *
+arena_deadline(ArenaObject *self, PyObject *object)
+{
+    TieredKey key;
+    ArenaValue found;
+    if (encoded_key(self, object, &key) < 0)
+        return NULL;
+    bool there = arena_find(&self->arena, &key.key, &found);
+    tiered_key_end(&key);
+    return there ? PyLong_FromLongLong(found.deadline) : Py_NewRef(Py_None);
+}
+
+static PyObject *
+arena_peek(ArenaObject *self, PyObject *object)
+{
+    TieredKey key;
+    ArenaValue found;
+    if (encoded_key(self, object, &key) < 0)
+        return NULL;
+    bool there = arena_find(&self->arena, &key.key, &found);
+    tiered_key_end(&key);
+    if (!there)
+        return Py_NewRef(Py_None);
+    int number = found.kind & CODEC_MASK;
+    size_t bytes = arena_record_bytes(&self->arena, found.place);
+    int64_t deadline = found.deadline;
+    PyObject *payload = PyBytes_FromStringAndSize((const char *)found.data, (Py_ssize_t)found.size);
+    return payload == NULL ? NULL : Py_BuildValue("iNLn", number, payload, (long long)deadline, (Py_ssize_t)bytes);
+}
+
+static int
+arena_contains(ArenaObject *self, PyObject *object)
+{
+    TieredKey key;
+    ArenaValue found;
+    if (encoded_key(self, object, &key) < 0)
+        return -1;
+    bool there = arena_find(&self->arena, &key.key, &found);
+    tiered_key_end(&key);
+    return there;
+}
+
+static int
+put_one(ArenaObject *self, PyObject *object, PyObject *codec, PyObject *payload, long long deadline)
+{
+    long number = PyLong_AsLong(codec);
+    if (number == -1 && PyErr_Occurred())
+        return -1;
+    Py_buffer view;
+    if (PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE) < 0)
+        return -1;
+    TieredKey key;
+    int kept = -1;
+    if (number < CODEC_BYTES || number > CODEC_LAST) {
+        /* Of a later version: nothing here could read it. */
+        if (encoded_key(self, object, &key) > 0) {
+            arena_discard(&self->arena, &key.key);
+            tiered_key_end(&key);
+            kept = 0;
+        }
+    } else if (encoded_key(self, object, &key) > 0) {
+        unsigned kind = (unsigned)number;
+        if (number == CODEC_STR && is_ascii(view.buf, (size_t)view.len))
+            kind |= ASCII;
+        kept = arena_put(&self->arena, &key.key, kind, view.buf, (size_t)view.len, deadline);
+        tiered_key_end(&key);
+    }
+    PyBuffer_Release(&view);
+    return kept;
+}
+
+static PyObject *
+arena_put_method(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 4)
+        return PyErr_Format(PyExc_TypeError, "put(key, codec, payload, deadline)");
+    long long deadline = PyLong_AsLongLong(args[3]);
+    if (deadline == -1 && PyErr_Occurred())
+        return NULL;
+    int kept = put_one(self, args[0], args[1], args[2], deadline);
+    return kept < 0 ? NULL : PyBool_FromLong(kept);
+}
+
+static PyObject *
+arena_put_many(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 4 || !PyList_CheckExact(args[0]) || !PyList_CheckExact(args[1]) || !PyList_CheckExact(args[2]))
+        return PyErr_Format(PyExc_TypeError, "put_many(keys, codecs, payloads, deadline), three lists");
+    long long deadline = PyLong_AsLongLong(args[3]);
+    if (deadline == -1 && PyErr_Occurred())
+        return NULL;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[0]); i++) {
+        if (i >= PyList_GET_SIZE(args[1]) || i >= PyList_GET_SIZE(args[2]))
+            return PyErr_Format(PyExc_ValueError, "put_many() was given lists of different lengths");
+        PyObject *key = Py_NewRef(PyList_GET_ITEM(args[0], i)), *payload = Py_NewRef(PyList_GET_ITEM(args[2], i));
+        int kept = put_one(self, key, PyList_GET_ITEM(args[1], i), payload, deadline);
+        Py_DECREF(key);
+        Py_DECREF(payload);
+        if (kept < 0)
+            return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+arena_discard_method(ArenaObject *self, PyObject *object)
+{
+    TieredKey key;
+    if (encoded_key(self, object, &key) < 0)
+        return NULL;
+    bool there = arena_discard(&self->arena, &key.key);
+    tiered_key_end(&key);
+    return PyBool_FromLong(there);
+}
+
+/* The values of those keys of a list that are there and never expire, put into a dict; returns the others, in order,
+ * for each of which the dict has a place, `absent`. */
+static PyObject *
+arena_get_many(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 3 || !PyList_CheckExact(args[0]) || !PyDict_CheckExact(args[1]))
+        return PyErr_Format(PyExc_TypeError, "get_many(keys, found, absent)");
+    PyObject *missing = PyList_New(0);
+    for (Py_ssize_t i = 0; missing != NULL && i < PyList_GET_SIZE(args[0]); i++) {
+        PyObject *key = Py_NewRef(PyList_GET_ITEM(args[0], i));
+        PyObject *value = lookup(self, key, BELOW_NOW, 1);
+        int wrong = value == NULL && PyErr_Occurred();
+        if (!wrong)
+            wrong = PyDict_SetItem(args[1], key, value ? value : args[2]) < 0 || (!value && PyList_Append(missing, key) < 0);
+        Py_XDECREF(value);
+        Py_DECREF(key);
+        if (wrong)
+            Py_CLEAR(missing);
+    }
+    return missing;
+}
+
+static PyObject *
+arena_encoded_keys(ArenaObject *self, PyObject *Py_UNUSED(ignored))
+{
+    Arena *a = &self->arena;
+    PyObject *keys = PyList_New((Py_ssize_t)a->count); /* May collect garbage, and so change the arena. */
+    if (keys == NULL)
+        return NULL;
+    Py_ssize_t at = 0;
+    for (uint32_t place = arena_after(a, 0); place && at < PyList_GET_SIZE(keys); place = arena_after(a, place)) {
+        ArenaValue value;
+        ArenaKey key = arena_record(a, place, &value);
+        PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)key.size + 1);
+        if (bytes == NULL) {
+            Py_DECREF(keys);
+            return NULL;
+        }
+        PyBytes_AS_STRING(bytes)[0] = (char)key.code;
+        memcpy(PyBytes_AS_STRING(bytes) + 1, key.data, key.size);
+        PyList_SET_ITEM(keys, at++, bytes);
+    }
+    if (PyList_SetSlice(keys, at, PyList_GET_SIZE(keys), NULL) < 0)
+        Py_CLEAR(keys);
+    return keys;
+}
+
+static PyObject *
+arena_evict_method(ArenaObject *self, PyObject *Py_UNUSED(ignored))
+{
+    Arena *a = &self->arena;
+    uint32_t place = arena_after(a, 0);
+    if (place == 0)
+        Py_RETURN_NONE;
+    ArenaValue value;
+    ArenaKey key = arena_record(a, place, &value);
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)key.size + 1);
+    if (bytes == NULL)
+        return NULL;
+    PyBytes_AS_STRING(bytes)[0] = (char)key.code;
+    memcpy(PyBytes_AS_STRING(bytes) + 1, key.data, key.size);
+    Py_ssize_t size = (Py_ssize_t)arena_record_bytes(a, place);
+    arena_evict(a);
+    return Py_BuildValue("Nn", bytes, size);
+}
+
+static PyObject *
+arena_expire_method(ArenaObject *self, PyObject *args)
+{
+    long long now_ms;
+    Py_ssize_t limit;
+    if (!PyArg_ParseTuple(args, "Ln:expire", &now_ms, &limit))
+        return NULL;
+    return PyLong_FromSize_t(arena_expire(&self->arena, now_ms, limit < 0 ? 0 : (size_t)limit));
+}
+
+static PyObject *
+arena_shrink_method(ArenaObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(arena_shrink(&self->arena));
+}
+
+static PyObject *
+arena_clear_method(ArenaObject *self, PyObject *Py_UNUSED(ignored))
+{
+    arena_clear(&self->arena);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+arena_check_method(ArenaObject *self, PyObject *Py_UNUSED(ignored))
+{
+    const char *wrong = arena_check(&self->arena);
+    return PyUnicode_FromString(wrong ? wrong : "");
+}
+
+static Py_ssize_t
+arena_length(ArenaObject *self)
+{
+    return arena_after(&self->arena, 0) ? (Py_ssize_t)self->arena.count : 0;
+}
+
+static PyObject *
+get_budget(ArenaObject *self, void *closure)
+{
+    return PyLong_FromSize_t(self->arena.budget_bytes);
+}
+
+static int
+set_budget(ArenaObject *self, PyObject *value, void *closure)
+{
+    Py_ssize_t bytes = value == NULL ? -1 : PyLong_AsSsize_t(value);
+    if (bytes < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "a budget is not negative");
+        return -1;
+    }
+    if (arena_resize(&self->arena, (size_t)bytes))
+        return 0;
+    PyErr_Format(PyExc_MemoryError, "no address space for a budget of %zd bytes", bytes);
+    return -1;
+}
+
+static PyObject *
+get_used(ArenaObject *self, void *closure)
+{
+    return PyLong_FromSize_t(arena_used_bytes(&self->arena));
+}
+
+static PyObject *
+get_entry_bytes(ArenaObject *self, void *closure)
+{
+    return PyLong_FromUnsignedLongLong(self->arena.segments.live_bytes + self->arena.outside_bytes);
+}
+
+static PyObject *
+get_address(ArenaObject *self, void *closure)
+{
+    return PyLong_FromVoidPtr(self->arena.segments.map);
+}
+
+static PyGetSetDef arena_getset[] = {
+    {"budget_bytes", (getter)get_budget, (setter)set_budget, "What it may use; shrink() enforces a smaller one.", NULL},
+    {"used_bytes", (getter)get_used, NULL, "Memory that it takes: segments, index, values outside, tables.", NULL},
+    {"entry_bytes", (getter)get_entry_bytes, NULL, "Memory of the records in it.", NULL},
+    {"address", (getter)get_address, NULL, "Where the segments are, for tests that damage them.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+#define COUNTER(name, field, type, doc) {name, type, offsetof(ArenaObject, arena.field), READONLY, doc}
+static PyMemberDef arena_members[] = {
+    COUNTER("payload_bytes", payload_bytes, T_ULONGLONG, "Bytes of encoded keys and values."),
+    COUNTER("evictions", evictions, T_ULONGLONG, "Records that left for others."),
+    COUNTER("evicted_bytes", evicted_bytes, T_ULONGLONG, "What they took."),
+    COUNTER("moved_bytes", moved_bytes, T_ULONGLONG, "Bytes of records that were moved."),
+    COUNTER("outside_bytes", outside_bytes, T_PYSSIZET, "Memory of values outside the segments."),
+    COUNTER("expiring", expiring, T_PYSSIZET, "Records that have a deadline."),
+    COUNTER("segment_bytes", segments.segment_bytes, T_PYSSIZET, "Size of a segment."),
+    {NULL, 0, 0, 0, NULL},
+};
+
+#define METHOD(name, function, flags, doc) {name, (PyCFunction)(void (*)(void))(function), flags, doc}
+static PyMethodDef arena_methods[] = {
+    METHOD("get", arena_get, METH_FASTCALL, "get(key, default=None): the value of a key that has no deadline; counts as a use."),
+    METHOD("get_at", arena_get_at, METH_FASTCALL, "get_at(key, now_ms, default): the value of a key whose deadline has not passed."),
+    METHOD("get_many", arena_get_many, METH_FASTCALL, "get_many(keys, found, absent): `get` into a dict; the keys without a value."),
+    METHOD("deadline", arena_deadline, METH_O, "deadline(key): in milliseconds, 0 for none; None if the key is not there."),
+    METHOD("peek", arena_peek, METH_O, "peek(key): codec, payload, deadline and bytes taken, or None; is no use of it."),
+    METHOD("put", arena_put_method, METH_FASTCALL, "put(key, codec, payload, deadline): whether it is kept."),
+    METHOD("put_many", arena_put_many, METH_FASTCALL, "put_many(keys, codecs, payloads, deadline): `put` for each."),
+    METHOD("discard", arena_discard_method, METH_O, "discard(key): forget it; whether it was there."),
+    METHOD("encoded_keys", arena_encoded_keys, METH_NOARGS, "encoded_keys(): all, the one used longest ago first."),
+    METHOD("evict", arena_evict_method, METH_NOARGS, "evict(): the encoded key used longest ago and its bytes, which leaves."),
+    METHOD("expire", arena_expire_method, METH_VARARGS, "expire(now_ms, limit): forget what is due; how many."),
+    METHOD("shrink", arena_shrink_method, METH_NOARGS, "shrink(): evict down to the budget; False if there is more to do."),
+    METHOD("clear", arena_clear_method, METH_NOARGS, "clear(): forget everything, and give the memory back."),
+    METHOD("wrong", arena_check_method, METH_NOARGS, "wrong(): what does not add up, '' if all does; looks at every record."),
+    {NULL, NULL, 0, NULL},
+};
+
+static PySequenceMethods arena_as_sequence = {
+    .sq_length = (lenfunc)arena_length,
+    .sq_contains = (objobjproc)arena_contains,
+};
+
+static PyTypeObject ArenaType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "tiered._native.Arena",
+    .tp_doc = "Arena(budget_bytes, encode_key, decode, seed): hot records in a memory of their own.",
+    .tp_basicsize = sizeof(ArenaObject),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .tp_new = arena_new,
+    .tp_traverse = (traverseproc)arena_traverse,
+    .tp_clear = (inquiry)arena_tp_clear,
+    .tp_dealloc = (destructor)arena_dealloc,
+    .tp_methods = arena_methods,
+    .tp_members = arena_members,
+    .tp_getset = arena_getset,
+    .tp_as_sequence = &arena_as_sequence,
+};
+
+/* -- Hits -------------------------------------------------------------------------------------- */
+
+static int
+hits_traverse(HitsObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->arena);
+    return 0;
+}
+
+static int
+hits_clear(HitsObject *self)
+{
+    Py_CLEAR(self->arena);
+    return 0;
+}
+
+static void
+hits_dealloc(HitsObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    hits_clear(self);
+    type->tp_free((PyObject *)self);
+}
+
+/* The value under a key that is hot; NULL with an error set or none. */
+static inline PyObject *
+hit(HitsObject *self, PyObject *key)
+{
+    ArenaObject *arena = self->arena;
+    if (arena == NULL)
+        return NULL;
+    Py_INCREF(arena); /* Decoding may let go of it. */
+    PyObject *value = lookup(arena, key, BELOW_NOW, 0);
+    Py_DECREF(arena);
+    self->hits += value != NULL;
+    return value;
+}
+
+static PyObject *
+hits_subscript(HitsObject *self, PyObject *key)
+{
+    PyObject *value = hit(self, key);
+    if (value != NULL || PyErr_Occurred())
+        return value;
+    return PyObject_CallMethodOneArg((PyObject *)self, load_name, key);
+}
+
+static PyObject *
+hits_get(HitsObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
+{
+    PyObject *fallback = count == 2 ? args[1] : Py_None;
+    Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
+    if (named == 1 && count == 1 && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "default") == 0)
+        fallback = args[1];
+    else if (named || count < 1 || count > 2)
+        return PyErr_Format(PyExc_TypeError, "get() takes a key and perhaps a default");
+    PyObject *value = hit(self, args[0]);
+    if (value != NULL || PyErr_Occurred())
+        return value;
+    return PyObject_CallMethodObjArgs((PyObject *)self, load_name, args[0], fallback, NULL);
+}
+
+static int
+hits_contains(HitsObject *self, PyObject *object)
+{
+    TieredKey key;
+    ArenaValue found;
+    int known = self->arena ? tiered_key(object, &key) : 0;
+    if (known < 0)
+        return -1;
+    if (known) {
+        bool there = arena_find(&self->arena->arena, &key.key, &found) && !found.deadline;
+        tiered_key_end(&key);
+        if (there)
+            return 1;
+    }
+    PyObject *answer = PyObject_CallMethodOneArg((PyObject *)self, has_name, object);
+    if (answer == NULL)
+        return -1;
+    int there = PyObject_IsTrue(answer);
+    Py_DECREF(answer);
+    return there;
+}
+
+static PyObject *
+get_arena(HitsObject *self, void *closure)
+{
+    return Py_NewRef(self->arena ? (PyObject *)self->arena : Py_None);
+}
+
+static int
+set_arena(HitsObject *self, PyObject *value, void *closure)
+{
+    if (value == NULL || (value != Py_None && !PyObject_TypeCheck(value, &ArenaType))) {
+        PyErr_SetString(PyExc_TypeError, "an Arena or None");
+        return -1;
+    }
+    Py_XSETREF(self->arena, value == Py_None ? NULL : (ArenaObject *)Py_NewRef(value));
+    return 0;
+}
+
+static PyGetSetDef hits_getset[] = {
+    {"_tier", (getter)get_arena, (setter)set_arena, "The arena that answers, None if none does.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMemberDef hits_members[] = {
+    {"_hits", T_PYSSIZET, offsetof(HitsObject, hits), 0, "Values that were found hot."},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyMethodDef hits_methods[] = {
+    METHOD("get", hits_get, METH_FASTCALL | METH_KEYWORDS, "The value under `key`, or `default`."),
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMappingMethods hits_as_mapping = {.mp_subscript = (binaryfunc)hits_subscript};
+static PySequenceMethods hits_as_sequence = {.sq_contains = (objobjproc)hits_contains};
+
+static PyTypeObject HitsType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "tiered._native.Hits",
+    .tp_doc = "Answers reads of what is hot; what is not goes to `_load(key[, default])` and `_has(key)`.",
+    .tp_basicsize = sizeof(HitsObject),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .tp_new = PyType_GenericNew,
+    .tp_traverse = (traverseproc)hits_traverse,
+    .tp_clear = (inquiry)hits_clear,
+    .tp_dealloc = (destructor)hits_dealloc,
+    .tp_methods = hits_methods,
+    .tp_members = hits_members,
+    .tp_getset = hits_getset,
+    .tp_as_mapping = &hits_as_mapping,
+    .tp_as_sequence = &hits_as_sequence,
+};
+
+int
+tiered_add_hot(PyObject *module)
+{
+    load_name = PyUnicode_InternFromString("_load");
+    has_name = PyUnicode_InternFromString("_has");
+    if (load_name == NULL || has_name == NULL)
+        return -1;
+    return PyModule_AddType(module, &ArenaType) < 0 ? -1 : PyModule_AddType(module, &HitsType);
+}
