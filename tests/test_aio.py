@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import without_background
 from contracts import evict
 
 import tiered
@@ -388,6 +389,7 @@ def test_transact_refuses_a_plain_function_that_returns_a_coroutine(opened: Open
 def test_hits_and_writes_that_find_room_use_no_thread(opened: Opened, in_threads: list[Any]) -> None:
     async def main() -> None:
         async with opened(memory="16MB") as store:
+            without_background(store._store)  # The maintenance thread has the lock now and then.
             await store.set("first", 1)  # Begins a segment.
             values = {"str": "x", "bytes": b"x", "int": 1, "float": 0.5, "bool": True, "none": None, "doc": {"a": [1]}}
             in_threads.clear()

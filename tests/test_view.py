@@ -730,3 +730,26 @@ def test_what_a_closed_or_collected_view_kept_is_given_back_to_the_hot_tier_by_t
         store.save()
         store.tick()
         assert (store.stats().view_bytes, engine.hot.budget_bytes) == (0, 8 << 20)
+
+
+def test_a_view_is_over_when_its_handle_is_closed_and_keeps_nothing_though_another_is_open(opener: Any) -> None:
+    store, other = opener(), opener()
+    store["a"] = "old"
+    mine, view = store.view(), other.view()
+    started = iter(view.sub("x"))
+    assert view["a"] == "old"
+    other.close()
+    for call in (
+        lambda: view["a"],
+        lambda: len(view),
+        lambda: list(view),
+        lambda: next(started),
+        lambda: view.ttl("a"),
+    ):
+        with pytest.raises(tiered.ClosedError):
+            call()
+    assert view.buffers == ()
+    assert store._engine.open_views() == [mine]
+    store["a"] = "new"
+    assert mine["a"] == "old"
+    mine.close()

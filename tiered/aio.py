@@ -35,15 +35,15 @@ from typing import Any, Generic, TypeVar, cast, overload
 from tiered import codec, keys, store
 from tiered.check import Finding
 from tiered.errors import ConflictError
-from tiered.handles import TEMPORARY
 from tiered.hot import Expiring, entry_of, value_of
 from tiered.journal import record_bytes
+from tiered.mapping import ONE, Pairs, RangedMapping
+from tiered.sharing import TEMPORARY
 from tiered.stats import Explanation, MemoryStats, Stats
 from tiered.store import Store
 from tiered.sub import Sub, SubView
 from tiered.transaction import ATTEMPTS, Transaction, backoff_seconds
 from tiered.view import AGE_SECONDS_MAX, View
-from tiered.views import ONE, Pairs, RangedMapping
 from tiered.writing import UNSET
 
 K = TypeVar("K")

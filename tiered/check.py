@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tiered import keys
 from tiered.cold import Reader, deadline_key
@@ -13,8 +13,7 @@ from tiered.hot import Expiring, payload_of
 _FINDINGS_MAX = 100
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """Something that should not be."""
 
     what: str

@@ -28,15 +28,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import msgpack
-
-from tiered import files, keys, record
-from tiered.cold import Change, Cold, Reader, Update
+from tiered import files, record
+from tiered.cold import Cold, Reader, Update
 from tiered.compression import DICTIONARY_ID_MAX, Compressor, Decompressor, Dictionary, Trainer
 from tiered.errors import CorruptionError
-from tiered.journal import CLEAR, CLOSE, DELETE, PUT, SETTING, Entry, SegmentFile
+from tiered.journal import SegmentFile
+from tiered.pending import Pending
 
 EXPIRE_RECORDS = 4096
 MERGE_RECORDS = 32_768
@@ -46,15 +44,6 @@ COPY_BYTES = 8 << 20
 CATCH_UP_RECORDS = 32_768
 _COMPRESS_RECORDS = 2048
 _SAMPLES_PER_APPLY = 800
-
-
-class _Pending(NamedTuple):
-    """The last version of every key in some segments."""
-
-    latest: dict[bytes, Entry | None]
-    cleared: bool
-    settings: dict[str, object]
-    time_ms: int
 
 
 class Applier:
@@ -97,7 +86,7 @@ class Applier:
     def _apply_to(self, cold: Cold, segments: Sequence[SegmentFile], until: int, observe: bool) -> int:
         with cold.update() as update:
             state = update.current
-            pending = _read_pending(segments, state.applied, until)
+            pending = Pending(segments, state.applied, until)
             if pending.settings:
                 update.put_settings(update.settings() | pending.settings)
                 if "compression" in pending.settings:
@@ -106,45 +95,24 @@ class Applier:
             if pending.cleared:
                 update.clear()
             state.time_ms = max(state.time_ms, pending.time_ms)
-            ordered = sorted(pending.latest)
-            for at in range(0, len(ordered), _COMPRESS_RECORDS):
-                chunk = ordered[at : at + _COMPRESS_RECORDS]
-                update.write(self._changes(chunk, pending, state.time_ms))
+            for at in range(0, len(pending), _COMPRESS_RECORDS):
+                update.write(pending.changes(at, at + _COMPRESS_RECORDS, self._compressor, state.time_ms))
             if update.expire(state.time_ms, EXPIRE_RECORDS) == EXPIRE_RECORDS:
                 self._expiry_behind = True
             state.applied = max(state.applied, until)
         if observe:
-            self._observe(ordered, pending)
-        return len(ordered)
+            self._observe(pending)
+        return len(pending)
 
-    def _changes(self, chunk: Sequence[bytes], pending: _Pending, time_ms: int) -> list[Change]:
-        pack, exact = record.pack, keys.STORED_BYTES_EXACT
-        found = [pending.latest[stored_key] for stored_key in chunk]
-        live = [put if put is not None and not 0 < put[4] <= time_ms else None for put in found]
-        payloads = [put[9].slice(put[7], put[8]) for put in live if put is not None]
-        compressed = iter(self._compressor.compress_all(payloads))
-        changes: list[Change] = []
-        for stored_key, put in zip(chunk, live, strict=True):
-            if put is None:
-                changes.append((stored_key, None, 0, 0))
-                continue
-            _, _, _, _, deadline, codec, key, start, end, _ = put
-            compression, dictionary, body = next(compressed)
-            full_key = key if len(stored_key) > exact else b""
-            data = pack(stored_key, codec, compression, dictionary, deadline, full_key, body)
-            changes.append((stored_key, data, deadline, end - start))
-        return changes
-
-    def _observe(self, ordered: Sequence[bytes], pending: _Pending) -> None:
+    def _observe(self, pending: Pending) -> None:
         """Show the trainer a sample, evenly spread over the keys."""
-        step = max(1, len(ordered) // _SAMPLES_PER_APPLY)
-        samples = [put.segment.slice(put.start, put.end) for key in ordered[::step] if (put := pending.latest[key])]
+        samples = pending.sample(max(1, len(pending) // _SAMPLES_PER_APPLY))
         packed = sum(map(len, samples))
         measured = samples[:: max(1, len(samples) // 100)]
         stored = sum(len(self._compressor.compress(sample)[2]) for sample in measured)
         if measured and packed:
             self._trainer.observe(samples, sum(map(len, measured)), stored)
-        self._trainer.count(len(ordered))
+        self._trainer.count(len(pending))
 
     @property
     def owes(self) -> bool:
@@ -287,34 +255,3 @@ def _carry_over(reader: Reader, update: Update) -> None:
         update.put_dictionary(number, reader.dictionary(number))
     state = reader.state()
     update.current.dictionary, update.current.dictionary_next = state.dictionary, state.dictionary_next
-
-
-def _read_pending(segments: Sequence[SegmentFile], applied: int, until: int) -> _Pending:
-    """The last version of every key between `applied` and `until`."""
-    latest: dict[bytes, Entry | None] = {}
-    settings: dict[str, object] = {}
-    cleared, time_ms, sequence = False, 0, applied
-    for segment in segments:
-        for entry in segment.entries():
-            kind, _, number, _, deadline, _, key, start, end, _ = entry
-            if number <= applied:
-                continue
-            if number != sequence + 1 or sequence == until:
-                break
-            sequence = number
-            stored_key = key if len(key) <= keys.STORED_BYTES_EXACT else keys.stored(key)
-            if kind == PUT:
-                latest[stored_key] = entry
-            elif kind == DELETE:
-                latest[stored_key] = None
-            elif kind == CLOSE:
-                time_ms = deadline
-            elif kind == SETTING:
-                settings[key.decode()] = msgpack.unpackb(segment.slice(start, end))
-            elif kind == CLEAR:
-                latest.clear()
-                cleared = True
-    if sequence < until:
-        where = segments[-1].path if segments else Path()
-        raise CorruptionError(where, f"holds records up to number {sequence} where {until} was written")
-    return _Pending(latest, cleared, settings, time_ms)

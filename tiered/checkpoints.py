@@ -10,7 +10,6 @@ lock, which its caller holds at one level.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from tiered import files
@@ -18,14 +17,14 @@ from tiered.checkpointer import Checkpointer, HelperCheckpointer, InlineCheckpoi
 from tiered.cold import State
 from tiered.errors import CorruptionError, StoreError, StoreFullError
 from tiered.helper import Event
+from tiered.log import LOG
 from tiered.maintenance import MAINTENANCE
 from tiered.tiers import Tiers
 
-LOG = logging.getLogger("tiered")
 HELPER_DEATHS_MAX = 3
 FULL_RETRY_SECONDS = 1.0
-_PASSING = (StoreFullError.__name__, MemoryError.__name__)
-"""Failures that say nothing against the store: the disk may have room again, and memory too."""
+_PASSING = {StoreFullError.__name__: StoreFullError, MemoryError.__name__: StoreError}
+"""Failures that pass, as the disk may have room again, and memory too; and what those who wait for it get."""
 
 
 class Checkpoints(Tiers):
@@ -92,7 +91,7 @@ class Checkpoints(Tiers):
             if not closing:
                 self.check_readable()
                 if self.full:
-                    raise StoreFullError(self.directory, self.full)
+                    raise self.full_kind(self.directory, self.full)
             if self.poisoned and not self.closed:
                 self.check_writable()
             self._wait_a_little()
@@ -175,7 +174,7 @@ class Checkpoints(Tiers):
         if self._compacting:  # The checkpointer began anew, without it.
             self._on_compaction_failed(event)
         if event["error"] in _PASSING:
-            self.full = event["message"]
+            self.full, self.full_kind = event["message"], _PASSING[event["error"]]
             self._full_since = self.clock.monotonic()
             LOG.warning("%s: checkpoint put off: %s", self.directory, self.full)
         else:

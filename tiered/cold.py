@@ -24,13 +24,12 @@ not closed, and goes when the last reader lets go of it.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from zlib import crc32
 
@@ -48,8 +47,8 @@ from tiered.errors import (
     StoreError,
     StoreFullError,
 )
+from tiered.log import LOG
 
-LOG = logging.getLogger("tiered")
 CLOSE_WAIT_SECONDS = 5.0
 FORMAT = 1
 _DATABASES = ("records", "recent", "expiry", "dictionaries", "meta")
@@ -69,9 +68,8 @@ Change = tuple[bytes, "bytes | None", int, int]
 """A stored key; its record, None for a deletion; the record's deadline; its payload's length before compression."""
 
 
-@dataclass
-class State:
-    """What the cold tier knows of itself; written with every checkpoint."""
+class State(SimpleNamespace):
+    """What the cold tier knows of itself; written with every checkpoint.  `vars()` of it is what is written."""
 
     format: int = FORMAT
     applied: int = 0
@@ -82,6 +80,9 @@ class State:
     dictionary: int = 0
     dictionary_next: int = 1
     moved: bool = False
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**{name: values.get(name, getattr(State, name)) for name in State.__annotations__})
 
 
 @contextmanager
@@ -331,8 +332,7 @@ class _Access:
         values = _unsealed(self.cold.path, "the store's state", data)
         if values.get("format") != FORMAT:
             raise FormatError(self.cold.path, f"format {values.get('format')}; this version knows {FORMAT}")
-        known = {field.name for field in fields(State)}
-        return State(**{name: value for name, value in values.items() if name in known})
+        return State(**values)
 
     def settings(self) -> dict[str, object]:
         """The settings remembered in the store."""
@@ -419,7 +419,7 @@ class Update(_Access):
 
     def finish(self) -> None:
         """Write the state back."""
-        self.txn.put(b"state", _sealed(asdict(self.current)), db=self._meta)
+        self.txn.put(b"state", _sealed(vars(self.current)), db=self._meta)
 
     def put_settings(self, settings: dict[str, object]) -> None:
         """Remember these settings."""

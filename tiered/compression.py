@@ -37,7 +37,11 @@ _PAYLOAD_BYTES_MIN = 24
 _DICTIONARY_PAYLOAD_BYTES_MAX = 64 * 1024
 """Above this a dictionary of 32 KiB no longer helps, and copying its tables costs."""
 
-
+_SMALL_BYTES = 512
+"""The size of payload that a dictionary is tuned for."""
+_SMALL_LEVELS = {3: 2}
+"""With a dictionary, level 3's second table of matches makes documents of 260 bytes 1 % smaller than level 2, and
+takes half as much time again."""
 _BATCHED_BYTES_MAX = 4096
 """Bounds the memory of a batch."""
 
@@ -64,10 +68,15 @@ class Compressor:
             if dictionary:
                 # A fresh object: precomputing is done once on it, for one level, see above.
                 own = zstandard.ZstdCompressionDict(dictionary.data)
-                own.precompute_compress(level=self.level)
-                self._small = zstandard.ZstdCompressor(
-                    level=self.level, dict_data=own, write_checksum=False, write_dict_id=False
+                parameters = zstandard.ZstdCompressionParameters.from_level(
+                    _SMALL_LEVELS.get(self.level, self.level),
+                    source_size=_SMALL_BYTES,
+                    dict_size=len(dictionary.data),
+                    write_checksum=False,
+                    write_dict_id=False,
                 )
+                own.precompute_compress(compression_params=parameters)
+                self._small = zstandard.ZstdCompressor(dict_data=own, compression_params=parameters)
                 self.number = dictionary.number
 
     def compress(self, payload: bytes) -> tuple[int, int, bytes]:

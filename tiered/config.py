@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 from tiered.errors import ConfigError
 from tiered.schedule import SavePoints
@@ -103,8 +103,7 @@ def _flag(value: object) -> bool:
     raise ConfigError(f"{value!r} is not True or False")
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One row of the table of settings."""
 
     name: str
@@ -142,8 +141,7 @@ SETTINGS = {
 }
 
 
-@dataclass
-class Settings:
+class Settings(SimpleNamespace):
     """The settings in force in one store, parsed."""
 
     memory: int
@@ -167,7 +165,7 @@ class Settings:
 
     def remembered(self) -> dict[str, object]:
         """What a store keeps of its settings between opens."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if SETTINGS[field.name].remembered}
+        return {name: value for name, value in vars(self).items() if SETTINGS[name].remembered}
 
 
 def setting_named(name: str) -> Setting:

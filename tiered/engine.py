@@ -9,7 +9,6 @@ call; a full disk does neither: it is retried, and writers are refused until the
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,13 @@ from tiered.errors import (
 )
 from tiered.expiry import next_cycle
 from tiered.journal import CLOSE_BYTES, Journal
+from tiered.log import LOG
 from tiered.maintenance import MAINTENANCE, TICK_SECONDS_MAX
 from tiered.recovery import Plan
 from tiered.schedule import is_due
 from tiered.tiers import Pinning
 from tiered.writing import UNSET, Writing
 
-LOG = logging.getLogger("tiered")
 FOLLOW_SECONDS = 0.1
 HOT_EXPIRE_KEYS = 500
 CLOSE_SECONDS_MAX = 600.0
@@ -300,7 +299,7 @@ class Engine(Writing):
             self._unlocked(self.checkpointer.finish)
         if self._aside or self._active is not None:
             reason = f"closed without a last checkpoint: {self.poisoned or self.full or 'the helper did not finish'}"
-            kind = PoisonedError if self.poisoned else StoreFullError if self.full else StoreError
+            kind = PoisonedError if self.poisoned else self.full_kind if self.full else StoreError
             raise kind(self.directory, f"{reason}; the journal keeps what was written")
 
     def _close_journal(self) -> None:

@@ -15,7 +15,6 @@ inherits the open file; the after-fork hook of `maintenance` closes it there.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import sys
@@ -204,6 +203,7 @@ class FileLock:
     def acquire(self, timeout_seconds: float = 0.0) -> None:
         """Take the lock, waiting up to `timeout_seconds`; `LockedError` names the holder if it stays taken."""
         import fcntl  # Not at the top: importing the package works on systems that a store cannot.
+        import json  # Nor this, nor others like it below: importing the package is to be quick.
 
         # Kept at once: whoever is interrupted from here on lets go of it when this object goes.
         _held.add(self)
@@ -228,6 +228,8 @@ class FileLock:
             raise
 
     def _describe(self, fd: int) -> str:
+        import json
+
         try:
             holder = json.loads(os.pread(fd, 4096, 0))
             who = f"process {holder['pid']} on {holder['host']} ({holder['command']}) since {holder['since']}"

@@ -29,20 +29,16 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import resource
 import select
 import signal
 import sys
 from collections.abc import Callable, Generator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import msgpack
-import zstandard
 
 from tiered import files
 from tiered.checkpoint import Applier
@@ -176,7 +172,7 @@ class Job:
             SegmentFile(files.segment_path(self.directory, number)) for number, last in waiting if last > applied
         ]
         records = applier.apply(segments, until) if segments else 0
-        state = asdict(applier.cold.state())
+        state = vars(applier.cold.state())
         used = applier.cold.used_bytes()
         event = self._event("applied", until=until, records=records, state=state, used=used)
         del self._waiting[: len(waiting)]
@@ -189,7 +185,7 @@ class Job:
             return True
         except StopIteration:
             self._compaction = None
-            return self._event("compacted", state=asdict(self.cold.state()))
+            return self._event("compacted", state=vars(self.cold.state()))
         except Exception as error:  # The cold tier is as it was; only the copy failed.
             self._compaction = None
             return self._failure("compaction_failed", error)
@@ -289,9 +285,12 @@ class HelperProcess:
     """The program's end of the pipes."""
 
     def __init__(self) -> None:
-        import subprocess  # Takes time, which a program that starts no helper does not spend.
+        # They take time, which a program that starts no helper does not spend.
+        import json
+        import subprocess
 
-        roots = {str(Path(str(module.__file__)).resolve().parents[1]) for module in (lmdb, msgpack, zstandard)}
+        needed = (sys.modules[name] for name in ("lmdb", "msgpack", "zstandard"))
+        roots = {str(Path(str(module.__file__)).resolve().parents[1]) for module in needed}
         roots.add(str(Path(__file__).resolve().parents[1]))
         # Raises OSError where no process may be started; the caller then works inline.
         self._process = subprocess.Popen(

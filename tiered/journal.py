@@ -75,7 +75,7 @@ assert _CRC.size + _REST.size == RECORD.size
 
 _SEGMENT_MAGIC = b"tierjrnl"
 _VERSION = 1
-_MAGIC = 0x7E5D
+RECORD_MAGIC = _MAGIC = 0x7E5D
 _MAGIC_BYTES = _MAGIC.to_bytes(2, "little")
 PUT, DELETE, SETTING, CLOSE, CLEAR = 1, 2, 3, 4, 5
 MORE = 1
@@ -387,6 +387,11 @@ class SegmentFile:
         if version != _VERSION:
             raise FormatError(self.path, f"journal format {version}; this version knows {_VERSION}")
         return SegmentHeader(seed, number, first, synced)
+
+    @property
+    def data(self) -> memoryview:
+        """All of it."""
+        return self._data
 
     @property
     def header_damaged(self) -> bool:

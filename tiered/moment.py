@@ -17,7 +17,7 @@ import contextlib
 import heapq
 import sys
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from operator import itemgetter
 
 from tiered import keys, record
@@ -183,9 +183,9 @@ class Moment:
                     break
         return latest
 
-    def next_deadline(self) -> int:
-        """No record expires before this, 0 if none does; under the lock."""
-        newer: set[bytes] = set()
+    def next_deadline(self, but: Iterable[bytes] = ()) -> int:
+        """No record but those of the stored keys `but` expires before this, 0 if none does; under the lock."""
+        newer = set(but)
         later: list[int] = []
         for buffer in self.buffers:
             later += [at for key, at in buffer.deadlines.items() if at > self.now_ms and key not in newer]

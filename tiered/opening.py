@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -28,8 +27,8 @@ from tiered.errors import (
 )
 from tiered.helper import APPLY_WAIT_SECONDS
 from tiered.journal import Journal
+from tiered.log import LOG
 
-LOG = logging.getLogger("tiered")
 UNFINISHED_BYTES_MAX = 1 << 16
 """A cold tier without any record is smaller."""
 FLAGS = {"c": "create if missing", "w": "existing", "r": "existing, read-only", "n": "always new"}
@@ -64,6 +63,7 @@ def open_engine(
     """The engine of the store in a directory.  Raises the errors of `errors` and nothing else."""
     settings = Settings.resolve(explicit, {})
     try:
+        LOG.prepare()
         _check_path(directory, flag)
         if not allow_network and (kind := files.filesystem_type(_existing(directory))) in files.NETWORK_FILESYSTEMS:
             raise UnsupportedError(

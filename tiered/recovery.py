@@ -9,7 +9,6 @@ and so are the first records of a batch whose last one is missing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from tiered import files
@@ -17,14 +16,14 @@ from tiered.errors import CorruptionError
 from tiered.journal import HEADER_BYTES, MORE, SegmentFile
 
 
-@dataclass
 class Plan:
     """The segments to apply, up to which sequence number, and what is lost with the rest."""
 
-    segments: list[SegmentFile] = field(default_factory=list)
-    until: int = 0
-    dropped_bytes: int = 0
-    torn_at: str = ""
+    def __init__(self, until: int = 0) -> None:
+        self.segments: list[SegmentFile] = []
+        self.until = until
+        self.dropped_bytes = 0
+        self.torn_at = ""
 
 
 def plan(directory: Path, applied: int) -> Plan:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tiered import process
+from tiered.errors import StoreFullError
 
 if TYPE_CHECKING:
     from tiered.engine import Engine
 
 
-@dataclass
 class Counters:
     """Events since a store was opened.  Hits are counted by `store`, without a lock: nearly exact."""
 
@@ -27,8 +26,7 @@ class Counters:
     helper_written_bytes: int = 0
 
 
-@dataclass(frozen=True)
-class Stats:
+class Stats(NamedTuple):
     """A store at a glance.  Bytes and seconds; counts are since it was opened.
 
     `disk_free_bytes` are pages of the cold tier's file that hold nothing: later checkpoints
@@ -77,8 +75,7 @@ class Stats:
         return (self.hits + self.buffer_hits) / reads if reads else 0.0
 
 
-@dataclass(frozen=True)
-class MemoryStats:
+class MemoryStats(NamedTuple):
     """Where a store's memory is, in bytes."""
 
     budget_bytes: int
@@ -93,8 +90,7 @@ class MemoryStats:
     bound: str
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(NamedTuple):
     """Where one key's record is and what it costs."""
 
     tiers: tuple[str, ...]
@@ -109,7 +105,7 @@ class Explanation:
 
 
 def state_name(engine: Engine) -> str:
-    """One word for the condition a store is in."""
+    """The condition a store is in."""
     if engine.forked:
         return "forked"
     if engine.closed:
@@ -117,7 +113,7 @@ def state_name(engine: Engine) -> str:
     if engine.poisoned:
         return "poisoned"
     if engine.full or engine.capped:
-        return "full"
+        return "full" if engine.capped or engine.full_kind is StoreFullError else "short of memory"
     return "read-only" if engine.readonly else "open"
 
 

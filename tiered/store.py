@@ -21,16 +21,17 @@ from tiered.check import Finding, check_engine
 from tiered.clock import Clock
 from tiered.config import SETTINGS, setting_named
 from tiered.errors import ConfigError
-from tiered.handles import TEMPORARY, Ended, Handle, Inherited
+from tiered.handle import Ended, Handle, Inherited
 from tiered.hot import Expiring, Packed, cost, entry_of, value_of
 from tiered.journal import Dirty, record_bytes
+from tiered.mapping import ABSENT, ONE, Pairs, RangedMapping, pairs_of
 from tiered.moment import passing
+from tiered.sharing import TEMPORARY
 from tiered.stats import Explanation, MemoryStats, Stats, memory_stats_of, state_name, stats_of
 from tiered.sub import Sub
 from tiered.tiers import Where
 from tiered.transaction import ATTEMPTS, Transaction, added, edited, transacted
 from tiered.view import AGE_SECONDS_MAX, View
-from tiered.views import ABSENT, ONE, Pairs, RangedMapping, pairs_of
 from tiered.writing import UNSET, Batch, Change
 
 K = TypeVar("K")
@@ -489,14 +490,14 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
 
         Raises `ConflictError`, at the latest at its end, if something it read was changed by another.
         """
-        return Transaction(self._engine)
+        return Transaction(self)
 
     def transact(self, run: Callable[[Transaction[K, V]], T], attempts: int = ATTEMPTS) -> T:
         """What `run(txn)` returns, called with a transaction, again after each conflict.
 
         Raises `ConflictError` after so many attempts.
         """
-        return transacted(self._engine, run, attempts)
+        return transacted(self, run, attempts)
 
     def edit(self, key: K, default: V = _UNSET) -> contextlib.AbstractContextManager[V]:
         """A value to be changed in place in a `with` block, written back at its end if it changed, keeping its TTL.
@@ -504,14 +505,14 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
         `default` is stored and given if the key is absent, else KeyError.  `ConflictError`
         if another wrote the key meanwhile; `TypeError` for what cannot be changed in place.
         """
-        return edited(self._engine, key, default)
+        return edited(self, key, default)
 
     def view(self, max_age: float = AGE_SECONDS_MAX) -> View[K, V]:
         """A read-only mapping of the store as it is now, to be closed soon; costs the same whatever is dirty.
 
         Past `max_age` seconds, or three eighths of `memory` kept, it raises `ViewExpiredError`.
         """
-        return View(self._engine, max_age)
+        return View(self, max_age)
 
     def sub(self, *prefix: Any) -> Sub[Any, V]:
         """A mapping over the keys that are tuples beginning with `prefix`, which its own keys leave out."""

@@ -20,7 +20,6 @@ buffers that the store itself has let go of (`views`), which counts against the 
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import weakref
@@ -42,6 +41,7 @@ from tiered.errors import (
     ReadOnlyError,
     ReentrantError,
     StoreError,
+    StoreFullError,
 )
 from tiered.expiry import next_cycle
 from tiered.hot import HotTier, entry_of, value_of
@@ -51,7 +51,6 @@ from tiered.recovery import Plan
 from tiered.stats import Counters
 from tiered.write_buffer import WriteBuffer
 
-LOG = logging.getLogger("tiered")
 BUFFER_SHARE = 2
 """The write buffer takes at most the budget divided by this."""
 SEGMENT_BYTES_MAX = 64 << 20
@@ -74,6 +73,8 @@ class Watcher(Protocol):
 class Pinning(Protocol):
     """A view, as far as its memory and its age concern the engine."""
 
+    @property
+    def handle(self) -> object: ...
     @property
     def buffers(self) -> tuple[WriteBuffer, ...]: ...
     @property
@@ -122,7 +123,8 @@ class Tiers:
         self.closed = False
         self.forked = False
         self.poisoned = ""
-        self.full = ""
+        self.full = ""  # Why checkpoints are put off, if they are, and the error that says so.
+        self.full_kind: type[StoreError] = StoreFullError
         self.capped = False
         self.always = self.attended = settings.durability == "always"
         self.checkpointer: Checkpointer | None = None

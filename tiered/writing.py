@@ -124,7 +124,7 @@ class Writing(Checkpoints):
                 began = self.clock.monotonic()
             waited = True
             if self.full:
-                raise StoreFullError(self.directory, self.full)
+                raise self.full_kind(self.directory, self.full)
             self._wait_a_little()
             self.counters.wait_seconds += self.clock.monotonic() - began
             began = self.clock.monotonic()

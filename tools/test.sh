@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Lint, types and the test suite, on a machine with nothing but Python and pip: sets up a virtual environment first.
 # Arguments go to pytest (`tools/test.sh -k journal`); where CI=true they are left out, so that everything runs.
+# The tests are spread over all processors; `-n 0` keeps them in one process, for a debugger.
 # All three run even if one fails; the exit status says whether any did.
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -17,6 +18,6 @@ step() {
 }
 step ruff ruff check
 step mypy mypy
-step pytest pytest "$@"
+step pytest pytest -n auto --dist worksteal "$@"
 
 [ ${#failed[@]} -eq 0 ] || fail "failed: ${failed[*]}"

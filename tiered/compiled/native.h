@@ -5,6 +5,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+int tiered_add_applier(PyObject *module);
 int tiered_add_checksum(PyObject *module);
 int tiered_add_hot(PyObject *module);
 
