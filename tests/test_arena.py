@@ -37,7 +37,7 @@ VALUES += [[], [1, "a"], {"a": [1, {"b": 2}]}, (1, (2,)), {1, 2}, 3 + 4j, ["\ud8
 
 
 def arena(budget: int = MB) -> Any:
-    return native.Arena(budget, keys.encode, codec.decode, SEED)
+    return native.Arena(budget, keys.encode, codec.DECODERS, SEED)
 
 
 def put(tier: Any, key: Any, value: Any, deadline: int = 0) -> bool:
@@ -270,7 +270,7 @@ budget = int(sys.argv[1]) << 20
 uniform, noise = random.Random(1), random.Random(2).randbytes(1 << 20)
 rss = process.rss_anon_bytes
 before = rss()
-tier = native.Arena(budget, keys.encode, codec.decode, bytes(16))
+tier = native.Arena(budget, keys.encode, codec.DECODERS, bytes(16))
 assert rss() - before < 1 << 20, "memory was taken before it was needed"
 highest = 0
 def churn(low, high, written):
@@ -425,13 +425,13 @@ def test_a_finalizer_that_uses_the_arena_in_the_middle_of_a_read_changes_no_valu
     class Decoding:
         """Stands in for a decoder whose work collects garbage: everything is overwritten before it goes on."""
 
-        def __call__(self, number: int, payload: bytes) -> Any:
+        def __call__(self, payload: bytes) -> Any:
             tier.clear()
             for number_ in range(2000):
                 tier.put(number_, 1, b"overwritten" * 20, 0)
-            return codec.decode(number, payload)
+            return codec.decode(codec.MSGPACK, payload)
 
-    tier = native.Arena(MB, keys.encode, Decoding(), SEED)
+    tier = native.Arena(MB, keys.encode, {**codec.DECODERS, codec.MSGPACK: Decoding()}, SEED)
     put(tier, "k", {"a": [1, 2, 3]})
     assert tier.get("k") == {"a": [1, 2, 3]}
     assert tier.wrong() == ""
@@ -443,7 +443,7 @@ def test_a_key_whose_encoding_uses_the_arena_is_encoded_before_anything_is_looke
         put(tier, 5, "put meanwhile")
         return keys.encode(key)
 
-    tier = native.Arena(MB, encode, codec.decode, SEED)
+    tier = native.Arena(MB, encode, codec.DECODERS, SEED)
     put(tier, 5, "old")
     assert tier.get(5.0) == "put meanwhile"
     assert tier.put(6.0, 2, b"text", 0)
@@ -486,7 +486,7 @@ def test_threads_read_and_write_while_the_budget_goes_up_and_down() -> None:
 def test_keys_made_to_collide_under_one_seed_do_not_under_another() -> None:
     """Two arenas put the same keys into different buckets: their order in the index is not what tells them apart."""
     names = [f"key:{number}" for number in range(2000)]
-    one, other = (native.Arena(MB, keys.encode, codec.decode, seed) for seed in (SEED, os.urandom(16)))
+    one, other = (native.Arena(MB, keys.encode, codec.DECODERS, seed) for seed in (SEED, os.urandom(16)))
     for name in names:
         put(one, name, name)
         put(other, name, name)

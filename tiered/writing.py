@@ -37,7 +37,6 @@ class Batch:
         self.encoded: list[bytes] = []
         self.codecs: list[int] = []
         self.payloads: list[bytes] = []
-        self.entries: list[Any] = []
         self.bytes = 0
 
 
@@ -49,7 +48,6 @@ class Change(NamedTuple):
     deleted: bool = False
     codec: int = 0
     payload: bytes = b""
-    entry: Any = None
     deadline: int = 0
 
     @property
@@ -145,7 +143,7 @@ class Writing(Checkpoints):
         self._room_until = min(segment.capacity - CLOSE_BYTES, segment.position + max(size, 4096))
         self._rebudget()
 
-    def put(self, key: Any, encoded: bytes, number: int, payload: bytes, entry: Any, deadline: int) -> int:
+    def put(self, key: Any, encoded: bytes, number: int, payload: bytes, deadline: int) -> int:
         """Write one record; room was reserved.  Returns its sequence number."""
         buffer, journal = self._active, self.journal
         assert buffer is not None
@@ -157,10 +155,9 @@ class Writing(Checkpoints):
             # The old value goes before the new one can be read from the buffer: who has seen the
             # new one must not find the old one hot.
             hot = self.hot
-            if key in hot.table:
-                hot.discard(key)
+            hot.discard(key)
             buffer.put(stored_key, position, deadline)
-            hot.put_new(key, entry, deadline)
+            hot.put(key, number, payload, deadline)
             if self.watchers:
                 self.tell((stored_key,))
         except BaseException:
@@ -196,7 +193,7 @@ class Writing(Checkpoints):
             for key in batch.keys:
                 self.hot.discard(key)
             buffer.put_many(stored_keys, positions, [deadline] * count)
-            self.hot.put_many(batch.keys, batch.entries, deadline)
+            self.hot.put_many(batch.keys, batch.codecs, batch.payloads, deadline)
             if self.watchers:
                 self.tell(stored_keys)
         except BaseException:
@@ -229,7 +226,7 @@ class Writing(Checkpoints):
             buffer.put_many(stored_keys, places, [change.deadline for change in changes])
             for change in changes:
                 if not change.deleted:
-                    self.hot.put(change.key, change.entry, change.deadline)
+                    self.hot.put(change.key, change.codec, change.payload, change.deadline)
             if self.watchers:
                 self.tell(stored_keys)
         except BaseException:
@@ -269,4 +266,6 @@ class Writing(Checkpoints):
         return self.journal.last
 
     def _trim_due(self) -> bool:
-        return self.hot.evicted_bytes - self._trimmed_bytes > self.settings.memory // TRIM_SHARE
+        return (
+            not self.hot.in_budget and self.hot.evicted_bytes - self._trimmed_bytes > self.settings.memory // TRIM_SHARE
+        )

@@ -15,7 +15,8 @@ PyInit__native(void)
     PyObject *module = PyModule_Create(&definition);
     if (module == NULL)
         return NULL;
-    if (tiered_add_checksum(module) < 0 || tiered_add_applier(module) < 0 || tiered_add_hot(module) < 0) {
+    if (tiered_add_checksum(module) < 0 || tiered_add_applier(module) < 0 || tiered_add_arena(module) < 0
+        || tiered_add_hits(module) < 0) {
         Py_DECREF(module);
         return NULL;
     }

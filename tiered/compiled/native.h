@@ -7,6 +7,7 @@
 
 int tiered_add_applier(PyObject *module);
 int tiered_add_checksum(PyObject *module);
-int tiered_add_hot(PyObject *module);
+int tiered_add_arena(PyObject *module);
+int tiered_add_hits(PyObject *module);
 
 #endif

@@ -1,38 +1,17 @@
-/* The arena as Python sees it, and the mapping that answers hits from it (tiered/arena.py, tiered/store.py).
+/* The arena as Python sees it (tiered/arena.py).
  *
  * Locking.  The interpreter lock is all there is: between finding a record and having made an object of it, or between
  * the first and the last change of a call, no Python code runs.  Keys are encoded before, which for unusual ones is Python
  * code; values are copied out first and decoded then, from the copy, since that may collect garbage, run finalizers, and
  * so use or change this very arena.  Objects of `str` and `bytes` are made in place: the collector does not track those.
  * Signal handlers run between bytecodes only.  So every call is atomic, for threads, handlers and finalizers alike. */
-#include "arena.h"
-#include "key.h"
-#include "native.h"
+#include "arena_type.h"
 
 #include <structmember.h>
 #include <string.h>
 
-/* Codec ids, as in tiered/codec.py. */
-enum { CODEC_BYTES = 1, CODEC_STR = 2, CODEC_MSGPACK = 3, CODEC_LAST = 5 };
 #define CODEC_MASK 0x07
 #define ASCII 0x10 /* A text that is ASCII. */
-#define BELOW_NOW INT64_MIN
-
-typedef struct {
-    PyObject_HEAD
-    Arena arena;
-    PyObject *encode_key; /* keys.encode */
-    PyObject *decode;     /* codec.decode */
-} ArenaObject;
-
-typedef struct {
-    PyObject_HEAD
-    ArenaObject *arena; /* NULL: nothing is a hit. */
-    Py_ssize_t hits;
-} HitsObject;
-
-static PyTypeObject ArenaType, HitsType;
-static PyObject *load_name, *has_name;
 
 /* -- keys and values --------------------------------------------------------------------------- */
 
@@ -143,16 +122,14 @@ value_of(ArenaObject *self, const ArenaValue *found)
             value = PyUnicode_DecodeUTF8(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), "surrogatepass");
         }
     } else {
-        value = PyObject_CallFunction(self->decode, "iO", number, payload);
+        value = PyObject_CallOneArg(self->decoders[number], payload);
     }
     Py_DECREF(payload);
     return value;
 }
 
-/* The value under a key that has not expired at `now_ms`, BELOW_NOW: that never does.  NULL with an error set or none:
- * there is none, or its key is of a kind that only Python knows, where `any` is false. */
-static PyObject *
-lookup(ArenaObject *self, PyObject *object, int64_t now_ms, int any)
+PyObject *
+tiered_arena_lookup(ArenaObject *self, PyObject *object, int64_t now_ms, int any)
 {
     TieredKey key;
     ArenaValue found;
@@ -161,7 +138,7 @@ lookup(ArenaObject *self, PyObject *object, int64_t now_ms, int any)
         return NULL;
     bool there = arena_find(&self->arena, &key.key, &found);
     tiered_key_end(&key);
-    if (!there || (found.deadline && (now_ms == BELOW_NOW || found.deadline <= now_ms)))
+    if (!there || (found.deadline && (now_ms == TIERED_BELOW_NOW || found.deadline <= now_ms)))
         return NULL;
     return value_of(self, &found);
 }
@@ -171,12 +148,13 @@ lookup(ArenaObject *self, PyObject *object, int64_t now_ms, int any)
 static PyObject *
 arena_new(PyTypeObject *type, PyObject *args, PyObject *named)
 {
-    static char *names[] = {"budget_bytes", "encode_key", "decode", "seed", NULL};
+    static char *names[] = {"budget_bytes", "encode_key", "decoders", "seed", NULL};
     Py_ssize_t budget, seed_size;
-    PyObject *encode_key, *decode;
+    PyObject *encode_key, *decoders;
     const char *seed_bytes;
     uint64_t seed[2];
-    if (!PyArg_ParseTupleAndKeywords(args, named, "nOOy#:Arena", names, &budget, &encode_key, &decode, &seed_bytes, &seed_size))
+    if (!PyArg_ParseTupleAndKeywords(args, named, "nOO!y#:Arena", names, &budget, &encode_key, &PyDict_Type, &decoders,
+            &seed_bytes, &seed_size))
         return NULL;
     if (budget < 0 || seed_size != sizeof seed) {
         PyErr_SetString(PyExc_ValueError, "a budget is not negative, a seed has 16 bytes");
@@ -191,7 +169,18 @@ arena_new(PyTypeObject *type, PyObject *args, PyObject *named)
         return PyErr_Format(PyExc_MemoryError, "no address space for a budget of %zd bytes", budget);
     }
     self->encode_key = Py_NewRef(encode_key);
-    self->decode = Py_NewRef(decode);
+    for (int number = CODEC_BYTES; number <= CODEC_LAST; number++) {
+        PyObject *id = PyLong_FromLong(number);
+        PyObject *decoder = id ? PyDict_GetItemWithError(decoders, id) : NULL;
+        Py_XDECREF(id);
+        if (decoder == NULL) {
+            if (!PyErr_Occurred())
+                PyErr_Format(PyExc_ValueError, "no decoder for codec id %d", number);
+            Py_DECREF(self);
+            return NULL;
+        }
+        self->decoders[number] = Py_NewRef(decoder);
+    }
     return (PyObject *)self;
 }
 
@@ -200,7 +189,8 @@ arena_traverse(ArenaObject *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->encode_key);
-    Py_VISIT(self->decode);
+    for (int number = CODEC_BYTES; number <= CODEC_LAST; number++)
+        Py_VISIT(self->decoders[number]);
     return 0;
 }
 
@@ -217,7 +207,8 @@ arena_dealloc(ArenaObject *self)
     PyObject_GC_UnTrack(self);
     arena_end(&self->arena);
     Py_CLEAR(self->encode_key);
-    Py_CLEAR(self->decode);
+    for (int number = CODEC_BYTES; number <= CODEC_LAST; number++)
+        Py_CLEAR(self->decoders[number]);
     type->tp_free((PyObject *)self);
 }
 
@@ -226,7 +217,7 @@ arena_get(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
 {
     if (count < 1 || count > 2)
         return PyErr_Format(PyExc_TypeError, "get(key, default=None)");
-    PyObject *value = lookup(self, args[0], BELOW_NOW, 1);
+    PyObject *value = tiered_arena_lookup(self, args[0], TIERED_BELOW_NOW, 1);
     if (value != NULL || PyErr_Occurred())
         return value;
     return Py_NewRef(count == 2 ? args[1] : Py_None);
@@ -240,7 +231,7 @@ arena_get_at(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
     long long now_ms = PyLong_AsLongLong(args[1]);
     if (now_ms == -1 && PyErr_Occurred())
         return NULL;
-    PyObject *value = lookup(self, args[0], now_ms, 1);
+    PyObject *value = tiered_arena_lookup(self, args[0], now_ms, 1);
     return value != NULL || PyErr_Occurred() ? value : Py_NewRef(args[2]);
 }
 
@@ -272,6 +263,23 @@ arena_peek(ArenaObject *self, PyObject *object)
     int64_t deadline = found.deadline;
     PyObject *payload = PyBytes_FromStringAndSize((const char *)found.data, (Py_ssize_t)found.size);
     return payload == NULL ? NULL : Py_BuildValue("iNLn", number, payload, (long long)deadline, (Py_ssize_t)bytes);
+}
+
+static PyObject *
+arena_hit_method(ArenaObject *self, PyObject *object)
+{
+    TieredKey key;
+    ArenaValue found;
+    if (encoded_key(self, object, &key) < 0)
+        return NULL;
+    bool there = arena_find(&self->arena, &key.key, &found);
+    tiered_key_end(&key);
+    if (!there) {
+        PyErr_SetObject(PyExc_KeyError, object);
+        return NULL;
+    }
+    arena_hit(&self->arena, found.place);
+    Py_RETURN_NONE;
 }
 
 static int
@@ -369,7 +377,7 @@ arena_get_many(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
     PyObject *missing = PyList_New(0);
     for (Py_ssize_t i = 0; missing != NULL && i < PyList_GET_SIZE(args[0]); i++) {
         PyObject *key = Py_NewRef(PyList_GET_ITEM(args[0], i));
-        PyObject *value = lookup(self, key, BELOW_NOW, 1);
+        PyObject *value = tiered_arena_lookup(self, key, TIERED_BELOW_NOW, 1);
         int wrong = value == NULL && PyErr_Occurred();
         if (!wrong)
             wrong = PyDict_SetItem(args[1], key, value ? value : args[2]) < 0 || (!value && PyList_Append(missing, key) < 0);
@@ -526,6 +534,7 @@ static PyMethodDef arena_methods[] = {
     METHOD("get_at", arena_get_at, METH_FASTCALL, "get_at(key, now_ms, default): the value of a key whose deadline has not passed."),
     METHOD("get_many", arena_get_many, METH_FASTCALL, "get_many(keys, found, absent): `get` into a dict; the keys without a value."),
     METHOD("deadline", arena_deadline, METH_O, "deadline(key): in milliseconds, 0 for none; None if the key is not there."),
+    METHOD("hit", arena_hit_method, METH_O, "hit(key): note a use; KeyError if the key is not there."),
     METHOD("peek", arena_peek, METH_O, "peek(key): codec, payload, deadline and bytes taken, or None; is no use of it."),
     METHOD("put", arena_put_method, METH_FASTCALL, "put(key, codec, payload, deadline): whether it is kept."),
     METHOD("put_many", arena_put_many, METH_FASTCALL, "put_many(keys, codecs, payloads, deadline): `put` for each."),
@@ -544,10 +553,10 @@ static PySequenceMethods arena_as_sequence = {
     .sq_contains = (objobjproc)arena_contains,
 };
 
-static PyTypeObject ArenaType = {
+PyTypeObject TieredArenaType = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "tiered._native.Arena",
-    .tp_doc = "Arena(budget_bytes, encode_key, decode, seed): hot records in a memory of their own.",
+    .tp_doc = "Arena(budget_bytes, encode_key, decoders, seed): hot records in a memory of their own.",
     .tp_basicsize = sizeof(ArenaObject),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
     .tp_new = arena_new,
@@ -560,149 +569,8 @@ static PyTypeObject ArenaType = {
     .tp_as_sequence = &arena_as_sequence,
 };
 
-/* -- Hits -------------------------------------------------------------------------------------- */
-
-static int
-hits_traverse(HitsObject *self, visitproc visit, void *arg)
-{
-    Py_VISIT(self->arena);
-    return 0;
-}
-
-static int
-hits_clear(HitsObject *self)
-{
-    Py_CLEAR(self->arena);
-    return 0;
-}
-
-static void
-hits_dealloc(HitsObject *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    hits_clear(self);
-    type->tp_free((PyObject *)self);
-}
-
-/* The value under a key that is hot; NULL with an error set or none. */
-static inline PyObject *
-hit(HitsObject *self, PyObject *key)
-{
-    ArenaObject *arena = self->arena;
-    if (arena == NULL)
-        return NULL;
-    Py_INCREF(arena); /* Decoding may let go of it. */
-    PyObject *value = lookup(arena, key, BELOW_NOW, 0);
-    Py_DECREF(arena);
-    self->hits += value != NULL;
-    return value;
-}
-
-static PyObject *
-hits_subscript(HitsObject *self, PyObject *key)
-{
-    PyObject *value = hit(self, key);
-    if (value != NULL || PyErr_Occurred())
-        return value;
-    return PyObject_CallMethodOneArg((PyObject *)self, load_name, key);
-}
-
-static PyObject *
-hits_get(HitsObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
-{
-    PyObject *fallback = count == 2 ? args[1] : Py_None;
-    Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
-    if (named == 1 && count == 1 && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "default") == 0)
-        fallback = args[1];
-    else if (named || count < 1 || count > 2)
-        return PyErr_Format(PyExc_TypeError, "get() takes a key and perhaps a default");
-    PyObject *value = hit(self, args[0]);
-    if (value != NULL || PyErr_Occurred())
-        return value;
-    return PyObject_CallMethodObjArgs((PyObject *)self, load_name, args[0], fallback, NULL);
-}
-
-static int
-hits_contains(HitsObject *self, PyObject *object)
-{
-    TieredKey key;
-    ArenaValue found;
-    int known = self->arena ? tiered_key(object, &key) : 0;
-    if (known < 0)
-        return -1;
-    if (known) {
-        bool there = arena_find(&self->arena->arena, &key.key, &found) && !found.deadline;
-        tiered_key_end(&key);
-        if (there)
-            return 1;
-    }
-    PyObject *answer = PyObject_CallMethodOneArg((PyObject *)self, has_name, object);
-    if (answer == NULL)
-        return -1;
-    int there = PyObject_IsTrue(answer);
-    Py_DECREF(answer);
-    return there;
-}
-
-static PyObject *
-get_arena(HitsObject *self, void *closure)
-{
-    return Py_NewRef(self->arena ? (PyObject *)self->arena : Py_None);
-}
-
-static int
-set_arena(HitsObject *self, PyObject *value, void *closure)
-{
-    if (value == NULL || (value != Py_None && !PyObject_TypeCheck(value, &ArenaType))) {
-        PyErr_SetString(PyExc_TypeError, "an Arena or None");
-        return -1;
-    }
-    Py_XSETREF(self->arena, value == Py_None ? NULL : (ArenaObject *)Py_NewRef(value));
-    return 0;
-}
-
-static PyGetSetDef hits_getset[] = {
-    {"_tier", (getter)get_arena, (setter)set_arena, "The arena that answers, None if none does.", NULL},
-    {NULL, NULL, NULL, NULL, NULL},
-};
-
-static PyMemberDef hits_members[] = {
-    {"_hits", T_PYSSIZET, offsetof(HitsObject, hits), 0, "Values that were found hot."},
-    {NULL, 0, 0, 0, NULL},
-};
-
-static PyMethodDef hits_methods[] = {
-    METHOD("get", hits_get, METH_FASTCALL | METH_KEYWORDS, "The value under `key`, or `default`."),
-    {NULL, NULL, 0, NULL},
-};
-
-static PyMappingMethods hits_as_mapping = {.mp_subscript = (binaryfunc)hits_subscript};
-static PySequenceMethods hits_as_sequence = {.sq_contains = (objobjproc)hits_contains};
-
-static PyTypeObject HitsType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "tiered._native.Hits",
-    .tp_doc = "Answers reads of what is hot; what is not goes to `_load(key[, default])` and `_has(key)`.",
-    .tp_basicsize = sizeof(HitsObject),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
-    .tp_new = PyType_GenericNew,
-    .tp_traverse = (traverseproc)hits_traverse,
-    .tp_clear = (inquiry)hits_clear,
-    .tp_dealloc = (destructor)hits_dealloc,
-    .tp_methods = hits_methods,
-    .tp_members = hits_members,
-    .tp_getset = hits_getset,
-    .tp_as_mapping = &hits_as_mapping,
-    .tp_as_sequence = &hits_as_sequence,
-};
-
 int
-tiered_add_hot(PyObject *module)
+tiered_add_arena(PyObject *module)
 {
-    load_name = PyUnicode_InternFromString("_load");
-    has_name = PyUnicode_InternFromString("_has");
-    if (load_name == NULL || has_name == NULL)
-        return -1;
-    return PyModule_AddType(module, &ArenaType) < 0 ? -1 : PyModule_AddType(module, &HitsType);
+    return PyModule_AddType(module, &TieredArenaType);
 }
