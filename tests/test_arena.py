@@ -208,6 +208,13 @@ class AgainstAModel(RuleBasedStateMachine):
     @rule(budget=st.sampled_from([150_000, 400_000, MB, 2 * MB, 8 * MB]))
     def resize(self, budget: int) -> None:
         self.tier.budget_bytes = budget
+        # With another size of segments it begins anew, without what is too large for it now.
+        kept = set(listed(self.tier))
+        for name in list(self.model):
+            if name not in kept and (kept & set(self.model)) and next(iter(self.model)) != name:
+                assert len(self.model[name][0]) > budget // 8 or len(keys.encode(name)) > 8000
+            if name not in kept:
+                del self.model[name]
         while not self.tier.shrink():
             self.agree()
         self.agree()

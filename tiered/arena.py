@@ -6,7 +6,7 @@ payload as the journal has it.  Segments of a 128th of the budget (16 KiB to 1 M
 removed record leaves is filled again by one of its size; and where no room is left, the segment with the least in it is
 emptied into others.  Index, order of use and deadlines are links in the records and a table that grows by one
 bucket at a time.  Values above a quarter of a segment have pages of their own.  Everything counts, and no call
-evicts or moves more than a bounded part.  The design is in `compiled/arena.c`, the locking in `compiled/arena_type.c`.
+evicts or moves more than a bounded part.  The design is in `compiled/arena.c`, the locking in `compiled/pyarena.c`.
 
 Why not a Fibonacci buddy system, which splits and merges blocks and leaves records where they are?  Measured
 (`tools/bench/allocators.c`: 54 MiB, keys and payloads by bytes of memory, CPU time of an operation, on a busy machine):

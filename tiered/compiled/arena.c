@@ -32,6 +32,9 @@
 #define EVICTIONS_MAX 20000
 #define SHRINK_EVICTIONS_MAX 2000
 #define MOVED_BYTES_MAX (2u << 20)
+#define REBUILD_BYTES_MAX (4u << 20)
+/* With fewer segments than this, their slack is too much of the whole. */
+#define SEGMENTS_FEW 12
 
 
 /* -- order of use and deadlines ---------------------------------------------------------------- */
@@ -324,12 +327,6 @@ keep_budget(Arena *a, size_t more, unsigned evictions)
     }
 }
 
-bool
-arena_shrink(Arena *a)
-{
-    return keep_budget(a, 0, SHRINK_EVICTIONS_MAX);
-}
-
 /* A place for a new record; 0 if none can be made within what one call may do. */
 static uint32_t
 make_room(Arena *a, size_t size)
@@ -396,6 +393,15 @@ index_bytes_for(size_t bytes)
     return (bytes / 6 + page) / page * page + page;
 }
 
+static size_t
+segment_bytes_for(size_t budget_bytes)
+{
+    size_t segment = SEGMENT_BYTES_MIN;
+    while (segment < SEGMENT_BYTES_MAX && segment * 2 * SEGMENTS_WANTED <= budget_bytes)
+        segment *= 2;
+    return segment < tiered_page_bytes() ? tiered_page_bytes() : segment;
+}
+
 bool
 arena_begin(Arena *a, size_t budget_bytes, const uint64_t seed[2])
 {
@@ -404,11 +410,7 @@ arena_begin(Arena *a, size_t budget_bytes, const uint64_t seed[2])
     a->budget_bytes = budget_bytes;
     a->hit_action = ARENA_HIT_MOVES_TO_FRONT;
     a->outside_free = UINT32_MAX;
-    size_t segment = SEGMENT_BYTES_MIN;
-    while (segment < SEGMENT_BYTES_MAX && segment * 2 * SEGMENTS_WANTED <= budget_bytes)
-        segment *= 2;
-    if (segment < tiered_page_bytes())
-        segment = tiered_page_bytes();
+    size_t segment = segment_bytes_for(budget_bytes);
     size_t bytes = budget_bytes < ARENA_BUDGET_MIN ? ARENA_BUDGET_MIN : budget_bytes;
     if (!segments_begin(&a->segments, bytes, segment))
         return false;
@@ -436,10 +438,61 @@ arena_end(Arena *a)
     memset(a, 0, sizeof *a);
 }
 
+/* Begins anew with segments of the size that suits another budget; what was used last is copied, up to a bound. */
+static bool
+rebuild(Arena *a, size_t budget_bytes)
+{
+    static Arena fresh; /* Large for a stack; nobody else is here, by the interpreter lock. */
+    if (!arena_begin(&fresh, budget_bytes, a->seed))
+        return false;
+    fresh.hit_action = a->hit_action;
+    fresh.second = a->second;
+    uint32_t place = a->newest;
+    size_t bytes = 0, limit = budget_bytes < REBUILD_BYTES_MAX ? budget_bytes : REBUILD_BYTES_MAX, forgotten = a->count;
+    while (place && at(a, place)->older && (bytes += arena_record_bytes(a, place)) < limit)
+        place = at(a, place)->older;
+    for (; place; place = at(a, place)->newer) {
+        ArenaValue value;
+        ArenaKey key = arena_record(a, place, &value);
+        arena_put(&fresh, &key, value.kind, value.data, value.size, value.deadline);
+    }
+    forgotten -= fresh.count;
+    fresh.evictions = a->evictions + forgotten;
+    fresh.evicted_bytes = a->evicted_bytes;
+    fresh.moved_bytes = a->moved_bytes + bytes;
+    arena_end(a);
+    *a = fresh;
+    return true;
+}
+
+/* Whether the budget has become so small that its few segments are mostly slack. */
+static bool
+too_few_segments(const Arena *a)
+{
+    return a->budget_bytes / a->segments.segment_bytes < SEGMENTS_FEW
+        && segment_bytes_for(a->budget_bytes) < a->segments.segment_bytes;
+}
+
+bool
+arena_shrink(Arena *a)
+{
+    notice_fork(a);
+    if (too_few_segments(a)) {
+        for (unsigned evictions = SHRINK_EVICTIONS_MAX; a->segments.live_bytes + a->outside_bytes > a->budget_bytes;)
+            if (evictions-- == 0 || !arena_evict(a))
+                return false;
+        if (!rebuild(a, a->budget_bytes))
+            return false;
+    }
+    return keep_budget(a, 0, SHRINK_EVICTIONS_MAX);
+}
+
 bool
 arena_resize(Arena *a, size_t budget_bytes)
 {
     notice_fork(a);
+    if (segment_bytes_for(budget_bytes) >= 8 * a->segments.segment_bytes)
+        return rebuild(a, budget_bytes);
     a->budget_bytes = budget_bytes;
     if (budget_bytes <= a->segments.bytes)
         return true;
@@ -456,7 +509,7 @@ arena_resize(Arena *a, size_t budget_bytes)
     return segments_extend(&a->segments, budget_bytes);
 }
 
-static bool
+static void
 value_at(const Arena *a, uint32_t place, ArenaValue *found)
 {
     Record *r = at(a, place);
@@ -465,7 +518,6 @@ value_at(const Arena *a, uint32_t place, ArenaValue *found)
     found->deadline = r->kind & EXPIRING ? deadline_of(r) : 0;
     found->size = r->value_size;
     found->data = r->kind & OUTSIDE ? a->outside[outside_slot(r)].map : key_of(r) + r->key_size;
-    return true;
 }
 
 bool
@@ -474,7 +526,9 @@ arena_find(const Arena *a, const ArenaKey *key, ArenaValue *found)
     if (a->index[0] == 0)
         return false;
     uint32_t place = *link_to(a, key);
-    return place && value_at(a, place, found);
+    if (place)
+        value_at(a, place, found);
+    return place != 0;
 }
 
 void
@@ -542,6 +596,8 @@ arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char *dat
         remove_linked(a, *link, link);
     }
     if (key->size >= ARENA_KEY_BYTES_MAX || size > a->budget_bytes / VALUE_SHARE_MAX)
+        return false;
+    if (too_few_segments(a) && (!arena_shrink(a) || too_few_segments(a)))
         return false;
     size_t head = sizeof(Record) + key->size + 1 + (deadline ? sizeof(Due) : 0);
     size_t total = rounded(a, head + size);

@@ -2,7 +2,7 @@
  *
  * A store inherits it, so that a hit is one C function called by the interpreter, without a frame of Python.  What is not
  * hot, has a deadline, or has a key of an unusual kind is a question for the methods `_load` and `_has`. */
-#include "arena_type.h"
+#include "pyarena.h"
 
 #include <structmember.h>
 

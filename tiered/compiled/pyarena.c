@@ -5,7 +5,7 @@
  * code; values are copied out first and decoded then, from the copy, since that may collect garbage, run finalizers, and
  * so use or change this very arena.  Objects of `str` and `bytes` are made in place: the collector does not track those.
  * Signal handlers run between bytecodes only.  So every call is atomic, for threads, handlers and finalizers alike. */
-#include "arena_type.h"
+#include "pyarena.h"
 
 #include <structmember.h>
 #include <string.h>

@@ -1,6 +1,6 @@
 /* The Python type of an arena: what the files that use one share. */
-#ifndef TIERED_ARENA_TYPE_H
-#define TIERED_ARENA_TYPE_H
+#ifndef TIERED_PYARENA_H
+#define TIERED_PYARENA_H
 
 #include "arena.h"
 #include "key.h"
