@@ -297,7 +297,7 @@ assert highest >= 0.9 * budget
 tier.budget_bytes = budget // 4
 while not tier.shrink():
     pass
-assert rss() - before <= budget // 4 + (1 << 20), f"{(rss() - before) / budget:.3f} of the budget after it became a quarter"
+assert rss() - before <= budget // 4 + (1 << 20), f"{(rss() - before) / budget:.3f} of what it was before"
 assert len(tier) > 100
 tier.budget_bytes = 2 * budget
 churn(30, 3_000, 4 * budget)
@@ -412,8 +412,8 @@ def test_damage_anywhere_in_links_and_sizes_is_found() -> None:
     for number in range(5, 60, 5):
         tier.discard(number)
     assert tier.wrong() == ""
-    # Of the first record, in which nothing is zero by chance: next of its bucket, older, newer, size of the value and of
-    # the key.  The segment begins with a unit that is nobody's.
+    # Of the first record, in which nothing is zero by chance: next of its bucket, older, newer, size of the value
+    # and of the key.  The segment begins with a unit that is nobody's.
     first = tier.address + 4
     for at in [*range(18)] * 20:
         record = ctypes.string_at(first, 18)

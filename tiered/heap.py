@@ -249,8 +249,11 @@ class HeapTier:
 
     def put(self, key: Any, number: int, payload: bytes, deadline: int) -> bool:
         """Keep a value, evicting others over the budget; False if it is not kept, nor what was there."""
-        entry = entry_of(number, payload)
         self.discard(key)
+        try:
+            entry = entry_of(number, payload)
+        except ValueError:
+            return False  # Nothing here can read it.
         if deadline:
             entry = (entry, deadline)
         size = cost(key, entry)
