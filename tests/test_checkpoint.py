@@ -41,9 +41,8 @@ class Driven:
         size = sum(60 + len(key) + len(payload) for _, key, payload, _ in records)
         segment = self.journal.open_segment(size, 1 << 22)
         if batch:
-            self.journal.append_batch(
-                [(kind, key, payload, 0, deadline) for kind, key, payload, deadline in records], len(records)
-            )
+            kinds, keys, payloads, deadlines = map(list, zip(*records, strict=True))
+            self.journal.append_batch(kinds, keys, payloads, [0] * len(keys), deadlines)
         else:
             for kind, key, payload, deadline in records:
                 self.journal.append(kind, 0, key, payload, 0, deadline)

@@ -182,6 +182,9 @@ OTHERS = {
     "compression": ("zlib", "zlib:6"),
     "default_ttl": (60, 60),
     "disk": ("10GB", 10 << 30),
+    "snapshot_save": ("7200 1000", ((7200, 1000),)),
+    "snapshot_dir": ("/tmp/snapshots", "/tmp/snapshots"),
+    "snapshot_keep": (3, 3),
     "helper": (False, False),
 }
 

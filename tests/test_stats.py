@@ -7,7 +7,7 @@ import pytest
 from tiered import process
 from tiered.stats import Counters, Explanation, MemoryStats, Stats
 
-KINDS = {"int": int, "float": float, "str": str}
+KINDS = {"bool": bool, "int": int, "float": float, "str": str}
 
 
 def annotations(kind):
@@ -18,7 +18,7 @@ def annotations(kind):
 
 
 @pytest.mark.parametrize("kind", [Stats, MemoryStats, Counters])
-def test_every_figure_is_an_int_a_float_or_a_text(kind):
+def test_every_figure_is_a_number_a_text_or_yes_or_no(kind):
     for name, found in annotations(kind).items():
         assert found in KINDS, name
         if name.endswith("_bytes"):

@@ -7,6 +7,7 @@ import os
 import random
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -753,3 +754,26 @@ def test_a_view_is_over_when_its_handle_is_closed_and_keeps_nothing_though_anoth
     store["a"] = "new"
     assert mine["a"] == "old"
     mine.close()
+
+
+@pytest.mark.parametrize("size", [5, 1000, 20_000])
+@pytest.mark.parametrize("ttl", [None, 1000])
+def test_what_is_accounted_for_stays_within_the_budget_with_views_open(
+    opener: Any, size: int, ttl: float | None
+) -> None:
+    store = opener(stepwise=True, memory="2MB", save="")
+    uniform, views, highest = random.Random(size), [], 0
+    engine = store._engine
+    for number in range(12_000 if size < 1000 else 2_500):
+        store.set(uniform.randrange(8_000), "x" * uniform.randrange(size * 2), ttl=ttl)
+        if not number % 500:
+            views.append(store.view())
+            with suppress(tiered.ViewExpiredError):
+                next(iter(views[0]), None)
+        if not number % 1500:
+            views.pop(0).close()
+        if not number % 5:
+            highest = max(highest, engine.hot.used_bytes + engine.buffer_bytes + engine.pinned_bytes())
+    for view in views:
+        view.close()
+    assert 0.8 < highest / (2 << 20) < 1.01

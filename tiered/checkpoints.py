@@ -131,7 +131,10 @@ class Checkpoints(Tiers):
         self.counters.helper_written_bytes = event["written"]
         with self.lock:
             handler = getattr(self, f"_on_{event['event']}")
-            handler(event)
+            try:
+                handler(event)
+            except (StoreError, OSError) as error:
+                self.poison(f"the word of the checkpointer could not be heeded: {error}")
             self.changed.notify_all()
 
     def _on_opened(self, event: Event) -> None:
@@ -139,6 +142,8 @@ class Checkpoints(Tiers):
 
     def _on_applied(self, event: Event) -> None:
         assert self.journal is not None
+        if self._moved:
+            self._follow_compaction()
         until = event["until"]
         self.state = State(**event["state"])
         while self._aside and self._aside[0].segment.last <= until:
@@ -157,14 +162,20 @@ class Checkpoints(Tiers):
         self.buffers = (*active, *reversed(self._aside))
 
     def _on_compacted(self, event: Event) -> None:
+        self._compacting = False
+        self._moved = True
+        self._follow_compaction()
+        self._compactions += 1
+
+    def _follow_compaction(self) -> None:
+        """Read the new cold tier.  Until then no buffer is forgotten, since what is applied is not in the old one."""
         assert self.checkpointer is not None
         live = files.read_current(self.directory)
         # One compaction may have followed another before its word was heard.
         if live is None or files.cold_path(self.directory, live) != self.cold.directory:
             self.cold = self.checkpointer.reopened()
+        self._moved = False
         self.generation += 1
-        self._compactions += 1
-        self._compacting = False
         self.cold_used_bytes = self.cold.used_bytes()
 
     def _on_closed(self, event: Event) -> None:
@@ -228,7 +239,12 @@ class Checkpoints(Tiers):
 
     def _remove_old_colds(self) -> None:
         """Remove cold tiers that are not the live one any more; whoever still reads one keeps its mapping."""
-        live = files.read_current(self.directory)
-        for number in files.cold_numbers(self.directory):
+        try:
+            live = files.read_current(self.directory)
+            numbers = files.cold_numbers(self.directory)
+        except OSError as error:
+            LOG.warning("%s: old cold tiers cannot be removed now: %s", self.directory, error)
+            return
+        for number in numbers:
             if live is not None and number < live:
                 files.remove_cold(self.directory, number)

@@ -138,11 +138,13 @@ def _unsealed(path: Path, what: str, data: bytes) -> Any:
 class Cold:
     """One LMDB environment."""
 
-    def __init__(self, directory: Path, readonly: bool = False, create: bool = False) -> None:
+    def __init__(self, directory: Path, readonly: bool = False, create: bool = False, mend: bool = False) -> None:
         self.path = directory / "data.mdb"
         self.directory = directory
+        self._readonly = readonly
         self._users: list[None] = []
         self._closed = False
+        self._barred = False
         if create:
             directory.mkdir(mode=0o700, exist_ok=True)
         elif not self.path.exists():
@@ -154,31 +156,46 @@ class Cold:
             reserve_lock_file(directory)
         with ExitStack() as undo:
             with translated(self.path):
-                self._env = open_environment(directory, readonly, len(_DATABASES))
-                undo.callback(self._env.close)
-                self._status = self.path.stat()
-                self._check_file()
-                self._databases = {name: self._env.open_db(name.encode(), create=create) for name in _DATABASES}
-            self.records = self._databases["records"]
-            self.recent = self._databases["recent"]
-            self.expiry = self._databases["expiry"]
+                self._open(create, undo, mend)
             if create:
                 with self.update():
                     pass  # Writes the first state.
                 files.sync_directory(directory)
             undo.pop_all()
 
+    def _open(self, create: bool, undo: ExitStack, mend: bool = False) -> None:
+        self._env = open_environment(self.directory, self._readonly, len(_DATABASES))
+        undo.callback(self._env.close)
+        self._status = self.path.stat()
+        self._check_file(mend)
+        self._databases = {name: self._env.open_db(name.encode(), create=create) for name in _DATABASES}
+        self.records = self._databases["records"]
+        self.recent = self._databases["recent"]
+        self.expiry = self._databases["expiry"]
+
     def file_bytes(self) -> int:
         """Bytes of all pages, free ones included."""
         with self._used():
-            return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
+            return self._pages_bytes()
 
-    def _check_file(self) -> None:
-        """Refuse a data file shorter than its pages: reading past its end would be SIGBUS."""
-        wanted, size = self.file_bytes(), self.path.stat().st_size
-        if size < wanted:
+    def _pages_bytes(self) -> int:
+        return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
+
+    def _check_file(self, mend: bool) -> None:
+        """Refuse a data file shorter than its pages: reading past its end would be SIGBUS.
+
+        With `mend` the missing ones become zeros, which LMDB and the records' checksums tell from what was there.
+        """
+        wanted, size = self._pages_bytes(), self.path.stat().st_size
+        if size < wanted and mend:
+            LOG.warning("%s: truncated to %d bytes of %d", self.path, size, wanted)
+            files.extend(self.path, wanted)
+        elif size < wanted:
             raise CorruptionError(
-                self.path, f"truncated to {size:,} bytes of {wanted:,}; restore the store from a backup", size
+                self.path,
+                f"truncated to {size:,} bytes of {wanted:,}; restore the store from a backup, "
+                "or have tiered.salvage(path) keep what is there",
+                size,
             )
 
     def in_place(self) -> bool:
@@ -191,21 +208,46 @@ class Cold:
     def close(self) -> None:
         """Close the environment as soon as nobody is using it; who comes later gets `ClosedError`."""
         # Unmapping what another thread is reading, without the interpreter lock, ends the process.
-        self._closed = True
+        self._closed = self._barred = True
+        if self._unused(0):
+            self._env.close()
+        else:
+            LOG.warning("%s: still in use, and closed when that ends", self.path)
+
+    def _unused(self, users: int) -> bool:
+        """Wait until no more than so many use the environment, and none can come; False if that takes too long."""
         limit = time.monotonic() + CLOSE_WAIT_SECONDS
-        while self._users:
-            if time.monotonic() > limit:
-                LOG.warning("%s: still in use, and closed when that ends", self.path)
-                return
+        while len(self._users) > users and time.monotonic() <= limit:
             time.sleep(0.0005)
-        self._env.close()
+        return len(self._users) <= users
 
     def _enter(self) -> None:
         """Keep the environment from being closed until `_leave`."""
-        self._users.append(None)  # Before the look at `_closed`, and both atomic: `close` sees one or is seen.
-        if self._closed:
+        self._users.append(None)  # Before the look at `_barred`, and both atomic: `close` sees one or is seen.
+        while self._barred:
             self._users.pop()
-            raise ClosedError(self.path, "the store was closed meanwhile")
+            if self._closed:
+                raise ClosedError(self.path, "the store was closed meanwhile")
+            time.sleep(0.0005)
+            self._users.append(None)
+
+    def _revive(self) -> None:
+        """Open the environment again where LMDB takes no transaction any more, not even for reading.
+
+        So it is after a failed write of a meta page, until nobody in the process has the environment open.
+        """
+        try:
+            self._env.begin().abort()
+        except lmdb.PanicError:
+            self._barred = True
+            try:
+                if self._unused(1):  # The transaction that failed.
+                    self._env.close()
+                    with ExitStack() as undo, translated(self.path):
+                        self._open(False, undo)
+                        undo.pop_all()
+            finally:
+                self._barred = self._closed
 
     @contextmanager
     def _used(self) -> Iterator[None]:
@@ -240,42 +282,46 @@ class Cold:
 
     def get(self, stored_key: bytes) -> bytes | None:
         """The record under a key, markers resolved, in a transaction of its own.  About 2 µs."""
+        return self.get_at(stored_key)[0]
+
+    def get_at(self, stored_key: bytes) -> tuple[bytes | None, int]:
+        """What `get` gives, and the number of the transaction that wrote the moment it was read at."""
         self._enter()
         try:
             with self._env.begin() as txn:
+                number = txn.id()
                 data = txn.get(stored_key, None, self.recent)
                 if data is None:
-                    return txn.get(stored_key, None, self.records)
+                    return txn.get(stored_key, None, self.records), number
         except lmdb.Error:
             with translated(self.path):
                 raise
         finally:
             self._users.pop()
-        return None if record.is_marker(data) else data
+        return None if record.is_marker(data) else data, number
 
     @contextmanager
     def update(self) -> Iterator[Update]:
         """A write transaction: everything done through it is on the disk when the block ends, or nothing is."""
         with self._used(), translated(self.path):
             self._env.reader_check()
-            with self._env.begin(write=True) as txn:
-                update = Update(self, txn)
-                yield update
-                update.finish()
+            try:
+                with self._env.begin(write=True) as txn:
+                    update = Update(self, txn)
+                    yield update
+                    update.finish()
+            except lmdb.Error:
+                self._revive()
+                raise
             # LMDB does not write pages that were taken and freed again in one transaction, which
             # may leave the file shorter than it says: `_check_file` must not take that for damage.
             if self.path.stat().st_size < (wanted := self.file_bytes()):
-                os.truncate(self.path, wanted)
+                files.extend(self.path, wanted)
 
     def state(self) -> State:
         """The state of the last checkpoint."""
         with self.read() as reader:
             return reader.state()
-
-    def transaction_id(self) -> int:
-        """Number of the last committed write transaction."""
-        with self._used():
-            return int(self._env.info()["last_txnid"])
 
     def readers(self) -> int:
         """How many read transactions are open on this environment, in any process."""
@@ -361,8 +407,8 @@ class _Access:
         self, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """Live records with `start <= key < stop` in key order, `recent` over `records`."""
-        front = self._walk(self.cold.recent, start, stop, reverse)
-        behind = self._walk(self.cold.records, start, stop, reverse)
+        front = self.walk(self.cold.recent, start, stop, reverse)
+        behind = self.walk(self.cold.records, start, stop, reverse)
         newer, older = next(front, None), next(behind, None)
         while newer is not None or older is not None:
             if older is None or (newer is not None and (newer[0] >= older[0] if reverse else newer[0] <= older[0])):
@@ -376,7 +422,10 @@ class _Access:
                 yield older
                 older = next(behind, None)
 
-    def _walk(self, database: Any, start: bytes, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+    def walk(
+        self, database: Any, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Entries of one database with `start <= key < stop` in key order."""
         with self.txn.cursor(database) as cursor:
             if not reverse:
                 if not (cursor.set_range(start) if start else cursor.first()):
@@ -407,6 +456,11 @@ class _Access:
 
 class Reader(_Access):
     """A read transaction."""
+
+    @property
+    def number(self) -> int:
+        """The number of the write transaction whose outcome it sees."""
+        return int(self.txn.id())
 
 
 class Update(_Access):
@@ -519,7 +573,7 @@ class Update(_Access):
         if puts:
             with self.txn.cursor(self.cold.records) as cursor:
                 append = not cursor.last() or cursor.key() < puts[0][0]
-                cursor.putmulti(puts, append=append)
+                _all_put(self.cold.path, cursor.putmulti(puts, append=append), len(puts))
         if len(items) == self.entries("recent"):
             self.txn.drop(self.cold.recent, delete=False)
         else:
@@ -539,7 +593,7 @@ class Update(_Access):
             if deadline := record.deadline_of(data):
                 index_puts.append((deadline_key(deadline, key), b""))
         with self.txn.cursor(self.cold.records) as cursor:
-            cursor.putmulti(list(items), append=True)
+            _all_put(self.cold.path, cursor.putmulti(list(items), append=True), len(items))
         if index_puts:
             with self.txn.cursor(self.cold.expiry) as cursor:
                 cursor.putmulti(sorted(index_puts))
@@ -550,6 +604,12 @@ class Update(_Access):
             self.txn.drop(database, delete=False)
         state = self.current
         state.records = state.stored_bytes = state.packed_bytes = 0
+
+
+def _all_put(path: Path, counts: tuple[int, int], wanted: int) -> None:
+    """LMDB leaves out, without a word, what is appended and does not come after all there is."""
+    if counts[1] != wanted:
+        raise CorruptionError(path, f"{wanted - counts[1]} records are not in order; restore the store from a backup")
 
 
 def _packed_size(data: bytes) -> int:

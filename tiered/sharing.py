@@ -96,6 +96,11 @@ class Handles:
         self._left: deque[tuple[Shared, object]] = deque()
         self._handles: weakref.WeakValueDictionary[object, Sharer] = weakref.WeakValueDictionary()
 
+    def engine_at(self, directory: Path) -> Engine | None:
+        """The engine that has a directory open in this program."""
+        shared = self._shared.get(os.path.realpath(directory))
+        return shared.engine if shared is not None and shared.engine.alive() else None
+
     def watch(self, handle: Sharer) -> None:
         """Note a handle, to tell it of a fork."""
         self._handles[handle._member] = handle
@@ -152,7 +157,7 @@ class Handles:
             if not claimed:
                 raise LockedError(directory, "this thread is in the middle of opening or closing it")
             shared = self._shared.get(key)
-            if shared is not None and (shared.engine.closed or not shared.engine.in_place()):
+            if shared is not None and not shared.engine.alive():
                 shared = None
             try:
                 if shared is None:

@@ -1,24 +1,53 @@
-/* Keys as bytes, in the encoding of tiered/keys.py, of the kinds that are simple enough. */
+/* An encoded key to look up in an arena: of text in ASCII and of bytes, which are their own encoding but for its first
+ * byte, nothing is copied. */
 #ifndef TIERED_KEY_H
 #define TIERED_KEY_H
 
 #include "arena.h"
-#include "native.h"
-
-#define TIERED_KEY_SCRATCH 256
+#include "keys.h"
 
 typedef struct {
-    ArenaKey key;    /* Points into the key object, into `scratch` or into `owner`. */
-    PyObject *owner; /* NULL if it points into the key object or scratch. */
-    unsigned char scratch[TIERED_KEY_SCRATCH];
+    ArenaKey key;    /* Points into the key object, into `bytes` or into `owner`. */
+    PyObject *owner; /* NULL if it is neither of these. */
+    TieredKeyBytes bytes;
 } TieredKey;
 
-/* 1: done, and to be let go of; 0: not a kind that is known here; -1: an error is set.
- * Known are `str`, `bytes`, `int` of 64 bits, `bool`, and tuples of them that are not long, of exactly these types, so
- * that no Python code runs. */
-int tiered_key(PyObject *object, TieredKey *encoded);
+/* 1: done, and to be let go of; 0: Python knows.  No Python code runs. */
+static inline int
+tiered_key(PyObject *object, TieredKey *encoded)
+{
+    const unsigned char *data;
+    Py_ssize_t size;
+    unsigned char code;
+    encoded->owner = NULL;
+    if (PyUnicode_CheckExact(object) && PyUnicode_IS_COMPACT_ASCII(object)) {
+        data = (const unsigned char *)PyUnicode_DATA(object);
+        size = PyUnicode_GET_LENGTH(object);
+        code = 0x02;
+    } else if (PyBytes_CheckExact(object)) {
+        data = (const unsigned char *)PyBytes_AS_STRING(object);
+        size = PyBytes_GET_SIZE(object);
+        code = 0x01;
+    } else {
+        if (!tiered_key_bytes(object, &encoded->bytes))
+            return 0;
+        data = encoded->bytes.data + 1;
+        size = encoded->bytes.size - 1;
+        code = encoded->bytes.data[0];
+    }
+    encoded->key = (ArenaKey){data, (size_t)size, code};
+    return size < (Py_ssize_t)ARENA_KEY_BYTES_MAX;
+}
+
 /* An encoded key as it is. */
-void tiered_key_of_bytes(PyObject *bytes, TieredKey *encoded);
+static inline void
+tiered_key_of_bytes(PyObject *bytes, TieredKey *encoded)
+{
+    const unsigned char *data = (const unsigned char *)PyBytes_AS_STRING(bytes);
+    size_t size = (size_t)PyBytes_GET_SIZE(bytes);
+    encoded->owner = Py_NewRef(bytes);
+    encoded->key = size ? (ArenaKey){data + 1, size - 1, data[0]} : (ArenaKey){data, 0, 0};
+}
 
 static inline void
 tiered_key_end(TieredKey *encoded)

@@ -7,11 +7,14 @@
  * Signal handlers run between bytecodes only.  So every call is atomic, for threads, handlers and finalizers alike. */
 #include "pyarena.h"
 
+#include "decoder.h"
+
 #include <structmember.h>
 #include <string.h>
 
 #define CODEC_MASK 0x07
 #define ASCII 0x10 /* A text that is ASCII. */
+#define COPY_BYTES_MAX 4096 /* On the stack; a larger payload is copied into an object. */
 
 /* -- keys and values --------------------------------------------------------------------------- */
 
@@ -48,48 +51,31 @@ is_ascii(const unsigned char *data, size_t size)
     return !(bits & 0x8080808080808080u);
 }
 
-/* A number, None or a truth value as msgpack has it; NULL without an error if it is something else. */
+/* What a payload stands for, decoded from a copy: other code may run, and this record move or go. */
 static PyObject *
-scalar(const unsigned char *data, size_t size)
+decoded(ArenaObject *self, const ArenaValue *found, int number)
 {
-    uint64_t word = 0;
-    if (size == 0)
-        return NULL;
-    unsigned char code = data[0];
-    if (size == 1) {
-        if (code <= 0x7F)
-            return PyLong_FromLong(code);
-        if (code >= 0xE0)
-            return PyLong_FromLong((signed char)code);
-        return code == 0xC0 ? Py_NewRef(Py_None) : code == 0xC2 ? Py_NewRef(Py_False) : code == 0xC3 ? Py_NewRef(Py_True) : NULL;
+    PyObject *decoder = self->decoders[number];
+    unsigned char copy[COPY_BYTES_MAX];
+    if (number == CODEC_MSGPACK && found->size <= sizeof copy && tiered_is_decoder(decoder)) {
+        size_t size = found->size;
+        memcpy(copy, found->data, size);
+        arena_hit(&self->arena, found->place);
+        PyObject *value = tiered_decode(decoder, copy, (Py_ssize_t)size);
+        if (value != NULL || PyErr_Occurred())
+            return value;
+        PyObject *payload = PyBytes_FromStringAndSize((const char *)copy, (Py_ssize_t)size);
+        value = payload ? PyObject_CallOneArg(decoder, payload) : NULL;
+        Py_XDECREF(payload);
+        return value;
     }
-    if (size > 9 || code < 0xCB || code > 0xD3)
+    PyObject *payload = PyBytes_FromStringAndSize((const char *)found->data, (Py_ssize_t)found->size);
+    if (payload == NULL)
         return NULL;
-    for (size_t at = 1; at < size; at++)
-        word = word << 8 | data[at];
-    switch (code) {
-    case 0xCB:
-        if (size != 9)
-            return NULL;
-        double number;
-        memcpy(&number, &word, sizeof number);
-        return PyFloat_FromDouble(number);
-    case 0xCC:
-    case 0xCD:
-    case 0xCE:
-    case 0xCF:
-        return size == 1 + ((size_t)1 << (code - 0xCC)) ? PyLong_FromUnsignedLongLong(word) : NULL;
-    case 0xD0:
-        return size == 2 ? PyLong_FromLong((int8_t)word) : NULL;
-    case 0xD1:
-        return size == 3 ? PyLong_FromLong((int16_t)word) : NULL;
-    case 0xD2:
-        return size == 5 ? PyLong_FromLong((int32_t)word) : NULL;
-    case 0xD3:
-        return size == 9 ? PyLong_FromLongLong((int64_t)word) : NULL;
-    default:
-        return NULL;
-    }
+    arena_hit(&self->arena, found->place);
+    PyObject *value = PyObject_CallOneArg(decoder, payload);
+    Py_DECREF(payload);
+    return value;
 }
 
 /* The value that was found, which counts as a use of it: from here on the record may be gone. */
@@ -102,29 +88,13 @@ value_of(ArenaObject *self, const ArenaValue *found)
         value = PyUnicode_New((Py_ssize_t)found->size, 127);
         if (value != NULL)
             memcpy(PyUnicode_DATA(value), found->data, found->size);
-    } else if (number == CODEC_MSGPACK && (value = scalar(found->data, found->size)) != NULL) {
-        ;
-    } else if (PyErr_Occurred()) {
-        return NULL;
-    } else {
+    } else if (number == CODEC_BYTES) {
         value = PyBytes_FromStringAndSize((const char *)found->data, (Py_ssize_t)found->size);
-    }
-    if (value == NULL)
-        return NULL;
-    arena_hit(&self->arena, found->place);
-    if (!PyBytes_CheckExact(value) || number == CODEC_BYTES)
-        return value;
-    PyObject *payload = value;
-    if (number == CODEC_STR) {
-        value = PyUnicode_DecodeUTF8(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), NULL);
-        if (value == NULL && PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) {
-            PyErr_Clear();
-            value = PyUnicode_DecodeUTF8(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), "surrogatepass");
-        }
     } else {
-        value = PyObject_CallOneArg(self->decoders[number], payload);
+        return decoded(self, found, number);
     }
-    Py_DECREF(payload);
+    if (value != NULL)
+        arena_hit(&self->arena, found->place);
     return value;
 }
 
