@@ -218,7 +218,7 @@ class Follower(Engine):
         if news.cleared:
             hot.clear()
             self.generation += 1
-        elif hot.table:
+        elif len(hot):
             for key in map(keys.decode, news.keys):
                 hot.discard(key)
         self._overlay.take(news)
