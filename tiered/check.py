@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tiered import keys
-from tiered.cold import Reader, deadline_key
+from tiered.cold_reader import Reader
+from tiered.cold_state import deadline_key
 from tiered.engine import Engine
 from tiered.errors import CorruptionError
 from tiered.hot import Expiring, payload_of

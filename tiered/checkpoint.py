@@ -7,10 +7,10 @@ compresses, and commits all of it, with the sequence number reached, in one LMDB
 transaction.  Applying the same segments again changes nothing.
 
 Everything else an applier does comes in slices, each a short transaction, so that an
-apply never waits long: removing more of what expired, merging `recent` into
-`records`, training a dictionary, and compaction.  While a merge is on, each apply
-is followed by slices worth twice its records, which is what keeps `recent` small
-under steady writes.
+apply never waits long: removing more of what expired, folding runs and merging them into
+`records` (`cold_update`), training a dictionary, and compaction.  While something is to fold
+or to merge, each apply is followed by slices worth twice its records, which is what
+keeps runs few under steady writes.
 
 Compaction copies one moment of the cold tier, in key order, into a new environment.
 Segments applied meanwhile are kept (open, even when their names are gone) and applied to the copy
@@ -30,7 +30,10 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 from tiered import files, record
-from tiered.cold import Cold, Reader, Update
+from tiered.cold import Cold
+from tiered.cold_reader import Reader
+from tiered.cold_state import RUNS
+from tiered.cold_update import Update
 from tiered.compression import DICTIONARY_ID_MAX, Compressor, Decompressor, Dictionary, Trainer
 from tiered.errors import CorruptionError
 from tiered.journal import SegmentFile
@@ -38,7 +41,7 @@ from tiered.pending import Pending
 
 EXPIRE_RECORDS = 4096
 MERGE_RECORDS = 32_768
-RECENT_RECORDS_MIN = 8192
+RUNS_RECORDS_MIN = 8192
 COPY_RECORDS = 4096
 COPY_BYTES = 8 << 20
 CATCH_UP_RECORDS = 32_768
@@ -62,8 +65,6 @@ class Applier:
                 self._dictionary = Dictionary(state.dictionary, reader.dictionary(state.dictionary))
         self._compressor = Compressor(compression, self._dictionary)
         self._expiry_behind = True
-        self._merging = False
-        self._merge_after = b""
         self._owed = 0
         self._applied_since: list[tuple[Sequence[SegmentFile], int]] | None = None
 
@@ -79,8 +80,7 @@ class Applier:
         written = self._apply_to(self.cold, segments, until, observe=True)
         if self._applied_since is not None:
             self._applied_since.append((segments, until))
-        if self._merging:
-            self._owed += 2 * written
+        self._owed += 2 * written
         return written
 
     def _apply_to(self, cold: Cold, segments: Sequence[SegmentFile], until: int, observe: bool) -> int:
@@ -124,8 +124,9 @@ class Applier:
         if self._expiry_behind:
             self._expire_slice()
             return True
-        if self._merging or self._merge_due():
-            self._merge_slice()
+        moved = self._fold_or_merge()
+        if moved:
+            self._owed -= moved
             return True
         self._owed = 0
         if self._compression.startswith("zstd") and self._trainer.due():
@@ -141,16 +142,20 @@ class Applier:
             with self.cold.update() as update:
                 self._expiry_behind = update.expire(time_ms, EXPIRE_RECORDS) == EXPIRE_RECORDS
 
-    def _merge_due(self) -> bool:
+    def _fold_or_merge(self) -> int:
+        """Copy some records of runs into others or into `records`; how many, 0 where nothing is due."""
         with self.cold.read() as reader:
-            recent = reader.entries("recent")
-            return recent > max(RECENT_RECORDS_MIN, reader.entries("records") // 4)
-
-    def _merge_slice(self) -> None:
+            runs = len(reader.layers) - 1
+            merging = bool(reader.state().merging)
+            enough = reader.entries(RUNS) > max(RUNS_RECORDS_MIN, reader.entries("records"))
+        if runs > 1:
+            with self.cold.update() as update:
+                if moved := update.fold(MERGE_RECORDS):
+                    return moved
+        if not merging and not enough:
+            return 0
         with self.cold.update() as update:
-            self._merge_after, moved = update.merge(self._merge_after, MERGE_RECORDS)
-        self._merging = bool(self._merge_after)
-        self._owed = max(0, self._owed - moved) if self._merging else 0
+            return update.merge(MERGE_RECORDS)
 
     def _train(self) -> None:
         with self.cold.read() as reader:
@@ -194,7 +199,6 @@ class Applier:
                 update.current.moved = True
             files.write_current(self.directory, number)
             self.cold = fresh
-            self._merging, self._merge_after = False, b""
         finally:
             self._applied_since = None
             if self.cold is not fresh and files.read_current(self.directory) != number:

@@ -31,7 +31,8 @@ from typing import Any, Protocol, cast
 from tiered import files, keys, record
 from tiered.checkpointer import Checkpointer
 from tiered.clock import Clock
-from tiered.cold import Cold, State
+from tiered.cold import Cold
+from tiered.cold_state import State
 from tiered.compression import ZSTD, Decompressor
 from tiered.config import Settings
 from tiered.errors import (

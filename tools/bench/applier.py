@@ -21,7 +21,7 @@ from typing import Any
 from measure import MB, device_written_bytes, disk_bytes, fresh_process, rss_anon_bytes, table
 from workload import Workload, temporary_folder
 
-from tiered import checkpoint, codec, cold, compression, files, journal, keys, pending
+from tiered import checkpoint, codec, cold, cold_update, compression, files, journal, keys, pending
 from tiered.journal import PUT, Journal, SegmentFile
 
 ENTRY_BYTES = 130
@@ -31,9 +31,9 @@ PARTS = {
     "read": (pending.Pending, "__init__"),
     "pack": (pending.Pending, "changes"),
     "compress": (compression.Compressor, "compress_all"),
-    "look up and put": (cold.Update, "write"),
+    "look up and put": (cold_update.Update, "write"),
     "observe": (checkpoint.Applier, "_observe"),
-    "merge": (cold.Update, "merge"),
+    "merge": (cold_update.Update, "merge"),
     "train": (checkpoint.Applier, "_train"),
     "slice commit": (checkpoint.Applier, "slice"),
 }
