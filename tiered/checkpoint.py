@@ -26,8 +26,10 @@ trainer's window.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from tiered import files, record
 from tiered.cold import Cold
@@ -41,6 +43,8 @@ from tiered.pending import Pending
 
 EXPIRE_RECORDS = 4096
 MERGE_RECORDS = 32_768
+SETTLE_TIMES = 8
+"""How many old records may be copied for a new one when there is nothing else to do."""
 RUNS_RECORDS_MIN = 8192
 COPY_RECORDS = 4096
 COPY_BYTES = 8 << 20
@@ -80,7 +84,8 @@ class Applier:
         written = self._apply_to(self.cold, segments, until, observe=True)
         if self._applied_since is not None:
             self._applied_since.append((segments, until))
-        self._owed += 2 * written
+        if self._copies_due():
+            self._owed += 2 * written
         return written
 
     def _apply_to(self, cold: Cold, segments: Sequence[SegmentFile], until: int, observe: bool) -> int:
@@ -124,7 +129,7 @@ class Applier:
         if self._expiry_behind:
             self._expire_slice()
             return True
-        moved = self._fold_or_merge()
+        moved = self._copy_slice()
         if moved:
             self._owed -= moved
             return True
@@ -134,6 +139,18 @@ class Applier:
             return True
         return False
 
+    def settle(self, most: int = sys.maxsize) -> bool:
+        """Fold runs further than writing alone is worth, so that reads find fewer of them; False if there are none.
+
+        That is a slice, too.  `most` limits the records copied.
+        """
+        with self.cold.read() as reader:
+            state = reader.state()
+            if not (state.folding or reader.foldable(state, SETTLE_TIMES, most)):
+                return False
+        with self.cold.update() as update:
+            return update.fold(MERGE_RECORDS, SETTLE_TIMES, most) > 0
+
     def _expire_slice(self) -> None:
         with self.cold.read() as reader:
             time_ms = reader.state().time_ms
@@ -142,20 +159,23 @@ class Applier:
             with self.cold.update() as update:
                 self._expiry_behind = update.expire(time_ms, EXPIRE_RECORDS) == EXPIRE_RECORDS
 
-    def _fold_or_merge(self) -> int:
-        """Copy some records of runs into others or into `records`; how many, 0 where nothing is due."""
+    def _copies_due(self) -> Literal["fold", "merge", ""]:
+        """Whether runs are to be folded, or merged."""
         with self.cold.read() as reader:
-            runs = len(reader.layers) - 1
-            merging = bool(reader.state().merging)
+            state = reader.state()
+            if state.folding or reader.foldable(state):
+                return "fold"
             enough = reader.entries(RUNS) > max(RUNS_RECORDS_MIN, reader.entries("records"))
-        if runs > 1:
-            with self.cold.update() as update:
-                if moved := update.fold(MERGE_RECORDS):
-                    return moved
-        if not merging and not enough:
+            return "merge" if state.merging or enough else ""
+
+    def _copy_slice(self) -> int:
+        """Copy some records of runs into others or into `records`; how many, 0 where nothing is due."""
+        due = self._copies_due()
+        if not due:
             return 0
         with self.cold.update() as update:
-            return update.merge(MERGE_RECORDS)
+            # What expired may have left runs with nothing in them: that they went counts as one.
+            return max(1, update.fold(MERGE_RECORDS) if due == "fold" else update.merge(MERGE_RECORDS))
 
     def _train(self) -> None:
         with self.cold.read() as reader:

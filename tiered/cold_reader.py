@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from operator import itemgetter
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from zlib import crc32
 
 from tiered import record
-from tiered.cold_state import DATABASES, DEADLINE_BYTES, FORMAT, RUNS, State, run_name, unsealed
+from tiered.cold_state import DATABASES, DEADLINE_BYTES, FOLD_TIMES, FORMAT, RUNS, RUNS_MAX, State, run_name, unsealed
 from tiered.errors import CorruptionError, FormatError
 
 if TYPE_CHECKING:
@@ -63,6 +64,22 @@ class Reader:
         if database == RUNS:
             return sum(self.entries(run_name(slot)) for slot in self.state().runs)
         return int(self.txn.stat(self.cold.databases[database])["entries"])
+
+    def foldable(self, state: State, times: int = FOLD_TIMES, most: int = sys.maxsize) -> list[int]:
+        """The newest runs, two or more, to be folded into one, or none.
+
+        As far as each has at most `times` the records of those newer than itself, and all of them no more than
+        `most`; and further than that, where there are too many.
+        """
+        runs = [slot for slot in state.runs if slot not in state.merging]
+        count = total = 0
+        for slot in runs:
+            size = self.entries(run_name(slot))
+            small = size <= times * total and total + size <= most
+            if count and not small and len(runs) - count < RUNS_MAX - 1:
+                break
+            count, total = count + 1, total + size
+        return runs[:count] if count > 1 else []
 
     def used_bytes(self) -> int:
         """Bytes of the pages that hold something."""

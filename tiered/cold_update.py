@@ -15,6 +15,7 @@ A small run takes what comes next into itself, so that a store with little in it
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,6 +27,7 @@ from zlib import crc32
 from tiered import record
 from tiered.cold_reader import Reader
 from tiered.cold_state import (
+    FOLD_TIMES,
     RUNS_MAX,
     SLOTS,
     Change,
@@ -161,25 +163,14 @@ class Update(Reader):
                     self.txn.delete(stored_key, db=database)
         return len(due)
 
-    def fold_due(self) -> bool:
-        """Whether runs are being folded, or there are some to fold."""
-        return bool(self.current.folding or self._foldable())
+    def fold(self, limit: int, times: int = FOLD_TIMES, most: int = sys.maxsize) -> int:
+        """Copy about `limit` records of runs into one, in key order; returns how many, 0 where nothing is due.
 
-    def _foldable(self) -> list[int]:
-        """The newest runs, as far as none is larger than those before it together, or there are too many."""
-        state = self.current
-        runs = [slot for slot in state.runs if slot not in state.merging]
-        sizes = [self.entries(run_name(slot)) for slot in runs]
-        count = 1
-        while count < len(runs) and (sizes[count] <= sum(sizes[:count]) or len(runs) - count >= RUNS_MAX - 1):
-            count += 1
-        return runs[:count] if count > 1 else []
-
-    def fold(self, limit: int) -> int:
-        """Copy about `limit` records of runs into one, in key order; returns how many, 0 where nothing is due."""
+        Which runs is decided with the first slice, by `foldable`.
+        """
         state = self.current
         if not state.folding:
-            state.folding, state.folded_to = self._foldable(), b""
+            state.folding, state.folded_to = self.foldable(state, times, most), b""
             if not state.folding:
                 return 0
             state.fold_slot = next(slot for slot in range(SLOTS) if slot not in state.runs)

@@ -53,6 +53,8 @@ from tiered.process import rss_anon_bytes, written_bytes
 
 APPLY_WAIT_SECONDS = 30.0
 """How long to wait for a helper of a killed program to finish its transaction."""
+SETTLE_RECORDS_MAX = 131_072
+"""What a close may spend on it: about 0.1 s."""
 _IDLE_SECONDS = 0.25
 _CODE = (
     "import sys, json; sys.path[:0] = json.loads(sys.argv[1]); "
@@ -131,8 +133,11 @@ class Job:
         self._peak = max(self._peak, rss_anon_bytes())
         return {"event": name, "store": self.store, "memory": self._peak, "written": written_bytes(), **details}
 
-    def step(self) -> Event | bool:
-        """Do the next piece of work: an event to tell, True for more to do, False for nothing to do."""
+    def step(self, quiet: bool = False) -> Event | bool:
+        """Do the next piece of work: an event to tell, True for more to do, False for nothing to do.
+
+        `quiet` says that nothing was asked for in a while.
+        """
         if self._ended:
             return False  # The cold tier may be closed at any moment, or be somebody else's.
         try:
@@ -143,15 +148,18 @@ class Job:
                 return self._apply()
             self._applied_last = False
             if self._finished is not None and not waiting:
+                # Whoever opens the store next reads it as it is left; what a dropped compaction leaves goes then.
+                with contextlib.suppress(StoreError, OSError):
+                    if applier and applier.settle(SETTLE_RECORDS_MAX):
+                        return True
                 finished = self._finished
-                # What a dropped compaction leaves goes at the next open.
                 with contextlib.suppress(StoreError, OSError):
                     self.abandon()
                 self._finished = None
                 return finished
             if self._compaction is not None:
                 return self._compact_step()
-            return applier.slice() if applier else False
+            return applier is not None and (applier.slice() or (quiet and applier.settle()))
         except Exception as error:  # Reported to the program, which decides; the job starts anew.
             self._reset()
             self._held = bool(self._waiting)
@@ -233,9 +241,11 @@ def serve(parent: int) -> None:
         os.dup2(null.fileno(), 1)
     jobs: dict[int, Job] = {}
     unpacker = msgpack.Unpacker()
-    busy = False
+    busy = quiet = False
     while os.getppid() == parent:
-        if select.select([0], [], [], 0 if busy else _IDLE_SECONDS)[0]:
+        asked = bool(select.select([0], [], [], 0 if busy else _IDLE_SECONDS)[0])
+        quiet = not asked and (quiet or not busy)
+        if asked:
             data = os.read(0, 1 << 16)
             if not data:
                 return
@@ -246,7 +256,7 @@ def serve(parent: int) -> None:
                     _send(out, event)
         busy = False
         for store, job in list(jobs.items()):
-            result = job.step()
+            result = job.step(quiet)
             busy = busy or bool(result)
             if isinstance(result, dict):
                 _send(out, result)
