@@ -29,7 +29,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lmdb
 
@@ -57,6 +57,15 @@ _DAMAGE = (
     lmdb.IncompatibleError,
     lmdb.NotFoundError,
 )
+
+
+class _Layout(NamedTuple):
+    """The layers as of a transaction; those `behind` are enough for keys below `merged_to`."""
+
+    transaction: int
+    layers: list[Any]
+    merged_to: bytes
+    behind: list[Any]
 
 
 @contextmanager
@@ -118,7 +127,7 @@ class Cold:
                 self.databases = {name: self._env.open_db(name.encode(), create=False) for name in DATABASES}
             self.records = self.databases["records"]
             self.expiry = self.databases["expiry"]
-            self._layers: tuple[int, list[Any]] = (-1, [])
+            self._layout = _Layout(-1, [], b"", [])
             if create:
                 with self.update():
                     pass  # Writes the first state.
@@ -193,12 +202,20 @@ class Cold:
         return [*(self.databases[run_name(slot)] for slot in state.runs), self.records]
 
     def layers_of(self, txn: Any) -> list[Any]:
-        """The layers that a read transaction sees: those of the last one, unless something was committed since."""
-        transaction, layers = self._layers
-        if transaction != txn.id():
-            layers = self.layers(Reader(self, txn).state())
-            self._layers = txn.id(), layers  # Replaced as a whole, whoever comes last.
-        return layers
+        """The layers that a read transaction sees."""
+        return self._layout_of(txn).layers
+
+    def _layout_of(self, txn: Any) -> _Layout:
+        """That of the transaction before, unless something was committed since."""
+        layout, transaction = self._layout, txn.id()
+        if layout.transaction != transaction:
+            state = Reader(self, txn).state()
+            layers = self.layers(state)
+            merged = {self.databases[run_name(slot)] for slot in state.merging}
+            behind = [database for database in layers if database not in merged]
+            # Replaced as a whole, by whichever thread comes last.
+            self._layout = layout = _Layout(transaction, layers, state.merged_to, behind)
+        return layout
 
     def end(self, reader: Reader) -> None:
         """End a transaction that `begin` began."""
@@ -212,8 +229,10 @@ class Cold:
         self._enter()
         try:
             with self._env.begin() as txn:
-                transaction, layers = self._layers
-                for database in layers if txn.id() == transaction else self.layers_of(txn):
+                transaction, layers, merged_to, behind = self._layout
+                if txn.id() != transaction:
+                    _, layers, merged_to, behind = self._layout_of(txn)
+                for database in layers if stored_key >= merged_to else behind:
                     data = txn.get(stored_key, None, database)
                     if data is not None:
                         break
