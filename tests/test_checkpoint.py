@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiered import checkpoint, files, keys, record
+from tiered import checkpoint, cold_update, files, keys, record
 from tiered.checkpoint import Applier
 from tiered.cold import Cold
 from tiered.cold_state import RUNS, deadline_key, run_name
@@ -460,3 +460,44 @@ def test_a_reader_that_looked_just_before_current_was_replaced_is_not_left_behin
         assert sees("new")
         reader.stdin.close()
         assert reader.wait(10) == 0
+
+
+# Runs
+
+
+def test_runs_stay_few_and_records_are_copied_a_few_times_only(driven, monkeypatch):
+    monkeypatch.setattr(checkpoint, "RUNS_RECORDS_MIN", 1 << 30)
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 0)
+    copied, most = 0, 0
+    fold = cold_update.Update.fold
+
+    def counted(self, *arguments):
+        nonlocal copied
+        moved = fold(self, *arguments)
+        copied += moved
+        return moved
+
+    monkeypatch.setattr(cold_update.Update, "fold", counted)
+    for round_ in range(64):
+        driven.apply(*(put(b"key %04d" % (number * 64 + round_), b"x") for number in range(10)))
+        driven.slices()
+        most = max(most, len(driven.cold.state().runs))
+    assert most <= 4, "each is more than twice as large as those before it together"
+    assert copied <= 64 * 10 * 6
+    assert len(driven.contents()) == 640
+
+
+def test_a_quiet_time_leaves_one_run_and_then_nothing_more_is_written(driven, monkeypatch):
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 0)
+    for count in (70, 20, 5):
+        driven.apply(*(put(b"key %04d" % number, b"%d" % count) for number in range(count)))
+        driven.slices()
+    assert len(driven.cold.state().runs) == 3
+    while driven.applier.settle():
+        pass
+    assert len(driven.cold.state().runs) == 1
+    assert driven.contents() == {b"key %04d" % n: (b"5" if n < 5 else b"20" if n < 20 else b"70", 0) for n in range(70)}
+    before = driven.cold.transaction_id()
+    assert not driven.applier.slice()
+    assert not driven.applier.settle()
+    assert driven.cold.transaction_id() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import tempfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from tiered import cold_update, compression, record
 from tiered.cold import Cold
-from tiered.cold_state import RUNS, State, deadline_key, run_name, sealed
+from tiered.cold_state import RUNS, SLOTS, State, deadline_key, run_name, sealed
 from tiered.compression import Compressor, Decompressor
 from tiered.errors import CorruptionError, FormatError, StoreFullError
 
@@ -436,3 +437,68 @@ def test_files_are_private(tmp_path):
     for name in ("data.mdb", "lock.mdb"):
         assert (tmp_path / "cold-0001" / name).stat().st_mode & 0o777 == 0o600
     cold.close()
+
+
+# Runs
+
+
+def layers_of(cold: Cold) -> list[list[bytes]]:
+    """The keys in each layer, newest first."""
+    with cold.read() as reader:
+        return [[key for key, _ in reader.txn.cursor(database)] for database in reader.layers]
+
+
+def test_a_small_run_takes_what_comes_next_and_a_large_one_does_not(cold, monkeypatch):
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 2)
+    write(cold, {b"b": (b"x", 0)})
+    write(cold, {b"a": (b"x", 0), b"b": (b"y", 0)})
+    assert layers_of(cold) == [[b"a", b"b"], []]
+    write(cold, {b"b": (b"z", 0)})
+    assert layers_of(cold) == [[b"b"], [a_b := b"a", b"b"], []]
+    assert contents(cold) == [(a_b, (b"x", 0)), (b"b", (b"z", 0))]
+
+
+def test_runs_never_run_out_of_slots_however_slowly_they_are_folded_and_merged(cold, monkeypatch):
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 0)
+    uniform, model = random.Random(3), {}
+    for round_ in range(120):
+        new = dict.fromkeys(uniform.sample(KEYS, 4), (b"round %d" % round_, 0))
+        write(cold, new)
+        model |= new
+        with cold.update() as update:
+            # Now and then; each goes on where it was.
+            if uniform.random() < 0.3:
+                update.fold(1)
+            if not update.current.folding and uniform.random() < 0.2:
+                update.merge(1)
+        assert contents(cold) == sorted(model.items())
+        state = cold.state()
+        assert len({*state.runs, state.fold_slot} - {-1}) <= SLOTS - 1
+    assert_holds(cold, model)
+
+
+def test_what_expires_while_its_run_is_being_folded_does_not_come_back(cold, monkeypatch):
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 0)
+    write(cold, {b"a": (b"goes", 10), b"b": (b"x", 0)})
+    write(cold, {b"c": (b"x", 0), b"d": (b"x", 0)})
+    with cold.update() as update:
+        assert update.fold(1)
+        assert update.current.folding, "it goes on"
+        assert update.expire(10, 10) == 1
+        while update.current.folding:
+            update.fold(1)
+    assert len(cold.state().runs) == 1
+    assert_holds(cold, {b"b": (b"x", 0), b"c": (b"x", 0), b"d": (b"x", 0)})
+
+
+def test_a_read_passes_over_a_run_as_far_as_it_is_merged(cold):
+    write(cold, dict.fromkeys(KEYS, (b"x", 0)))
+    with cold.update() as update:
+        update.merge(4)
+    (slot,) = cold.state().runs
+    with cold.update() as update:  # As if to see where it looks.
+        for key in KEYS:
+            update.txn.delete(key, db=cold.databases[run_name(slot)])
+    assert [cold.get(key) is not None for key in KEYS] == [True] * 4 + [False] * (len(KEYS) - 4)
+    with cold.update() as update:
+        update.clear()

@@ -9,7 +9,7 @@ transaction.  Applying the same segments again changes nothing.
 Everything else an applier does comes in slices, each a short transaction, so that an
 apply never waits long: removing more of what expired, folding runs and merging them into
 `records` (`cold_update`), training a dictionary, and compaction.  While something is to fold
-or to merge, each apply is followed by slices worth twice its records, which is what
+or to merge, each apply is followed by slices worth a few times its records, which is what
 keeps runs few under steady writes.
 
 Compaction copies one moment of the cold tier, in key order, into a new environment.
@@ -43,6 +43,8 @@ from tiered.pending import Pending
 
 EXPIRE_RECORDS = 4096
 MERGE_RECORDS = 32_768
+COPIES_PER_WRITE = 4
+"""How many records may be copied, where runs are due for it, for each that was just written."""
 SETTLE_TIMES = 8
 """How many old records may be copied for a new one when there is nothing else to do."""
 RUNS_RECORDS_MIN = 8192
@@ -85,7 +87,7 @@ class Applier:
         if self._applied_since is not None:
             self._applied_since.append((segments, until))
         if self._copies_due():
-            self._owed += 2 * written
+            self._owed += COPIES_PER_WRITE * written
         return written
 
     def _apply_to(self, cold: Cold, segments: Sequence[SegmentFile], until: int, observe: bool) -> int:
