@@ -491,6 +491,30 @@ def test_what_expires_while_its_run_is_being_folded_does_not_come_back(cold, mon
     assert_holds(cold, {b"b": (b"x", 0), b"c": (b"x", 0), b"d": (b"x", 0)})
 
 
+@pytest.mark.parametrize("copy", ["fold", "merge"])
+def test_a_run_that_is_being_copied_takes_nothing_more(cold, monkeypatch, copy):
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 0)
+    write(cold, {b"a": (b"x", 0), b"b": (b"x", 0)})
+    write(cold, {b"c": (b"x", 0), b"d": (b"old", 0)})
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 1024)
+    with cold.update() as update:
+        getattr(update, copy)(2)
+    write(cold, {b"a": (b"new", 0), b"d": None})
+    with cold.update() as update:
+        while update.current.folding or update.current.merging:
+            getattr(update, copy)(2)
+    assert contents(cold) == [(b"a", (b"new", 0)), (b"b", (b"x", 0)), (b"c", (b"x", 0))]
+
+
+def test_of_runs_that_are_folded_the_newest_version_of_a_key_stays(cold, monkeypatch):
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 0)
+    for round_ in range(3):
+        write(cold, {key: (b"round %d" % round_, 0) for key in KEYS[round_ : round_ + 4]})
+    with cold.update() as update:
+        update.fold(100)
+    assert_holds(cold, {key: (b"round %d" % min(at, 2), 0) for at, key in enumerate(KEYS[:6])})
+
+
 def test_a_read_passes_over_a_run_as_far_as_it_is_merged(cold):
     write(cold, dict.fromkeys(KEYS, (b"x", 0)))
     with cold.update() as update:
@@ -498,7 +522,7 @@ def test_a_read_passes_over_a_run_as_far_as_it_is_merged(cold):
     (slot,) = cold.state().runs
     with cold.update() as update:  # As if to see where it looks.
         for key in KEYS:
-            update.txn.delete(key, db=cold.databases[run_name(slot)])
+            update.txn.put(key, record.pack_marker(key), db=cold.databases[run_name(slot)])
     assert [cold.get(key) is not None for key in KEYS] == [True] * 4 + [False] * (len(KEYS) - 4)
     with cold.update() as update:
         update.clear()
