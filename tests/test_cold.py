@@ -509,7 +509,7 @@ def test_a_run_that_is_being_copied_takes_nothing_more(cold, monkeypatch, copy):
 def test_of_runs_that_are_folded_the_newest_version_of_a_key_stays(cold, monkeypatch):
     monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 0)
     for round_ in range(3):
-        write(cold, {key: (b"round %d" % round_, 0) for key in KEYS[round_ : round_ + 4]})
+        write(cold, dict.fromkeys(KEYS[round_ : round_ + 4], (b"round %d" % round_, 0)))
     with cold.update() as update:
         update.fold(100)
     assert_holds(cold, {key: (b"round %d" % min(at, 2), 0) for at, key in enumerate(KEYS[:6])})
@@ -526,3 +526,18 @@ def test_a_read_passes_over_a_run_as_far_as_it_is_merged(cold):
     assert [cold.get(key) is not None for key in KEYS] == [True] * 4 + [False] * (len(KEYS) - 4)
     with cold.update() as update:
         update.clear()
+
+
+def test_large_records_are_merged_a_few_at_a_time(cold, monkeypatch):
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 0)
+    monkeypatch.setattr(cold_update, "_SLICE_BYTES", 100_000)
+    model = {b"key %03d" % number: (os.urandom(10_000), 0) for number in range(60)}
+    write(cold, dict(list(model.items())[:40]))
+    write(cold, dict(list(model.items())[20:]))
+    moved = []
+    while cold.state().runs:
+        with cold.update() as update:
+            moved.append(update.merge(1000))
+    assert max(moved) <= 40
+    assert len(moved) >= 3
+    assert contents(cold) == sorted(model.items())

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 SMALL_RUN_RECORDS = 1024
 _CHUNK_RECORDS = 1024
+_SLICE_BYTES = 16 << 20
 _first = itemgetter(0)
 
 
@@ -228,24 +229,29 @@ class Update(Reader):
     def _take(self, slots: list[int], start: bytes, limit: int) -> tuple[list[tuple[bytes, bytes]], bool]:
         """Up to about `limit` items of runs from `start` on, the newest of each key; and whether those were all.
 
-        The largest run says up to which key; of the others it reads little more than that.
+        Memory: about `_SLICE_BYTES`, and what one record takes.  The largest run says up to which key; of the
+        others it reads little more than that.
         """
         bound: bytes | None = None
         parts: dict[int, list[tuple[bytes, bytes]]] = {}
         for slot in sorted(slots, key=lambda slot: -self.entries(run_name(slot))):
             part = parts[slot] = []
             with self.txn.cursor(self._run(slot)) as cursor:
-                if not (cursor.set_range(start) if start else cursor.first()):
-                    continue
-                source = iter(cursor)
+                source = iter(cursor) if (cursor.set_range(start) if start else cursor.first()) else iter(())
+                count, room = 16, _SLICE_BYTES // len(slots)
                 while len(part) < limit and (bound is None or not part or part[-1][0] <= bound):
-                    chunk = list(islice(source, min(_CHUNK_RECORDS, limit - len(part))))
-                    part += chunk
+                    chunk = list(islice(source, min(count, _CHUNK_RECORDS, limit - len(part))))
                     if not chunk:
                         break
+                    part += chunk
+                    room -= (size := sum(len(data) for _, data in chunk))
+                    if room <= 0:
+                        bound = part[-1][0] if bound is None else min(bound, part[-1][0])
+                        break
+                    # Fewer at a time where they are large.
+                    count = max(1, room * len(chunk) // (4 * size)) if size else _CHUNK_RECORDS
                 else:
-                    last = part[-1][0]
-                    bound = last if bound is None else min(bound, last)
+                    bound = part[-1][0] if bound is None else min(bound, part[-1][0])
         if len(slots) == 1:
             return parts[slots[0]], bound is None
         newest: dict[bytes, bytes] = {}
