@@ -27,7 +27,7 @@ from tiered.errors import CorruptionError
 
 FORMAT = 1
 RUNS_MAX = 6
-FOLD_TIMES = 2
+FOLD_TIMES = 1
 """How many old records are copied for a new one, at most, when a run is folded into newer ones."""
 SLOTS = 2 * RUNS_MAX + 4
 """While `RUNS_MAX` and one are merged, as many may come, be folded into another one, and be followed by one more."""
