@@ -1,4 +1,4 @@
-"""The compiled part of the package.  It is optional: without a C compiler everything works in pure Python, more slowly."""
+"""The compiled part of the package.  Optional: without a C compiler everything works in pure Python, more slowly."""
 
 from glob import glob
 

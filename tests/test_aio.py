@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import random
 import threading
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import without_background
 from contracts import evict
 
 import tiered
@@ -116,6 +118,8 @@ def test_what_maintains_and_looks_inside_is_there_too(opened: Opened) -> None:
             await store.sync()
             await store.save()
             await store.compact()
+            assert (await store.snapshot(f"{store.path}.tsnap")).records == 1000
+            await store.refresh()
             assert (await store.stats()).records == 1000
             assert (await store.memory_stats()).accounted_bytes > 0
             assert "cold" in (await store.explain(1)).tiers
@@ -388,6 +392,7 @@ def test_transact_refuses_a_plain_function_that_returns_a_coroutine(opened: Open
 def test_hits_and_writes_that_find_room_use_no_thread(opened: Opened, in_threads: list[Any]) -> None:
     async def main() -> None:
         async with opened(memory="16MB") as store:
+            without_background(store._store)  # The maintenance thread has the lock now and then.
             await store.set("first", 1)  # Begins a segment.
             values = {"str": "x", "bytes": b"x", "int": 1, "float": 0.5, "bool": True, "none": None, "doc": {"a": [1]}}
             in_threads.clear()
@@ -578,6 +583,36 @@ def test_cancelling_at_random_moments_leaves_every_operation_done_or_not_whole(o
             assert await store.check() == []
 
     asyncio.run(main())
+
+
+def test_nobody_hears_of_what_a_cancelled_operation_failed_with(opened: Opened) -> None:
+    complaints: list[Any] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        async with opened() as store:
+            begun, let_go = threading.Event(), threading.Event()
+
+            def failing() -> Any:
+                begun.set()
+                let_go.wait(30)
+                raise ZeroDivisionError
+                yield
+
+            async def work() -> None:
+                async with store.transaction() as txn:
+                    await txn.set_many(failing())
+
+            task = asyncio.ensure_future(work())
+            await cancelled_in(begun, task)
+            let_go.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            del task
+            gc.collect()
+
+    asyncio.run(main())
+    assert complaints == []
 
 
 async def cancelled_in(moment: threading.Event, task: asyncio.Task[Any]) -> None:

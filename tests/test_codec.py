@@ -25,7 +25,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tiered import codec
+from tiered.conversion import DEPTH_MAX
 from tiered.errors import ValueTooLargeError
+from tiered.extensions import DEPTH_MAX as EXTENSION_DEPTH_MAX
+from tiered.native import native
 
 
 def round_trip(value):
@@ -351,11 +354,13 @@ def test_keys_that_differ_only_in_identity_are_refused_not_merged():
 def test_values_above_the_limit_are_refused(monkeypatch):
     assert codec.VALUE_BYTES_MAX == 1 << 30
     monkeypatch.setattr(codec, "VALUE_BYTES_MAX", 1000)
-    for largest in (b"x" * 1000, "x" * 1000, ["x" * 996]):
-        assert len(codec.encode(largest)[1]) == 1000
-    for too_large in (b"x" * 1001, "x" * 1001, ["x" * 997], ("x" * 1000,), 1 << 8000, np.zeros(126)):
-        with pytest.raises(ValueTooLargeError):
-            codec.encode(too_large)
+    encoders = [codec._encode, native.Encoder(codec._encode, 1000)] if native else [codec._encode]
+    for encode in encoders:
+        for largest in (b"x" * 1000, "x" * 1000, ["x" * 996]):
+            assert len(encode(largest)[1]) == 1000
+        for too_large in (b"x" * 1001, "x" * 1001, ["x" * 997], ("x" * 1000,), 1 << 8000, np.zeros(126)):
+            with pytest.raises(ValueTooLargeError):
+                encode(too_large)
 
 
 def test_an_array_too_large_is_refused_before_it_is_copied():
@@ -399,9 +404,7 @@ WRAPPERS = {
 def test_what_is_not_too_deep_to_encode_is_not_too_deep_to_decode(wrappers, leaf):
     chain = WRAPPERS[wrappers]
     extensions = sum(wrapper in (wrap_tuple, wrap_frozenset) for wrapper in chain)
-    promised = (
-        (codec.EXTENSION_DEPTH_MAX - 1) * len(chain) // extensions if extensions else codec.DEPTH_MAX - (leaf == ())
-    )
+    promised = (EXTENSION_DEPTH_MAX - 1) * len(chain) // extensions if extensions else DEPTH_MAX - (leaf == ())
     value, refused = leaf, 0
     for depth in range(1, 1100):
         value = chain[depth % len(chain)](value)
@@ -470,7 +473,7 @@ def test_damaged_extensions_cannot_nest_without_end():
 
 def test_the_deepest_value_decodes_on_a_small_stack():
     value: tuple = ()
-    for _ in range(codec.EXTENSION_DEPTH_MAX - 1):
+    for _ in range(EXTENSION_DEPTH_MAX - 1):
         value = (value,)
     encoded = codec.encode(value)
     found = []
@@ -487,29 +490,40 @@ def test_the_deepest_value_decodes_on_a_small_stack():
 # -- threads -----------------------------------------------------------------------------------
 
 
-def test_packing_runs_no_python_code():
+# One step in C that either packs a value or finds that it cannot: the packer, and the compiled encoder.
+PACKING = {"packer": codec._pack_fast}
+if native:
+    PACKING["compiled"] = native.Encoder(bool, codec.VALUE_BYTES_MAX)  # What it cannot encode goes to a C function.
+
+
+@pytest.mark.parametrize("name", PACKING)
+def test_packing_runs_no_python_code(name):
     called = []
     value = [date(2024, 1, 1), {Unfriendly(): Unfriendly(), "n": 1 << 80}, Zone()]
-    codec._pack_fast([])
+    pack = PACKING[name]
+    pack([])
     sys.setprofile(lambda frame, event, argument: called.append(frame.f_code.co_name) if event == "call" else None)
     try:
-        codec._pack_fast(value)
+        for part in (value, *value, *value[1]):
+            pack(part)
     finally:
         sys.setprofile(None)
-    assert called == ["_pack_fast"]
+    assert set(called) <= {"_pack_fast"}
 
 
-def test_packing_does_not_start_the_garbage_collector():
+@pytest.mark.parametrize("name", PACKING)
+def test_packing_does_not_start_the_garbage_collector(name):
     # Its finalizers are Python code.  Anything it tracks, allocated while packing, would start it.
     value = [{"a": number, "b": [1, 2.5, "x", {"c": None}], "d": 1 << 63} for number in range(300)]
     started = []
-    codec._pack_fast([])
+    pack = PACKING[name]
+    pack([])
     threshold = gc.get_threshold()
     gc.callbacks.append(lambda phase, info: started.append(phase))
     try:
         gc.set_threshold(1, 1000, 1000)
         del started[:]
-        codec._pack_fast(value)
+        pack(value)
         count = len(started)
     finally:
         gc.set_threshold(*threshold)
@@ -738,6 +752,7 @@ def test_encoding_does_not_import_numpy_and_its_absence_is_explained():
     program = """
 import sys
 from tiered import codec
+from tiered.conversion import DEPTH_MAX
 assert codec.decode(*codec.encode([1, (2,), {3}, "x"])) == [1, (2,), {3}, "x"]
 try:
     codec.encode([object()])

@@ -192,7 +192,7 @@ def test_waiting_for_a_lock_ends_when_it_is_released_or_the_time_is_over(tmp_pat
     began = time.monotonic()
     with pytest.raises(LockedError):
         second.acquire(0.05)
-    assert 0.04 <= time.monotonic() - began < 2
+    assert 0.04 <= time.monotonic() - began < 10
     release = threading.Timer(0.05, first.release)
     release.start()
     second.acquire(10)

@@ -24,12 +24,13 @@ from programs import line_of, running, succeed, wait_until
 from test_processes import OPERATIONS, READS, fill, in_fork, outcome
 
 import tiered
-from tiered import handles, process
+from tiered import handle as one
+from tiered import process, sharing
 from tiered.clock import ManualClock
 from tiered.engine import Engine
 from tiered.environment import map_bytes
-from tiered.handles import HANDLES
 from tiered.maintenance import MAINTENANCE
+from tiered.sharing import HANDLES
 
 CYCLES = int(os.environ.get("TIERED_HANDLE_CYCLES", "300"))
 
@@ -151,7 +152,7 @@ def test_a_handle_collected_in_the_middle_of_an_open_of_its_path_does_not_wait_f
             left.clear()
         assert not engine.closed
 
-    monkeypatch.setattr(handles, "_check_flag", collecting)
+    monkeypatch.setattr(sharing, "_check_flag", collecting)
     with tiered.open(path, helper=False) as again:
         assert (again["a"], engine.closed, again._shared.members) == (1, False, {again._member})  # type: ignore[union-attr]
     assert engine.closed
@@ -236,13 +237,13 @@ def test_a_read_only_handle_beside_a_writing_one_writes_nothing(opener: Any) -> 
 
 
 def test_every_method_of_an_engine_is_one_that_a_reader_may_call_or_one_that_it_may_not() -> None:
-    """A new one that only reads goes into `READS` of `handles`, another here."""
+    """A new one that only reads goes into `READS` of `handle`, another here."""
     writes = """
         check_writable clear close compact deadline_after dismiss disown has_room_now on_event poison put put_many
         put_setting reserve rotate save serve sync tell wait_for watch write
     """
     public = {name for name in dir(Engine) if not name.startswith("_") and callable(getattr(Engine, name))}
-    assert public == handles.READS | set(writes.split())
+    assert public == one.READS | set(writes.split())
 
 
 def test_threads_that_open_and_close_one_path_at_once_share_engines_and_lose_nothing(
@@ -329,7 +330,7 @@ def test_lock_timeout_waits_for_handles_of_the_same_process(opener: Any) -> None
     began = time.monotonic()
     with pytest.raises(tiered.LockedError, match="flag='r'"):
         opener(flag="w", lock_timeout=0.3)
-    assert 0.3 <= time.monotonic() - began < 1.5
+    assert 0.3 <= time.monotonic() - began < 10
     timer = threading.Timer(0.2, reader.close)
     timer.start()
     opener(flag="w", lock_timeout=20)["a"] = 1
@@ -349,16 +350,16 @@ def test_a_thread_that_waits_for_a_lock_does_not_keep_others_from_reading(path: 
         assert line_of(holder) == "open"
         got: list[str] = []
         waiting = threading.Thread(
-            target=lambda: got.append(outcome(lambda _: tiered.open(path, "w", lock_timeout=2), None))  # type: ignore[arg-type]
+            target=lambda: got.append(outcome(lambda _: tiered.open(path, "w", lock_timeout=60).close(), None))  # type: ignore[arg-type]
         )
         waiting.start()
-        time.sleep(0.2)
-        began = time.monotonic()
+        wait_until(lambda: HANDLES._changed._waiters)  # type: ignore[attr-defined]
         with tiered.open(path, "r") as reader:
             assert reader["a"] == 1
-        assert time.monotonic() - began < 0.9
-        waiting.join()
-    assert got == ["LockedError"]
+        assert waiting.is_alive()
+        assert not got
+    waiting.join()
+    assert got == ["no error"]
 
 
 def test_an_explicit_argument_beats_a_remembered_setting_beats_the_default_and_all_but_memory_and_helper_are_remembered(
@@ -497,7 +498,7 @@ def test_a_pickled_handle_is_path_and_settings_and_no_code(opener: Any) -> None:
     data = pickle.dumps(store)
     names = {argument for code, argument, _ in pickletools.genops(data) if code.name.endswith("GLOBAL")}
     strings = {argument for _, argument, _ in pickletools.genops(data) if isinstance(argument, str)}
-    assert not names - {"tiered.handles arrive", "tiered.store Store", None}
+    assert not names - {"tiered.handle arrive", "tiered.store Store", None}
     assert store.path in strings
     assert "secret" not in strings
     store.close()
@@ -599,7 +600,7 @@ def test_whatever_a_forked_child_does_first_with_a_read_only_handle_works(opener
     )
 
 
-def test_a_read_only_handle_beside_a_writing_one_follows_the_parents_checkpoints_in_the_child(opener: Any) -> None:
+def test_a_read_only_handle_beside_a_writing_one_follows_the_parents_writes_in_the_child(opener: Any) -> None:
     store = opener()
     store["a"] = 1
     store.save()
@@ -618,13 +619,12 @@ def test_a_read_only_handle_beside_a_writing_one_follows_the_parents_checkpoints
     def write() -> None:
         os.read(done[0], 1)
         store["a"] = 3
-        store.save()
         os.write(go[1], b"1")
 
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        assert in_fork(read) == "1 3"
+        assert in_fork(read) == "2 3"
     finally:
         writer.join()
         for end in (*go, *done):
@@ -756,7 +756,7 @@ def test_a_fork_in_the_middle_of_an_open_takes_no_lock_into_the_child(
     opener: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opening, go_on = threading.Event(), threading.Event()
-    real = handles.open_engine
+    real = sharing.open_engine
 
     def slowly(*arguments: Any) -> Any:
         engine = real(*arguments)
@@ -769,7 +769,7 @@ def test_a_fork_in_the_middle_of_an_open_takes_no_lock_into_the_child(
         engine._lock_file = lock
         return engine
 
-    monkeypatch.setattr(handles, "open_engine", slowly)
+    monkeypatch.setattr(sharing, "open_engine", slowly)
     thread = threading.Thread(target=opener)
     thread.start()
     opening.wait(10)
@@ -803,7 +803,7 @@ PREFORK = """
             handle = handle if before else tiered.open(sys.argv[1], "r")
             limit = time.monotonic() + 30
             served = 0
-            while handle.get("stop") is None:
+            while not served or handle.get("stop") is None:
                 for number in range(0, 1000, 37):
                     assert handle[number].startswith(str(number))
                     served += 1

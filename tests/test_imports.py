@@ -11,25 +11,42 @@ import pytest
 import tiered
 
 HEAVY = [
-    *("asyncio", "concurrent.futures", "ctypes", "hashlib", "html", "multiprocessing", "pickle", "shutil", "socket"),
-    *("sqlite3", "ssl", "subprocess", "tempfile", "unittest", "urllib.request", "xml"),
+    *("asyncio", "concurrent.futures", "ctypes", "dataclasses", "hashlib", "html", "inspect", "json", "logging"),
+    *(
+        "multiprocessing",
+        "pickle",
+        "shutil",
+        "socket",
+        "sqlite3",
+        "ssl",
+        "subprocess",
+        "tempfile",
+        "unittest",
+        "urllib.request",
+        "xml",
+    ),
     *("click", "numpy", "pytest", "rich"),
 ]
 
 
-@pytest.fixture(scope="module")
-def imported() -> set[str]:
-    """The modules of a program that does nothing but import the package, apart from those of an empty one."""
+def modules_after(code: str) -> set[str]:
+    """The modules that a program has imported, apart from those of an empty one."""
     listing = "import sys; before = set(sys.modules)\n{}\nprint(*set(sys.modules) - before, sep='\\n')"
     path = os.pathsep.join([os.path.dirname(os.path.dirname(tiered.__file__)), *filter(None, sys.path)])
     done = subprocess.run(
-        [sys.executable, "-S", "-c", listing.format("import tiered")],
+        [sys.executable, "-S", "-c", listing.format(code)],
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
     return set(done.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def imported() -> set[str]:
+    """The modules of a program that does nothing but import the package."""
+    return modules_after("import tiered")
 
 
 def test_the_package_is_imported_with_what_it_always_needs(imported: set[str]) -> None:
@@ -43,3 +60,7 @@ def test_a_heavy_module_is_not_imported_before_it_is_used(imported: set[str], na
 
 def test_the_facade_for_asyncio_is_imported_only_when_asked_for(imported: set[str]) -> None:
     assert "tiered.aio" not in imported
+
+
+def test_what_a_message_in_the_log_takes_is_imported_when_a_store_is_opened() -> None:
+    assert "logging" in modules_after("import tiered; tiered.open(helper=False).close()")

@@ -64,7 +64,7 @@ def test_records_of_every_kind_are_read_back(tmp_path, mapped):
         journal.append(DELETE, 0, b"key", b"", 0, 0),
         journal.append(SETTING, 0, b"save", b"\x90", 0, 0),
         journal.append(CLEAR, 0, b"", b"", 0, 0),
-        *journal.append_batch([(PUT, b"a", b"", 1, 0), (DELETE, b"b", b"", 0, 0), (PUT, b"c", b"x" * 300, 255, 7)], 3),
+        *journal.append_batch([PUT, DELETE, PUT], [b"a", b"b", b"c"], [b"", b"", b"x" * 300], [1, 0, 255], [0, 0, 7]),
     ]
     assert journal.close_segment(1234) is segment
     assert journal.active is None
@@ -108,7 +108,9 @@ def test_any_records_are_read_back(tmp_path_factory, pairs, batched, mapped):
     journal = begin(directory, mapped)
     segment = journal.open_segment(sum(record_bytes(*pair) for pair in pairs), 1 << 20)
     if batched:
-        journal.append_batch([(PUT, key, payload, 1, 0) for key, payload in pairs], len(pairs))
+        count = len(pairs)
+        keys, payloads = [key for key, _ in pairs], [payload for _, payload in pairs]
+        journal.append_batch([PUT] * count, keys, payloads, [1] * count, [0] * count)
     else:
         for key, payload in pairs:
             journal.append(PUT, 0, key, payload, 1, 0)
@@ -222,7 +224,7 @@ def test_sync_marks_all_that_was_written_and_later_records_carry_the_mark(tmp_pa
     journal.sync(1)
     assert journal.synced == 2
     journal.append(PUT, 0, b"c", b"", 0, 0)
-    journal.append_batch([(PUT, b"d", b"", 0, 0), (PUT, b"e", b"", 0, 0)], 2)
+    journal.append_batch([PUT] * 2, [b"d", b"e"], [b""] * 2, [0] * 2, [0] * 2)
     assert [entry.synced for entry in SegmentFile(segment.path).entries()] == [0, 0, 2, 2, 2]
     journal.close_segment(0)
     journal.sync(journal.last)

@@ -18,8 +18,8 @@ import tiered
 from tiered import engine as engine_module
 from tiered import files, maintenance
 from tiered.clock import ManualClock
-from tiered.handles import HANDLES
 from tiered.maintenance import MAINTENANCE
+from tiered.sharing import HANDLES
 
 
 def broken_sync(_: int) -> None:

@@ -27,7 +27,7 @@ import pytest
 from contracts import evict, set_aside
 
 import tiered
-from tiered import codec, registry
+from tiered import codec, conversion, extensions, registry
 
 T = TypeVar("T")
 
@@ -606,7 +606,7 @@ def test_what_is_a_value_type_already_is_not_registered():
     for kind in (*registry.BUILT_IN, np.ndarray, np.float64, np.str_):
         with pytest.raises(TypeError, match="is a value type as it is"):
             tiered.register("builtin", kind, pack=lambda value: 1, unpack=lambda state: state)
-    assert set(codec._CONVERTERS) | set(codec._SCALARS) | set(codec._PACKED_AS_IS) == registry.BUILT_IN
+    assert set(conversion.CONVERTERS) | set(extensions.SCALARS) | set(conversion.PACKED_AS_IS) == registry.BUILT_IN
 
 
 def test_what_cannot_be_registered_says_why():

@@ -18,7 +18,7 @@ from conftest import without_background
 from contracts import evict, merge, set_aside
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from test_stateful import ROUNDS, settings
+from test_stateful import ROUNDS, TIMES, settings
 
 import tiered
 from tiered import ConflictError
@@ -265,7 +265,7 @@ class SerialMachine(RuleBasedStateMachine):
                 shutil.rmtree(self.directory)
 
 
-SerialMachine.TestCase.settings = settings(ROUNDS, max_examples=300, stateful_step_count=50)
+SerialMachine.TestCase.settings = settings(ROUNDS, max_examples=100 * TIMES, stateful_step_count=50)
 
 
 class TestAnyInterleavingOfTransactions(SerialMachine.TestCase):  # type: ignore[name-defined,misc]

@@ -15,6 +15,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import pytest
+from beside import beside
 from conftest import without_background
 from contracts import evict, merge, set_aside
 from hypothesis import HealthCheck, settings
@@ -81,6 +82,7 @@ class StoreMachine(RuleBasedStateMachine):
     """`model` maps a key to its value and deadline in milliseconds, None for none; expired ones are dropped first."""
 
     helper = False
+    reader: Any = None
 
     @initialize(default_ttl=st.sampled_from([None, None, 20]), save=st.sampled_from(["", "5 1"]))
     def open(self, default_ttl: float | None, save: str) -> None:
@@ -91,6 +93,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.default_ttl = default_ttl
         self.model: dict[Any, tuple[Any, int | None]] = {}
         self.views: list[tuple[Any, dict[Any, Any]]] = []
+        self.snapshots: list[tuple[Path, dict[Any, tuple[Any, int | None]], float | None]] = []
         self.clock = ManualClock(EPOCH_MS)
         self._open(default_ttl=default_ttl, save=save)
 
@@ -320,6 +323,10 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(key=some_key, addition=some_value)
     def edit(self, key: Any, addition: Any) -> None:
         value, deadline = self.model.get(key, ([], self._deadline(self.default_ttl)))
+        if type(value) is dict:
+            with self.store.edit(key) as edited:
+                assert edited == value
+            return
         if type(value) is not list:
             with pytest.raises(TypeError), self.store.edit(key):
                 pass
@@ -449,12 +456,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def change_handles(self) -> None:
-        """Another handle on the same engine takes over; the first one is closed, and its engine goes on."""
+        """Another handle on the same engine takes over; the first one is closed with its views, the engine goes on."""
         before = self.store
         self.store = tiered.open(self.path)
         before.close()
-        with pytest.raises(tiered.ClosedError):
-            before.get("any")
+        for closed in (before, *(view for view, _ in self.views)):
+            with pytest.raises(tiered.ClosedError):
+                closed.get("any")
+        self.views.clear()
 
     @rule(key=some_key, value=some_value)
     def read_through_another_handle(self, key: Any, value: Any) -> None:
@@ -463,6 +472,23 @@ class StoreMachine(RuleBasedStateMachine):
             assert len(reader) == len(self.model)
             with pytest.raises(tiered.ReadOnlyError):
                 reader[key] = value
+
+    @rule(key=some_key, look=st.sampled_from(["refresh", "refresh", "evict", "close"]))
+    def follow(self, key: Any, look: str) -> None:
+        """A reader as in another process looks, and sees the same; it stays from one time to the next."""
+        if self.reader is None or self.reader._engine.writer is not self.store._engine:
+            self.reader = beside(self.store)
+        self.reader.refresh()
+        assert self.reader.get(key, "none") == self.model.get(key, ("none", None))[0]
+        assert dict(self.reader) == {key: value for key, (value, _) in self.model.items()}
+        assert len(self.reader) == len(self.model)
+        assert self.reader.get_many(KEYS) == {key: self.model[key][0] for key in KEYS if key in self.model}
+        assert self.reader.check() == []
+        if look == "evict":
+            evict(self.reader)
+        elif look == "close":
+            self.reader.close()
+            self.reader = None
 
     @precondition(lambda self: not self.helper)
     @rule()
@@ -476,6 +502,50 @@ class StoreMachine(RuleBasedStateMachine):
         self.path = left
         self._open()
         assert self.store.stats().recovery_dropped_bytes == 0
+
+    @rule()
+    def snapshot(self) -> None:
+        self.copies += 1
+        file = self.directory / f"snapshot-{self.copies}.tsnap"
+        info = self.store.snapshot(file)
+        assert info.records >= len(self.model)  # What expired a moment ago may be in it.
+        self.snapshots.append((file, dict(self.model), self.default_ttl))
+
+    def _of_snapshot(self, model: dict[Any, tuple[Any, int | None]]) -> dict[Any, tuple[Any, int | None]]:
+        """What is left of a snapshot now."""
+        return {key: found for key, found in model.items() if found[1] is None or found[1] > self.now_ms}
+
+    @precondition(lambda self: self.snapshots)
+    @rule(number=st.integers(0, 9), prefix=st.one_of(st.none(), st.sampled_from(PREFIXES)))
+    def restore_elsewhere(self, number: int, prefix: Any) -> None:
+        file, model, _ = self.snapshots[number % len(self.snapshots)]
+        path = self.directory / "restored"
+        assert tiered.verify(file) == []
+        tiered.restore(file, path, prefix=prefix)
+        assert tiered.verify(path) == []
+        left = {
+            key: value
+            for key, (value, _) in self._of_snapshot(model).items()
+            if prefix is None or starts_with(key, prefix)
+        }
+        with tiered.open(path, memory="1MB", helper=False, clock=self.clock) as restored:
+            assert dict(restored.items()) == left
+            assert len(restored) == len(left)
+            for key in left:
+                deadline = model[key][1]
+                assert restored.ttl(key) == (None if deadline is None else (deadline - self.now_ms) / 1000)
+            assert restored.check() == []
+        shutil.rmtree(path)
+
+    @precondition(lambda self: self.snapshots)
+    @rule(number=st.integers(0, 9))
+    def restore_in_place(self, number: int) -> None:
+        file, model, default_ttl = self.snapshots[number % len(self.snapshots)]
+        self._close_views()
+        self.store.close()
+        tiered.restore(file, self.path, force=True)
+        self.model, self.default_ttl = self._of_snapshot(model), default_ttl
+        self._open()
 
     @invariant()
     def nothing_is_wrong_between_the_tiers(self) -> None:
@@ -518,8 +588,10 @@ ROUNDS = settings(
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )
-StoreMachine.TestCase.settings = settings(ROUNDS, max_examples=250, stateful_step_count=40)
-HelperMachine.TestCase.settings = settings(ROUNDS, max_examples=8, stateful_step_count=30)
+TIMES = int(os.environ.get("TIERED_EXAMPLES", "1"))
+"""So many times more examples than the ordinary run has."""
+StoreMachine.TestCase.settings = settings(ROUNDS, max_examples=80 * TIMES, stateful_step_count=40)
+HelperMachine.TestCase.settings = settings(ROUNDS, max_examples=8 * TIMES, stateful_step_count=30)
 
 
 class TestAnySequenceOfOperations(StoreMachine.TestCase):  # type: ignore[name-defined,misc]

@@ -992,6 +992,59 @@ def test_len_is_no_conflict_when_only_a_deadline_passes_that_was_replaced(
     assert "expired" in fails(txn)
 
 
+@pytest.mark.parametrize("settle", [lambda store: None, set_aside, evict])
+def test_a_deadline_passes_without_conflict_where_the_transaction_has_written_the_key_itself(
+    opener: Any, clock: ManualClock, settle: Any
+) -> None:
+    store = opener(stepwise=True, clock=clock)
+    store.update({"a": 1, "z": 1})
+    store.set("k", 1, ttl=10)
+    settle(store)
+    for look in (len, list, lambda txn: list(txn.items(reverse=True))):
+        store.set("k", 1, ttl=10)
+        settle(store)
+        with store.transaction() as txn:
+            txn["k"] = 2
+            looked = look(txn)
+            assert (looked if look is len else len(looked)) == 3
+            clock.sleep(20)
+        assert store["k"] == 2
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_deadline_of_what_a_range_left_half_way_did_not_come_to_is_no_conflict(
+    opener: Any, clock: ManualClock, reverse: bool
+) -> None:
+    store = opener(stepwise=True, clock=clock)
+    store.set("a", 1, ttl=10 if reverse else None)
+    store.set("z", 1, ttl=None if reverse else 10)
+    with store.transaction() as txn:
+        assert next(iter(txn.keys(reverse=reverse))) == ("z" if reverse else "a")
+        txn["w"] = 1
+        clock.sleep(20)
+    assert store["w"] == 1
+    store.set("z", 1, ttl=10)
+    txn = store.transaction()
+    for _ in txn.keys(reverse=reverse):
+        pass
+    txn["w"] = 2
+    clock.sleep(20)
+    assert "expired" in fails(txn)
+
+
+def test_a_transaction_is_over_when_its_handle_is_closed_though_another_is_open(opener: Any) -> None:
+    store, other = opener(), opener()
+    store["a"] = 1
+    txn = other.transaction()
+    assert txn["a"] == 1
+    txn["b"] = 2
+    other.close()
+    for call in (lambda: txn["a"], lambda: len(txn), lambda: list(txn), txn.commit):
+        with pytest.raises(tiered.ClosedError):
+            call()
+    assert dict(store) == {"a": 1}
+
+
 def test_two_edits_of_one_key_at_once_lose_none_silently(store: Any) -> None:
     store["list"] = []
 

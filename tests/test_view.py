@@ -7,6 +7,7 @@ import os
 import random
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -730,3 +731,49 @@ def test_what_a_closed_or_collected_view_kept_is_given_back_to_the_hot_tier_by_t
         store.save()
         store.tick()
         assert (store.stats().view_bytes, engine.hot.budget_bytes) == (0, 8 << 20)
+
+
+def test_a_view_is_over_when_its_handle_is_closed_and_keeps_nothing_though_another_is_open(opener: Any) -> None:
+    store, other = opener(), opener()
+    store["a"] = "old"
+    mine, view = store.view(), other.view()
+    started = iter(view.sub("x"))
+    assert view["a"] == "old"
+    other.close()
+    for call in (
+        lambda: view["a"],
+        lambda: len(view),
+        lambda: list(view),
+        lambda: next(started),
+        lambda: view.ttl("a"),
+    ):
+        with pytest.raises(tiered.ClosedError):
+            call()
+    assert view.buffers == ()
+    assert store._engine.open_views() == [mine]
+    store["a"] = "new"
+    assert mine["a"] == "old"
+    mine.close()
+
+
+@pytest.mark.parametrize("size", [5, 1000, 20_000])
+@pytest.mark.parametrize("ttl", [None, 1000])
+def test_what_is_accounted_for_stays_within_the_budget_with_views_open(
+    opener: Any, size: int, ttl: float | None
+) -> None:
+    store = opener(stepwise=True, memory="2MB", save="")
+    uniform, views, highest = random.Random(size), [], 0
+    engine = store._engine
+    for number in range(12_000 if size < 1000 else 2_500):
+        store.set(uniform.randrange(8_000), "x" * uniform.randrange(size * 2), ttl=ttl)
+        if not number % 500:
+            views.append(store.view())
+            with suppress(tiered.ViewExpiredError):
+                next(iter(views[0]), None)
+        if not number % 1500:
+            views.pop(0).close()
+        if not number % 5:
+            highest = max(highest, engine.hot.used_bytes + engine.buffer_bytes + engine.pinned_bytes())
+    for view in views:
+        view.close()
+    assert 0.8 < highest / (2 << 20) < 1.01

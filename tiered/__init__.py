@@ -22,6 +22,7 @@ from tiered.errors import (
     ReadOnlyError,
     ReentrantError,
     StoreError,
+    StoreExistsError,
     StoreFullError,
     TieredError,
     UnknownTypeError,
@@ -30,10 +31,14 @@ from tiered.errors import (
     ViewExpiredError,
 )
 from tiered.registry import register
+from tiered.restoration import restore
+from tiered.salvaging import Salvaged, salvage
+from tiered.snapshot import SnapshotInfo
 from tiered.stats import Explanation, MemoryStats, Stats
 from tiered.store import Store, open
 from tiered.sub import Sub
 from tiered.transaction import Transaction
+from tiered.verification import verify
 from tiered.view import View
 
 __all__ = [
@@ -53,9 +58,12 @@ __all__ = [
     "PoisonedError",
     "ReadOnlyError",
     "ReentrantError",
+    "Salvaged",
+    "SnapshotInfo",
     "Stats",
     "Store",
     "StoreError",
+    "StoreExistsError",
     "StoreFullError",
     "Sub",
     "TieredError",
@@ -67,4 +75,7 @@ __all__ = [
     "ViewExpiredError",
     "open",
     "register",
+    "restore",
+    "salvage",
+    "verify",
 ]

@@ -35,15 +35,16 @@ from typing import Any, Generic, TypeVar, cast, overload
 from tiered import codec, keys, store
 from tiered.check import Finding
 from tiered.errors import ConflictError
-from tiered.handles import TEMPORARY
 from tiered.hot import Expiring, entry_of, value_of
 from tiered.journal import record_bytes
+from tiered.mapping import ONE, Pairs, RangedMapping
+from tiered.sharing import TEMPORARY
+from tiered.snapshot import SnapshotInfo
 from tiered.stats import Explanation, MemoryStats, Stats
 from tiered.store import Store
 from tiered.sub import Sub, SubView
 from tiered.transaction import ATTEMPTS, Transaction, backoff_seconds
 from tiered.view import AGE_SECONDS_MAX, View
-from tiered.views import ONE, Pairs, RangedMapping
 from tiered.writing import UNSET
 
 K = TypeVar("K")
@@ -65,6 +66,8 @@ async def _finished(call: Callable[..., T], /, *args: Any, **named: Any) -> T:
         while not future.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([future])
+        if not future.cancelled():
+            future.exception()  # Its failure is known, and nothing that asyncio should complain of.
         raise
 
 
@@ -377,8 +380,16 @@ class AsyncStore(AsyncMutableMapping[K, V]):
     async def sync(self) -> None:
         await self._run(self._store.sync)
 
+    async def refresh(self) -> None:
+        await self._run(self._store.refresh)
+
     async def compact(self) -> None:
         await self._run(self._store.compact)
+
+    async def snapshot(
+        self, file: str | os.PathLike[str], progress: Callable[[int, int], object] | None = None
+    ) -> SnapshotInfo:
+        return await self._run(self._store.snapshot, file, progress)
 
     async def stats(self) -> Stats:
         return await self._run(self._store.stats)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
-from tiered import keys
+from tiered import keys, record
 from tiered.cold_reader import Reader
-from tiered.cold_state import deadline_key
+from tiered.cold_state import deadline_key, split_deadline
 from tiered.engine import Engine
 from tiered.errors import CorruptionError
 from tiered.hot import Expiring, payload_of
+from tiered.journal import Dirty
 
-_FINDINGS_MAX = 100
+FINDINGS_MAX = 100
+PROGRESS_RECORDS = 2048
+NEVER_MS = (1 << 63) - 1
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """Something that should not be."""
 
     what: str
@@ -25,30 +28,31 @@ class Finding:
 
 def check_engine(engine: Engine) -> list[Finding]:
     """Everything that is wrong, up to 100 findings.  Holds the lock, so that nothing moves meanwhile."""
-    findings: list[Finding] = []
-    with engine.lock, engine.cold.read() as reader:
+    findings = Findings()
+    inside = engine.owned()
+    with engine.lock, engine.reading(inside) as reader:
         _check_accounting(engine, findings)
         _check_hot(engine, reader, findings)
-        _check_cold(engine, reader, findings)
-    return findings[:_FINDINGS_MAX]
+        check_cold(reader, lambda stored_key, data: engine.opened(engine.cold, stored_key, data), findings)
+    return findings.closed()
 
 
-def _check_accounting(engine: Engine, findings: list[Finding]) -> None:
+def _check_accounting(engine: Engine, findings: Findings) -> None:
     hot = engine.hot
     recount = hot.recount()
     if recount != hot.entry_bytes:
-        findings.append(Finding("accounting drift", "hot tier", f"accounted {hot.entry_bytes}, counted {recount}"))
+        findings.add("accounting drift", "hot tier", f"accounted {hot.entry_bytes}, counted {recount}")
     expiring = sum(entry.__class__ is Expiring for entry in list(hot.table.values()))
     if expiring != len(hot.deadlines):
-        findings.append(Finding("deadline index", "hot tier", f"{len(hot.deadlines)} deadlines, {expiring} entries"))
+        findings.add("deadline index", "hot tier", f"{len(hot.deadlines)} deadlines, {expiring} entries")
     journal = engine.journal
     if journal is not None and engine.buffers:
         newest = engine.buffers[0].segment
         if newest is journal.active and newest.last != journal.last:
-            findings.append(Finding("sequence", str(newest.path), f"ends at {newest.last}, journal at {journal.last}"))
+            findings.add("sequence", str(newest.path), f"ends at {newest.last}, journal at {journal.last}")
 
 
-def _check_hot(engine: Engine, reader: Reader, findings: list[Finding]) -> None:
+def _check_hot(engine: Engine, reader: Reader, findings: Findings) -> None:
     """Every hot value is the newest record of its key below."""
     for key, entry in list(engine.hot.table.items()):
         deadline = 0
@@ -65,38 +69,76 @@ def _check_hot(engine: Engine, reader: Reader, findings: list[Finding]) -> None:
         if found is None:
             # The cold tier may have removed what expired before the hot tier noticed.
             if not 0 < deadline <= engine.clock.now_ms():
-                findings.append(Finding("hot only", repr(key)[:80], "in no tier below"))
+                findings.add("hot only", repr(key)[:80], "in no tier below")
         # Payloads, not values: to make these could run code of registered types, under the lock.
         elif payload_of(entry) != (found.codec, found.payload) or found.deadline != deadline:
-            findings.append(Finding("hot differs", repr(key)[:80], "not the newest record below"))
+            findings.add("hot differs", repr(key)[:80], "not the newest record below")
 
 
-def _check_cold(engine: Engine, reader: Reader, findings: list[Finding]) -> None:
-    """Counts, checksums, and the expiry index both ways."""
-    state = reader.state()
+class Findings(list[Finding]):
+    """What was found so far, up to 100; of the rest only how many."""
+
+    left_out = 0
+
+    def add(self, what: str, where: object, detail: str) -> None:
+        """Note one more."""
+        if len(self) < FINDINGS_MAX:
+            self.append(Finding(what, str(where), detail))
+        else:
+            self.left_out += 1
+
+    def closed(self) -> list[Finding]:
+        """All of them, as a list."""
+        if self.left_out:
+            self.append(Finding("more", "", f"{self.left_out:,} more findings are not listed"))
+        return list(self)
+
+
+def check_cold(
+    reader: Reader,
+    undone: Callable[[bytes, bytes], Dirty | None],
+    findings: Findings,
+    examine: Callable[[bytes, Dirty], object] = lambda stored_key, found: None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> None:
+    """Counts, checksums, dictionaries, and the expiry index both ways.
+
+    `undone` makes a record's payload and raises `CorruptionError`; `examine` looks at that, and raises ValueError.
+    """
+    path, state, numbers = reader.cold.path, reader.state(), set(reader.dictionary_numbers())
     records = stored_bytes = with_deadline = 0
     for stored_key, data in reader.scan():
         records += 1
         stored_bytes += len(data)
+        if not records % PROGRESS_RECORDS:
+            progress(records, max(records, state.records))
+        number = int.from_bytes(data[8:10], "little")
         try:
-            found = engine.opened(engine.cold, stored_key, data)
+            found = undone(stored_key, data)
+            if found is not None:
+                examine(stored_key, found)
         except CorruptionError as error:
-            findings.append(Finding("damaged record", error.path, error.message))
+            missing = number and number not in numbers
+            findings.add("damaged record", error.path, error.message)
+            if missing:
+                findings.add("dictionary", repr(stored_key)[:80], f"{number} is missing")
+            continue
+        except ValueError as error:
+            findings.add("damaged record", repr(stored_key)[:80], str(error))
             continue
         if found is not None and found.deadline:
             with_deadline += 1
             if not reader.has_deadline(deadline_key(found.deadline, stored_key)):
-                findings.append(Finding("expiry index", repr(stored_key)[:80], "record missing from it"))
+                findings.add("expiry index", repr(stored_key)[:80], "record missing from it")
     if records != state.records:
-        findings.append(Finding("count", str(engine.cold.path), f"{state.records} kept, {records} counted"))
+        findings.add("count", path, f"{state.records} kept, {records} counted")
     if stored_bytes != state.stored_bytes:
-        findings.append(Finding("bytes", str(engine.cold.path), f"{state.stored_bytes} kept, {stored_bytes} counted"))
+        findings.add("bytes", path, f"{state.stored_bytes} kept, {stored_bytes} counted")
     if with_deadline != reader.entries("expiry"):
-        detail = f"{reader.entries('expiry')} entries for {with_deadline} records"
-        findings.append(Finding("expiry index", str(engine.cold.path), detail))
-    numbers = set(reader.dictionary_numbers())
-    for stored_key, data in reader.scan():
-        number = int.from_bytes(data[8:10], "little")
-        if number and number not in numbers:
-            findings.append(Finding("dictionary", repr(stored_key)[:80], f"{number} is missing"))
-            break
+        findings.add("expiry index", path, f"{reader.entries('expiry')} entries for {with_deadline} records")
+    for entry in reader.due(NEVER_MS):
+        deadline, stored_key = split_deadline(entry)
+        kept = reader.newest(stored_key)
+        if kept is None or record.deadline_of(kept) != deadline:
+            findings.add("expiry index", repr(stored_key)[:80], f"an entry for {deadline}, which is no deadline of it")
+    progress(records, records)

@@ -37,7 +37,7 @@ from tiered.cold_reader import Reader
 from tiered.cold_state import RUNS
 from tiered.cold_update import Update
 from tiered.compression import DICTIONARY_ID_MAX, Compressor, Decompressor, Dictionary, Trainer
-from tiered.errors import CorruptionError
+from tiered.errors import CorruptionError, StoreError
 from tiered.journal import SegmentFile
 from tiered.pending import Pending
 
@@ -53,6 +53,10 @@ COPY_BYTES = 8 << 20
 CATCH_UP_RECORDS = 32_768
 _COMPRESS_RECORDS = 2048
 _SAMPLES_PER_APPLY = 800
+
+
+class UnsettledError(StoreError):
+    """Nobody knows which cold tier a power cut would leave as the live one: neither may be written to."""
 
 
 class Applier:
@@ -203,6 +207,8 @@ class Applier:
             if number > live:  # Left by a compaction whose process was killed.
                 files.remove_cold(self.directory, number)
         number = live + 1
+        if files.cold_path(self.directory, number).exists():
+            raise StoreError(files.cold_path(self.directory, number), "left by another compaction, and not removable")
         fresh: Cold | None = None
         self._applied_since = []
         try:
@@ -219,17 +225,27 @@ class Applier:
                 _carry_over(reader, update)
             with self.cold.update() as update:
                 update.current.moved = True
-            files.write_current(self.directory, number)
+            self._switch(number)
             self.cold = fresh
         finally:
             self._applied_since = None
+            if self.cold is not fresh and fresh is not None:
+                fresh.close()
             if self.cold is not fresh and files.read_current(self.directory) != number:
-                if fresh is not None:
-                    fresh.close()
                 files.remove_cold(self.directory, number)
                 if self.cold.state().moved:
                     with self.cold.update() as update:
                         update.current.moved = False
+
+    def _switch(self, number: int) -> None:
+        """Have CURRENT name the copy.  Raises `UnsettledError` where it may do so or not after a power cut."""
+        try:
+            files.write_current(self.directory, number)
+        except OSError as error:
+            if files.read_current(self.directory) != number:
+                raise
+            where = self.directory / files.CURRENT
+            raise UnsettledError(where, f"replaced, but syncing its directory failed: {error}") from error
 
     def _catch_up(self, fresh: Cold, applied: list[tuple[Sequence[SegmentFile], int]]) -> None:
         """Apply to the copy what was applied meanwhile, many segments at a time: faster than they come."""

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from tiered import files
 from tiered.cold import Cold
+from tiered.copying import Wish
 from tiered.helper import Event, HelperProcess, Job
 
 
@@ -26,6 +27,8 @@ class Checkpointer(Protocol):
     def entered(self) -> bool: ...
     def submit(self, segment: int, until: int) -> None: ...
     def compact(self) -> None: ...
+    def snapshot(self, request: int, until: int, wish: Wish) -> None: ...
+    def cancel(self, request: int) -> None: ...
     def finish(self) -> None: ...
     def run(self, slices: bool = False) -> bool: ...
     def reopened(self) -> Cold: ...
@@ -57,6 +60,15 @@ class InlineCheckpointer:
     def compact(self) -> None:
         """Queue a compaction."""
         self._job.compact()
+
+    def snapshot(self, request: int, until: int, wish: Wish) -> None:
+        """Queue a snapshot; `run` with `slices` makes it."""
+        self._job.snapshot(request, until, wish._asdict())
+
+    def cancel(self, request: int) -> None:
+        """Make that snapshot no more."""
+        with self._working:  # Where it may be under way.
+            self._job.cancel(request)
 
     def finish(self) -> None:
         """Apply what waits and give the APPLY lock up."""
@@ -123,6 +135,14 @@ class HelperCheckpointer:
     def compact(self) -> None:
         """Have the cold tier rewritten."""
         self._send("compact")
+
+    def snapshot(self, request: int, until: int, wish: Wish) -> None:
+        """Have a snapshot made."""
+        self._send("snapshot", request=request, until=until, wish=wish._asdict())
+
+    def cancel(self, request: int) -> None:
+        """Have that snapshot made no more."""
+        self._send("cancel", request=request)
 
     def finish(self) -> None:
         """Have the APPLY lock given up after what waits."""

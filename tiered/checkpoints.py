@@ -10,7 +10,6 @@ lock, which its caller holds at one level.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from tiered import files
@@ -18,14 +17,14 @@ from tiered.checkpointer import Checkpointer, HelperCheckpointer, InlineCheckpoi
 from tiered.cold_state import State
 from tiered.errors import CorruptionError, StoreError, StoreFullError
 from tiered.helper import Event
+from tiered.log import LOG
 from tiered.maintenance import MAINTENANCE
 from tiered.tiers import Tiers
 
-LOG = logging.getLogger("tiered")
 HELPER_DEATHS_MAX = 3
 FULL_RETRY_SECONDS = 1.0
-_PASSING = (StoreFullError.__name__, MemoryError.__name__)
-"""Failures that say nothing against the store: the disk may have room again, and memory too."""
+_PASSING = {StoreFullError.__name__: StoreFullError, MemoryError.__name__: StoreError}
+"""Failures that pass, as the disk may have room again, and memory too; and what those who wait for it get."""
 
 
 class Checkpoints(Tiers):
@@ -92,7 +91,7 @@ class Checkpoints(Tiers):
             if not closing:
                 self.check_readable()
                 if self.full:
-                    raise StoreFullError(self.directory, self.full)
+                    raise self.full_kind(self.directory, self.full)
             if self.poisoned and not self.closed:
                 self.check_writable()
             self._wait_a_little()
@@ -132,7 +131,10 @@ class Checkpoints(Tiers):
         self.counters.helper_written_bytes = event["written"]
         with self.lock:
             handler = getattr(self, f"_on_{event['event']}")
-            handler(event)
+            try:
+                handler(event)
+            except (StoreError, OSError) as error:
+                self.poison(f"the word of the checkpointer could not be heeded: {error}")
             self.changed.notify_all()
 
     def _on_opened(self, event: Event) -> None:
@@ -140,6 +142,8 @@ class Checkpoints(Tiers):
 
     def _on_applied(self, event: Event) -> None:
         assert self.journal is not None
+        if self._moved:
+            self._follow_compaction()
         until = event["until"]
         self.state = State(**event["state"])
         while self._aside and self._aside[0].segment.last <= until:
@@ -158,14 +162,20 @@ class Checkpoints(Tiers):
         self.buffers = (*active, *reversed(self._aside))
 
     def _on_compacted(self, event: Event) -> None:
+        self._compacting = False
+        self._moved = True
+        self._follow_compaction()
+        self._compactions += 1
+
+    def _follow_compaction(self) -> None:
+        """Read the new cold tier.  Until then no buffer is forgotten, since what is applied is not in the old one."""
         assert self.checkpointer is not None
         live = files.read_current(self.directory)
         # One compaction may have followed another before its word was heard.
         if live is None or files.cold_path(self.directory, live) != self.cold.directory:
             self.cold = self.checkpointer.reopened()
+        self._moved = False
         self.generation += 1
-        self._compactions += 1
-        self._compacting = False
         self.cold_used_bytes = self.cold.used_bytes()
 
     def _on_closed(self, event: Event) -> None:
@@ -175,7 +185,7 @@ class Checkpoints(Tiers):
         if self._compacting:  # The checkpointer began anew, without it.
             self._on_compaction_failed(event)
         if event["error"] in _PASSING:
-            self.full = event["message"]
+            self.full, self.full_kind = event["message"], _PASSING[event["error"]]
             self._full_since = self.clock.monotonic()
             LOG.warning("%s: checkpoint put off: %s", self.directory, self.full)
         else:
@@ -229,7 +239,12 @@ class Checkpoints(Tiers):
 
     def _remove_old_colds(self) -> None:
         """Remove cold tiers that are not the live one any more; whoever still reads one keeps its mapping."""
-        live = files.read_current(self.directory)
-        for number in files.cold_numbers(self.directory):
+        try:
+            live = files.read_current(self.directory)
+            numbers = files.cold_numbers(self.directory)
+        except OSError as error:
+            LOG.warning("%s: old cold tiers cannot be removed now: %s", self.directory, error)
+            return
+        for number in numbers:
             if live is not None and number < live:
                 files.remove_cold(self.directory, number)

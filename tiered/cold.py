@@ -23,7 +23,6 @@ not closed, and goes when the last reader lets go of it.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -45,8 +44,8 @@ from tiered.errors import (
     StoreError,
     StoreFullError,
 )
+from tiered.log import LOG
 
-LOG = logging.getLogger("tiered")
 CLOSE_WAIT_SECONDS = 5.0
 _DAMAGE = (
     lmdb.CorruptedError,
@@ -100,11 +99,13 @@ def translated(path: Path) -> Iterator[None]:
 class Cold:
     """One LMDB environment."""
 
-    def __init__(self, directory: Path, readonly: bool = False, create: bool = False) -> None:
+    def __init__(self, directory: Path, readonly: bool = False, create: bool = False, mend: bool = False) -> None:
         self.path = directory / "data.mdb"
         self.directory = directory
+        self._readonly = readonly
         self._users: list[None] = []
         self._closed = False
+        self._barred = False
         if create:
             directory.mkdir(mode=0o700, exist_ok=True)
         elif not self.path.exists():
@@ -116,35 +117,50 @@ class Cold:
             reserve_lock_file(directory)
         with ExitStack() as undo:
             with translated(self.path):
-                self._env = open_environment(directory, readonly, len(DATABASES))
-                undo.callback(self._env.close)
-                self._status = self.path.stat()
-                self._check_file()
-                if create:
-                    with self._env.begin(write=True) as txn:  # One sync for all of them.
-                        for name in DATABASES:
-                            self._env.open_db(name.encode(), txn=txn)
-                self.databases = {name: self._env.open_db(name.encode(), create=False) for name in DATABASES}
-            self.records = self.databases["records"]
-            self.expiry = self.databases["expiry"]
-            self._layout = _Layout(-1, [], b"", [])
+                self._open(create, undo, mend)
             if create:
                 with self.update():
                     pass  # Writes the first state.
                 files.sync_directory(directory)
             undo.pop_all()
 
+    def _open(self, create: bool, undo: ExitStack, mend: bool = False) -> None:
+        self._env = open_environment(self.directory, self._readonly, len(DATABASES))
+        undo.callback(self._env.close)
+        self._status = self.path.stat()
+        self._check_file(mend)
+        if create:
+            with self._env.begin(write=True) as txn:  # One sync for all of them.
+                for name in DATABASES:
+                    self._env.open_db(name.encode(), txn=txn)
+        self.databases = {name: self._env.open_db(name.encode(), create=False) for name in DATABASES}
+        self.records = self.databases["records"]
+        self.expiry = self.databases["expiry"]
+        self._layout = _Layout(-1, [], b"", [])
+
     def file_bytes(self) -> int:
         """Bytes of all pages, free ones included."""
         with self._used():
-            return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
+            return self._pages_bytes()
 
-    def _check_file(self) -> None:
-        """Refuse a data file shorter than its pages: reading past its end would be SIGBUS."""
-        wanted, size = self.file_bytes(), self.path.stat().st_size
-        if size < wanted:
+    def _pages_bytes(self) -> int:
+        return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
+
+    def _check_file(self, mend: bool) -> None:
+        """Refuse a data file shorter than its pages: reading past its end would be SIGBUS.
+
+        With `mend` the missing ones become zeros, which LMDB and the records' checksums tell from what was there.
+        """
+        wanted, size = self._pages_bytes(), self.path.stat().st_size
+        if size < wanted and mend:
+            LOG.warning("%s: truncated to %d bytes of %d", self.path, size, wanted)
+            files.extend(self.path, wanted)
+        elif size < wanted:
             raise CorruptionError(
-                self.path, f"truncated to {size:,} bytes of {wanted:,}; restore the store from a backup", size
+                self.path,
+                f"truncated to {size:,} bytes of {wanted:,}; restore the store from a backup, "
+                "or have tiered.salvage(path) keep what is there",
+                size,
             )
 
     def in_place(self) -> bool:
@@ -157,21 +173,46 @@ class Cold:
     def close(self) -> None:
         """Close the environment as soon as nobody is using it; who comes later gets `ClosedError`."""
         # Unmapping what another thread is reading, without the interpreter lock, ends the process.
-        self._closed = True
+        self._closed = self._barred = True
+        if self._unused(0):
+            self._env.close()
+        else:
+            LOG.warning("%s: still in use, and closed when that ends", self.path)
+
+    def _unused(self, users: int) -> bool:
+        """Wait until no more than so many use the environment, and none can come; False if that takes too long."""
         limit = time.monotonic() + CLOSE_WAIT_SECONDS
-        while self._users:
-            if time.monotonic() > limit:
-                LOG.warning("%s: still in use, and closed when that ends", self.path)
-                return
+        while len(self._users) > users and time.monotonic() <= limit:
             time.sleep(0.0005)
-        self._env.close()
+        return len(self._users) <= users
 
     def _enter(self) -> None:
         """Keep the environment from being closed until `_leave`."""
-        self._users.append(None)  # Before the look at `_closed`, and both atomic: `close` sees one or is seen.
-        if self._closed:
+        self._users.append(None)  # Before the look at `_barred`, and both atomic: `close` sees one or is seen.
+        while self._barred:
             self._users.pop()
-            raise ClosedError(self.path, "the store was closed meanwhile")
+            if self._closed:
+                raise ClosedError(self.path, "the store was closed meanwhile")
+            time.sleep(0.0005)
+            self._users.append(None)
+
+    def _revive(self) -> None:
+        """Open the environment again where LMDB takes no transaction any more, not even for reading.
+
+        So it is after a failed write of a meta page, until nobody in the process has the environment open.
+        """
+        try:
+            self._env.begin().abort()
+        except lmdb.PanicError:
+            self._barred = True
+            try:
+                if self._unused(1):  # The transaction that failed.
+                    self._env.close()
+                    with ExitStack() as undo, translated(self.path):
+                        self._open(False, undo)
+                        undo.pop_all()
+            finally:
+                self._barred = self._closed
 
     @contextmanager
     def _used(self) -> Iterator[None]:
@@ -226,48 +267,51 @@ class Cold:
 
     def get(self, stored_key: bytes) -> bytes | None:
         """The record under a key, markers resolved, in a transaction of its own.  About 2 µs."""
+        return self.get_at(stored_key)[0]
+
+    def get_at(self, stored_key: bytes) -> tuple[bytes | None, int]:
+        """What `get` gives, and the number of the transaction that wrote the moment it was read at."""
         self._enter()
         try:
             with self._env.begin() as txn:
                 transaction, layers, merged_to, behind = self._layout
-                if txn.id() != transaction:
-                    _, layers, merged_to, behind = self._layout_of(txn)
+                if transaction != txn.id():
+                    transaction, layers, merged_to, behind = self._layout_of(txn)
                 for database in layers if stored_key >= merged_to else behind:
                     data = txn.get(stored_key, None, database)
                     if data is not None:
                         break
                 else:
-                    return None
+                    return None, transaction
         except lmdb.Error:
             with translated(self.path):
                 raise
         finally:
             self._users.pop()
-        return None if record.is_marker(data) else data
+        return None if record.is_marker(data) else data, transaction
 
     @contextmanager
     def update(self) -> Iterator[Update]:
         """A write transaction: everything done through it is on the disk when the block ends, or nothing is."""
         with self._used(), translated(self.path):
             self._env.reader_check()
-            with self._env.begin(write=True) as txn:
-                update = Update(self, txn)
-                yield update
-                update.finish()
+            try:
+                with self._env.begin(write=True) as txn:
+                    update = Update(self, txn)
+                    yield update
+                    update.finish()
+            except lmdb.Error:
+                self._revive()
+                raise
             # LMDB does not write pages that were taken and freed again in one transaction, which
             # may leave the file shorter than it says: `_check_file` must not take that for damage.
             if self.path.stat().st_size < (wanted := self.file_bytes()):
-                os.truncate(self.path, wanted)
+                files.extend(self.path, wanted)
 
     def state(self) -> State:
         """The state of the last checkpoint."""
         with self.read() as reader:
             return reader.state()
-
-    def transaction_id(self) -> int:
-        """Number of the last committed write transaction."""
-        with self._used():
-            return int(self._env.info()["last_txnid"])
 
     def readers(self) -> int:
         """How many read transactions are open on this environment, in any process."""

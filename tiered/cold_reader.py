@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
 from zlib import crc32
@@ -25,6 +24,11 @@ class Reader:
         self.cold = cold
         self.txn = txn
         self._layers: Sequence[Any] | None = None
+
+    @property
+    def number(self) -> int:
+        """The number of the write transaction whose outcome it sees."""
+        return int(self.txn.id())
 
     @property
     def layers(self) -> Sequence[Any]:
@@ -97,8 +101,7 @@ class Reader:
         values = unsealed(self.cold.path, "the store's state", data)
         if values.get("format") != FORMAT:
             raise FormatError(self.cold.path, f"format {values.get('format')}; this version knows {FORMAT}")
-        known = {field.name for field in fields(State)}
-        return State(**{name: value for name, value in values.items() if name in known})
+        return State(**values)
 
     def settings(self) -> dict[str, object]:
         """The settings remembered in the store."""
@@ -128,10 +131,10 @@ class Reader:
     ) -> Iterator[tuple[bytes, bytes]]:
         """Live records with `start <= key < stop` in key order, the newest of each."""
         if len(self.layers) == 1:
-            yield from self._walk(self.layers[0], start, stop, reverse)
+            yield from self.walk(self.layers[0], start, stop, reverse)
             return
         # `merge` takes from the first of those that have a key in common first.
-        walks = [self._walk(database, start, stop, reverse) for database in self.layers]
+        walks = [self.walk(database, start, stop, reverse) for database in self.layers]
         last = None
         for item in heapq.merge(*walks, key=itemgetter(0), reverse=reverse):
             if item[0] != last:
@@ -139,7 +142,10 @@ class Reader:
                 if not record.is_marker(item[1]):
                     yield item
 
-    def _walk(self, database: Any, start: bytes, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+    def walk(
+        self, database: Any, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Entries of one database with `start <= key < stop` in key order."""
         with self.txn.cursor(database) as cursor:
             if not reverse:
                 if not (cursor.set_range(start) if start else cursor.first()):

@@ -14,8 +14,8 @@ transaction.  The run that others are folded into is no layer until then.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from zlib import crc32
 
@@ -40,9 +40,8 @@ Change = tuple[bytes, "bytes | None", int, int]
 """A stored key; its record, None for a deletion; the record's deadline; its payload's length before compression."""
 
 
-@dataclass
-class State:
-    """What the cold tier knows of itself; written with every checkpoint."""
+class State(SimpleNamespace):
+    """What the cold tier knows of itself; written with every checkpoint.  `vars()` of it is what is written."""
 
     format: int = FORMAT
     applied: int = 0
@@ -53,12 +52,16 @@ class State:
     dictionary: int = 0
     dictionary_next: int = 1
     moved: bool = False
-    runs: list[int] = field(default_factory=list)
-    merging: list[int] = field(default_factory=list)
+    runs: list[int] = []  # noqa: RUF012 - copied for each.
+    merging: list[int] = []  # noqa: RUF012
     merged_to: bytes = b""
-    folding: list[int] = field(default_factory=list)
+    folding: list[int] = []  # noqa: RUF012
     folded_to: bytes = b""
     fold_slot: int = -1
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**{name: values.get(name, getattr(State, name)) for name in State.__annotations__})
+        self.runs, self.merging, self.folding = list(self.runs), list(self.merging), list(self.folding)
 
 
 def run_name(slot: int) -> str:

@@ -18,9 +18,9 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import islice
 from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -38,6 +38,7 @@ from tiered.cold_state import (
     sealed,
     split_deadline,
 )
+from tiered.errors import CorruptionError
 
 if TYPE_CHECKING:
     from tiered.cold import Cold
@@ -64,7 +65,7 @@ class Update(Reader):
 
     def finish(self) -> None:
         """Write the state back."""
-        self.txn.put(b"state", sealed(asdict(self.current)), db=self._meta)
+        self.txn.put(b"state", sealed(vars(self.current)), db=self._meta)
 
     def put_settings(self, settings: dict[str, object]) -> None:
         """Remember these settings."""
@@ -111,7 +112,7 @@ class Update(Reader):
             self._own = self._begin_run()
         with self.txn.cursor(self._run(self._own)) as cursor:
             append = not cursor.last() or cursor.key() < puts[0][0]
-            cursor.putmulti(puts, append=append)
+            _all_put(self.cold.path, cursor.putmulti(puts, append=append), len(puts))
         self._last = max(self._last, puts[-1][0])
 
     def _begin_run(self) -> int:
@@ -177,7 +178,7 @@ class Update(Reader):
             state.fold_slot = next(slot for slot in range(SLOTS) if slot not in state.runs)
         items, ended = self._take(state.folding, state.folded_to, limit)
         with self.txn.cursor(self._run(state.fold_slot)) as cursor:
-            cursor.putmulti(items, append=True)
+            _all_put(self.cold.path, cursor.putmulti(items, append=True), len(items))
         if ended:
             state.runs[state.runs.index(state.folding[0])] = state.fold_slot
             self._drop(state.folding)
@@ -206,7 +207,7 @@ class Update(Reader):
         if puts:
             with self.txn.cursor(self.cold.records) as cursor:
                 append = not cursor.last() or cursor.key() < puts[0][0]
-                cursor.putmulti(puts, append=append)
+                _all_put(self.cold.path, cursor.putmulti(puts, append=append), len(puts))
         if ended:
             self._drop(state.merging)
             state.merging, state.merged_to = [], b""
@@ -271,7 +272,7 @@ class Update(Reader):
             if deadline := record.deadline_of(data):
                 index_puts.append((deadline_key(deadline, key), b""))
         with self.txn.cursor(self.cold.records) as cursor:
-            cursor.putmulti(list(items), append=True)
+            _all_put(self.cold.path, cursor.putmulti(list(items), append=True), len(items))
         if index_puts:
             with self.txn.cursor(self.cold.expiry) as cursor:
                 cursor.putmulti(sorted(index_puts))
@@ -287,3 +288,9 @@ class Update(Reader):
         for database in (self.cold.records, self.cold.expiry):
             self.txn.drop(database, delete=False)
         state.records = state.stored_bytes = state.packed_bytes = 0
+
+
+def _all_put(path: Path, counts: tuple[int, int], wanted: int) -> None:
+    """LMDB leaves out, without a word, what is appended and does not come after all there is."""
+    if counts[1] != wanted:
+        raise CorruptionError(path, f"{wanted - counts[1]} records are not in order; restore the store from a backup")

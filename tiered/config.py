@@ -8,16 +8,18 @@ value, which beats the default.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 from tiered.errors import ConfigError
 from tiered.schedule import SavePoints
 
 MEMORY_BYTES_MIN = 1 << 20
 TTL_SECONDS_MAX = 10**10
+SNAPSHOTS_MAX = 1_000_000
 NUMBER_MAX = (1 << 63) - 1
 """What a store can remember of a size, of seconds, or of changes."""
 
@@ -57,7 +59,7 @@ def _choice(name: str, *allowed: str) -> Callable[[object], str]:
     return parse
 
 
-def parse_save(value: object) -> SavePoints:
+def parse_save(value: object, name: str = "save") -> SavePoints:
     """Save points from "3600 1 300 100" or from [(3600, 1), (300, 100)]; "" or [] for none."""
     try:
         if isinstance(value, str):
@@ -68,9 +70,11 @@ def parse_save(value: object) -> SavePoints:
         else:
             raise ValueError
     except (ValueError, TypeError, OverflowError):
-        raise ConfigError(f"save={value!r} is not a list of 'seconds changes' pairs, such as '900 1 60 1000'") from None
+        raise ConfigError(
+            f"{name}={value!r} is not a list of 'seconds changes' pairs, such as '900 1 60 1000'"
+        ) from None
     if not all(0 <= seconds <= NUMBER_MAX and 1 <= changes <= NUMBER_MAX for seconds, changes in pairs):
-        raise ConfigError(f"save={value!r}: seconds must be at least 0, changes at least 1, both below 2**63")
+        raise ConfigError(f"{name}={value!r}: seconds must be at least 0, changes at least 1, both below 2**63")
     return tuple(pairs)
 
 
@@ -97,14 +101,31 @@ def parse_ttl(value: object) -> float | None:
     raise ConfigError(f"ttl={value!r} is not None or a number of seconds above 0 and up to {TTL_SECONDS_MAX:,}")
 
 
+def _snapshot_save(value: object) -> SavePoints:
+    return parse_save(value, "snapshot_save")
+
+
+def _snapshot_dir(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value) or "\0" in os.fsdecode(value):
+        raise ConfigError(f"snapshot_dir={value!r} is not None or the path of a directory")
+    return os.path.abspath(os.fsdecode(value))
+
+
+def _snapshot_keep(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= SNAPSHOTS_MAX:
+        return value
+    raise ConfigError(f"snapshot_keep={value!r} is not a number from 1 to {SNAPSHOTS_MAX:,}")
+
+
 def _flag(value: object) -> bool:
     if isinstance(value, bool):
         return value
     raise ConfigError(f"{value!r} is not True or False")
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One row of the table of settings."""
 
     name: str
@@ -130,6 +151,9 @@ SETTINGS = {
         Setting("compression", "zstd:3", parse_compression, "how new records are compressed in the cold tier"),
         Setting("default_ttl", None, parse_ttl, "seconds to live where a write names none"),
         Setting("disk", None, _disk, "cap on the bytes used in the cold tier; writes are refused above it"),
+        Setting("snapshot_save", "", _snapshot_save, "snapshots on schedule: after SECONDS with CHANGES"),
+        Setting("snapshot_dir", None, _snapshot_dir, "where these go; None: a directory beside the store"),
+        Setting("snapshot_keep", 7, _snapshot_keep, "how many of these stay; older ones are removed"),
         Setting(
             "helper",
             True,
@@ -142,8 +166,7 @@ SETTINGS = {
 }
 
 
-@dataclass
-class Settings:
+class Settings(SimpleNamespace):
     """The settings in force in one store, parsed."""
 
     memory: int
@@ -153,6 +176,9 @@ class Settings:
     compression: str
     default_ttl: float | None
     disk: int | None
+    snapshot_save: SavePoints
+    snapshot_dir: str | None
+    snapshot_keep: int
     helper: bool
 
     @classmethod
@@ -167,7 +193,7 @@ class Settings:
 
     def remembered(self) -> dict[str, object]:
         """What a store keeps of its settings between opens."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if SETTINGS[field.name].remembered}
+        return {name: value for name, value in vars(self).items() if SETTINGS[name].remembered}
 
 
 def setting_named(name: str) -> Setting:

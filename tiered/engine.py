@@ -1,6 +1,6 @@
 """The engine of one open store: what follows a write, what is due with time, and the end.
 
-It builds on `writing`, `checkpoints`, and `tiers`, where the locking is described.
+It builds on `snapshots`, `writing`, `checkpoints`, and `tiers`, where the locking is described.
 
 Errors met in the background poison the engine or are kept and raised by the next
 call; a full disk does neither: it is retried, and writers are refused until then.
@@ -9,7 +9,6 @@ call; a full disk does neither: it is retried, and writers are refused until the
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -28,19 +27,19 @@ from tiered.errors import (
 )
 from tiered.expiry import next_cycle
 from tiered.journal import CLOSE_BYTES, Journal
+from tiered.log import LOG
 from tiered.maintenance import MAINTENANCE, TICK_SECONDS_MAX
 from tiered.recovery import Plan
 from tiered.schedule import is_due
+from tiered.snapshots import Snapshots
 from tiered.tiers import Pinning
-from tiered.writing import UNSET, Writing
+from tiered.writing import UNSET
 
-LOG = logging.getLogger("tiered")
-FOLLOW_SECONDS = 0.1
 HOT_EXPIRE_KEYS = 500
 CLOSE_SECONDS_MAX = 600.0
 
 
-class Engine(Writing):
+class Engine(Snapshots):
     """One open store, shared by its handles."""
 
     def __init__(
@@ -55,10 +54,10 @@ class Engine(Writing):
     ) -> None:
         super().__init__(directory, settings, cold, journal, lock_file, clock, recovery)
         MAINTENANCE.add(self)
-        if journal is None:
-            self.serve()
-        else:
+        if journal is not None:
             journal.on_failure = self.poison
+            if settings.snapshot_save:
+                self.serve()
 
     def serve(self) -> None:
         """Have the maintenance thread tick this engine from now on."""
@@ -87,6 +86,8 @@ class Engine(Writing):
         setattr(self.settings, name, parsed)
         self.always = self.settings.durability == "always"
         self._attend()
+        if name == "snapshot_save":
+            self.serve()
         if name == "disk":
             self.capped = self.settings.disk is not None and self.cold_used_bytes > self.settings.disk
         self._room_until = -1  # The active buffer may be over its share of a smaller budget.
@@ -107,6 +108,20 @@ class Engine(Writing):
         except OSError as error:
             self.poison(f"syncing the journal failed: {error}")
             self.check_writable()
+
+    def refresh(self) -> None:
+        """Be current: who writes always is."""
+
+    @property
+    def as_of_ms(self) -> int:
+        """Everything acknowledged up to this moment is seen."""
+        return self.clock.now_ms()
+
+    @property
+    def last_sequence(self) -> int:
+        """The number of the last operation seen."""
+        assert self.journal is not None
+        return self.journal.last
 
     def compact(self) -> None:
         """Rewrite the cold tier and wait for it; writes and reads go on."""
@@ -151,13 +166,11 @@ class Engine(Writing):
         self.refuse_reentry()
         now = self.clock.monotonic()
         self._review_views(now)
-        if self.journal is None:
-            self.follow()
-            return FOLLOW_SECONDS
+        journal = self.journal
+        assert journal is not None
         self._check_helper(now)
         if self.poisoned:
             return TICK_SECONDS_MAX
-        journal = self.journal
         if self.settings.durability == "everysec" and journal.synced < journal.last and now - self._synced_at >= 0.5:
             self._synced_at = now
             self.sync(journal.last)
@@ -170,6 +183,7 @@ class Engine(Writing):
         if active is not None and not journal.prepared and active.segment.position * 2 > active.segment.capacity:
             with contextlib.suppress(StoreFullError):
                 journal.prepare()
+        self._snapshot_when_due()
         self._trim()
         again = TICK_SECONDS_MAX / 2
         if now >= self._expire_at:
@@ -238,7 +252,7 @@ class Engine(Writing):
     def close(self) -> None:
         """Checkpoint what is dirty, and let go of everything.  What cannot be checkpointed stays in the journal."""
         self.refuse_waiting()
-        error: Exception | None = None
+        error: StoreError | None = None
         with contextlib.ExitStack() as ending, self.lock:
             if self.closed or self.forked:
                 return
@@ -247,12 +261,14 @@ class Engine(Writing):
             self.closed = True
             for view in self.open_views():
                 view.end("the store was closed")
-            if self.journal is not None:
+            for step in (self._finish, self._close_journal) if self.journal is not None else ():
                 try:
-                    self._finish()
-                except (StoreError, OSError) as failure:
-                    error = failure
-                self._close_journal()
+                    step()
+                except StoreError as failure:
+                    error = error or failure
+                except OSError as failure:
+                    named = f"closing: {failure}; the journal keeps what was written"
+                    error = error or StoreError(failure.filename or self.directory, named)
             self.hot.clear()
         if error is not None:
             raise error
@@ -275,6 +291,8 @@ class Engine(Writing):
         try:
             if checkpointer is not None and not self._finished:
                 checkpointer.abandon()
+            if self._moved and isinstance(checkpointer, InlineCheckpointer):
+                checkpointer.reopened().close()  # Which could not be followed to.
         finally:
             if self._number:
                 MAINTENANCE.dismiss(self._number)
@@ -301,7 +319,7 @@ class Engine(Writing):
             self._unlocked(self.checkpointer.finish)
         if self._aside or self._active is not None:
             reason = f"closed without a last checkpoint: {self.poisoned or self.full or 'the helper did not finish'}"
-            kind = PoisonedError if self.poisoned else StoreFullError if self.full else StoreError
+            kind = PoisonedError if self.poisoned else self.full_kind if self.full else StoreError
             raise kind(self.directory, f"{reason}; the journal keeps what was written")
 
     def _close_journal(self) -> None:

@@ -1,4 +1,4 @@
-"""Opening an LMDB environment: its format, its map, its table of readers.
+"""Opening an LMDB environment: its format, its map, its table of readers.  The part of `cold` that knows no records.
 
 LMDB's own format is version 0.9, named explicitly.  The map is reserved far larger than any
 store and equal in all processes, so that nobody ever resizes it; only a program that

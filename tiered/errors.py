@@ -3,6 +3,7 @@
     TieredError
     ├── StoreError                  the store as a whole; carries `path`
     │   ├── NotAStoreError          the path is a file, or a directory without a store in it
+    │   ├── StoreExistsError        a store is where one is to be restored
     │   ├── FormatError             written by a newer version than this one
     │   ├── LockedError             another process has it open for writing, or a handle is in the way
     │   ├── ForkedError             a handle used in a forked child
@@ -48,6 +49,10 @@ class StoreError(TieredError):
 
 class NotAStoreError(StoreError):
     """The path is a file, or a directory that does not hold a store."""
+
+
+class StoreExistsError(StoreError):
+    """A store is there already, and restoring would replace it; `force=True` does."""
 
 
 class FormatError(StoreError):

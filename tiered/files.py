@@ -6,6 +6,8 @@
     NAME/journal-prepared.log  the next one, made ahead of need
     NAME/LOCK                  held (flock) by the program that has the store open for writing
     NAME/APPLY                 held (flock) by whoever writes the cold tier
+    NAME/damaged-NNNN/         damaged files that `salvaging` put aside; nothing else looks into it
+    FILE.XXXXXXXX.tmp          what is to replace FILE, held (flock) by whoever writes it
 
 Locks are `flock` locks: they belong to the open file, so that copying a store's files
 inside the program does not drop them, as it would with `fcntl` locks.  A forked child
@@ -14,21 +16,25 @@ inherits the open file; the after-fork hook of `maintenance` closes it there.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import json
 import os
 import re
 import sys
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
+from tiered import process
 from tiered.errors import LockedError, StoreFullError
 
 CURRENT, LOCK, APPLY, PREPARED = "CURRENT", "LOCK", "APPLY", "journal-prepared.log"
 CURRENT_NEW = "CURRENT.new"
 _SEGMENT = re.compile(r"journal-(\d{8}|[1-9]\d{8,})\.log")
+_DAMAGED = re.compile(r"damaged-(\d{4}|[1-9]\d{4,})")
 _COLD = re.compile(r"cold-(\d{4}|[1-9]\d{4,})")
+_TEMPORARY = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp")
 NETWORK_FILESYSTEMS = frozenset(
     ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "afs", "beegfs", "fuse.sshfs")
 )
@@ -57,10 +63,31 @@ def cold_numbers(directory: Path) -> list[int]:
     return sorted(int(match[1]) for name in os.listdir(directory) if (match := _COLD.fullmatch(name)))
 
 
+def damaged_paths(directory: Path) -> list[Path]:
+    """Where damaged files were put aside, oldest first."""
+    numbers = sorted((int(match[1]), name) for name in os.listdir(directory) if (match := _DAMAGED.fullmatch(name)))
+    return [directory / name for _, name in numbers]
+
+
+def make_damaged(directory: Path) -> Path:
+    """A new directory to put damaged files aside in, its name on the disk."""
+    there = damaged_paths(directory)
+    fresh = directory / f"damaged-{int(there[-1].name.rpartition('-')[2]) + 1 if there else 1:04d}"
+    fresh.mkdir(mode=0o700)
+    sync_directory(directory)
+    return fresh
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """What tells a file from every other, as long as one of them is open."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
 def is_store_file(name: str) -> bool:
     """Whether a file of this name may lie in a store's directory."""
     return name in (CURRENT, CURRENT_NEW, LOCK, APPLY, PREPARED) or any(
-        pattern.fullmatch(name) for pattern in (_SEGMENT, _COLD)
+        pattern.fullmatch(name) for pattern in (_SEGMENT, _COLD, _DAMAGED)
     )
 
 
@@ -77,6 +104,8 @@ def read_current(directory: Path) -> int | None:
 
 def write_current(directory: Path, number: int) -> None:
     """Make cold tier `number` the live one, atomically and durably."""
+    # The name of the cold tier must not reach the disk after the one that leads to it.
+    sync_directory(directory)
     fresh = directory / CURRENT_NEW
     try:
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -142,10 +171,135 @@ def reserve(path: Path, size: int) -> None:
         os.close(fd)
 
 
+def extend(path: Path, size: int) -> None:
+    """Make a file longer, with zeros that take no space, and its length durable."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.ftruncate(fd, size)
+        sync_data(fd)
+    finally:
+        os.close(fd)
+
+
 def rename(old: Path, new: Path) -> Path:
-    """Give a file another name in its directory; durable with the next sync of the directory."""
+    """Give a file another name; durable with the next sync of the directory, or of both."""
     os.rename(old, new)
     return new
+
+
+def move(fresh: Path, wanted: Path) -> None:
+    """Give a file or directory a name that nothing has, or an empty directory; durable when this returns."""
+    os.rename(fresh, wanted)
+    sync_directory(wanted.parent)
+
+
+def exchange(fresh: Path, old: Path) -> None:
+    """Give two directories each other's name, durably: at once where the system can, else one after the other.
+
+    In the second case a crash in between leaves none under the name `old`, and both under others.
+    """
+    if not process.exchange_names(fresh, old):
+        aside = temporary_name(old)
+        os.rename(old, aside)
+        os.rename(fresh, old)
+        os.rename(aside, fresh)
+    sync_directory(old.parent)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name for what is to take the place of `path`."""
+    return path.with_name(f"{path.name}.{os.urandom(4).hex()}.tmp")
+
+
+def final_name(name: str) -> str | None:
+    """The name that a file under such a name is to have, None for any other name."""
+    match = _TEMPORARY.fullmatch(name)
+    return match[1] if match else None
+
+
+def temporaries(path: Path) -> list[Path]:
+    """What there is under such names, whoever made it."""
+    with contextlib.suppress(FileNotFoundError):
+        names = sorted(os.listdir(path.parent))
+        return [path.parent / name for name in names if final_name(name) == path.name]
+    return []
+
+
+class Replacement:
+    """A file that is written under a temporary name, and takes the place of another as a whole or not at all.
+
+    Its writer holds a lock on it, so that `remove_leftovers` can tell what a killed one left.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import fcntl
+
+        self.path = path
+        self.size = 0
+        self._pid = os.getpid()
+        while True:
+            self.temporary = temporary_name(path)
+            self._fd = os.open(self.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(self._fd), os.stat(self.temporary)):
+                    return
+            os.close(self._fd)  # Taken for a leftover before it was locked.
+
+    def write(self, parts: Sequence[bytes]) -> None:
+        """Put these at the end.  Raises `StoreFullError`."""
+        try:
+            for part in parts:
+                view = memoryview(part)
+                while view:
+                    written = os.write(self._fd, view)
+                    view, self.size = view[written:], self.size + written
+        except OSError as error:
+            raise self._full(error) from None
+
+    def sync(self) -> None:
+        """Wait until what was written is on the disk, and have the system forget its copy of it."""
+        try:
+            sync_data(self._fd)
+        except OSError as error:
+            raise self._full(error) from None
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def commit(self) -> None:
+        """Take the other's place, durably."""
+        os.replace(self.temporary, self.path)
+        try:
+            sync_directory(self.path.parent)
+        finally:
+            self._close()
+
+    def abandon(self) -> None:
+        """Remove it; nothing if it has taken its place, or belongs to the process this one was forked from."""
+        if self._fd >= 0 and self._pid == os.getpid():
+            self.temporary.unlink(missing_ok=True)
+            self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+
+    def _full(self, error: OSError) -> OSError | StoreFullError:
+        return StoreFullError(self.path, "the disk is full; free some space") if is_full(error) else error
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed programs left that was to take the place of the file `path`."""
+    import fcntl
+
+    for temporary in temporaries(path):
+        with contextlib.suppress(OSError):
+            fd = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                temporary.unlink()
+            finally:
+                os.close(fd)
 
 
 def is_full(error: OSError) -> bool:
@@ -213,21 +367,34 @@ class FileLock:
             while True:
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
+                    if self.in_place():
+                        break
+                    # Another directory has taken the name of the one it was in, which somebody restored.
+                    os.close(fd)
+                    self._fd = fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 except BlockingIOError:
                     if time.monotonic() >= limit:
                         raise LockedError(self.path.parent, self._describe(fd)) from None
                     time.sleep(0.005)
-            holder = {"host": os.uname().nodename, "pid": os.getpid(), "command": " ".join(sys.orig_argv)[:200]}
-            holder["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps(holder).encode(), 0)
             self.held = True
+            self._sign(fd)
         except BaseException:
             self.abandon()
             raise
 
+    def _sign(self, fd: int) -> None:
+        """Say who holds it: a courtesy to others, which a full disk may deny them."""
+        import json  # Not at the top, nor others like it below: importing the package is to be quick.
+
+        holder = {"host": os.uname().nodename, "pid": os.getpid(), "command": " ".join(sys.orig_argv)[:200]}
+        holder["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(holder).encode(), 0)
+
     def _describe(self, fd: int) -> str:
+        import json
+
         try:
             holder = json.loads(os.pread(fd, 4096, 0))
             who = f"process {holder['pid']} on {holder['host']} ({holder['command']}) since {holder['since']}"

@@ -7,15 +7,16 @@ pipe closes or its parent is gone, after finishing the transaction it is in.
 
 Messages are msgpack maps, one after the other.  To the helper:
 
-    do      open, apply, compact, close
+    do      open, apply, compact, snapshot, cancel, close
     store   number that the program gave the store
-    ...     open: directory, compression; apply: segment, until
+    ...     open: directory, compression; apply: segment, until; snapshot: request, until, wish; cancel: request
 
 and from it:
 
-    event   opened, applied, compacted, compaction_failed, closed, failed
+    event   opened, applied, compacted, compaction_failed, copied, snapshot_made, snapshot_failed, closed, failed
     store   as above
-    ...     applied: until, state; failed: error (name of the class), path, message; all: memory, written
+    ...     applied: until, state; copied: request, done, total; snapshot_made: request, info;
+            failed: error (name of the class), path, message; all: memory, written
 
 The helper takes a store's APPLY lock at `open` and gives it up at `close`.  After a
 failure it drops the store's environment, so that the next try starts from what is on
@@ -29,32 +30,35 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import resource
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Generator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import msgpack
-import zstandard
 
 from tiered import files
-from tiered.checkpoint import Applier
+from tiered.checkpoint import Applier, UnsettledError
 from tiered.cold import Cold
+from tiered.copying import Wish, copy_moment
 from tiered.errors import StoreError, StoreFullError
 from tiered.journal import SegmentFile
 from tiered.process import rss_anon_bytes, written_bytes
+from tiered.snapshot import SnapshotInfo
 
 APPLY_WAIT_SECONDS = 30.0
 """How long to wait for a helper of a killed program to finish its transaction."""
 SETTLE_RECORDS_MAX = 131_072
 """What a close may spend on it: about 0.1 s."""
+COPYING_SHARE = 0.3
+"""While checkpoints wait, copying a snapshot takes this much time of what each of them took."""
+COPIED_SECONDS = 0.1
+"""How often to tell how far a snapshot is."""
 _IDLE_SECONDS = 0.25
 _CODE = (
     "import sys, json; sys.path[:0] = json.loads(sys.argv[1]); "
@@ -64,6 +68,17 @@ _CODE = (
 Event = dict[str, Any]
 
 
+class Copying:
+    """One snapshot being made, at a step's end or in the queue."""
+
+    def __init__(self, request: int, until: int, wish: Wish) -> None:
+        self.request = request
+        self.until = until
+        self.wish = wish
+        self.steps: Generator[tuple[int, int], None, SnapshotInfo] | None = None
+        self.told_at = 0.0
+
+
 class Job:
     """One store's checkpoints, by whoever holds its APPLY lock."""
 
@@ -71,14 +86,17 @@ class Job:
         self.store = store
         self.directory = directory
         self._compression = compression
-        self._lock = files.FileLock(directory / files.APPLY)
-        self._lock.acquire(APPLY_WAIT_SECONDS)
+        self._lock = files.FileLock(directory / files.APPLY)  # Taken with the first work: that may fail.
         self._own = cold is None
         self._applier: Applier | None = None
         self._waiting: list[tuple[int, int]] = []
         self._held = False
+        self._slices_held = False
         self._applied_last = False
+        self._compaction_wanted = False
         self._compaction: Generator[int, None, None] | None = None
+        self._copyings: list[Copying] = []
+        self._copying_seconds = 0.0
         self._finished: Event | None = None
         self._ended = False
         self._peak = 0
@@ -89,8 +107,10 @@ class Job:
         """A closed segment is to be applied up to sequence number `until`.
 
         After a failure nothing is applied until a segment that waits is submitted again: what
-        was submitted meanwhile must not be applied without those before it.
+        was submitted meanwhile must not be applied without those before it.  Nor is other work done
+        until then: where there is no room it would fail again at once, and for ever.
         """
+        self._slices_held = False
         if (segment, until) in self._waiting:
             self._held = False
         else:
@@ -98,9 +118,19 @@ class Job:
             self._waiting = sorted([*self._waiting, (segment, until)])
 
     def compact(self) -> None:
-        """Start compaction, unless one is running."""
-        if self._compaction is None and not self._ended:
-            self._compaction = self._open().compaction()
+        """A compaction is to be done, unless one is under way."""
+        self._compaction_wanted = self._compaction is None
+
+    def snapshot(self, request: int, until: int, wish: dict[str, Any]) -> None:
+        """Make a snapshot of a moment with everything up to `until`, after those that were asked for before."""
+        self._copyings.append(Copying(request, until, Wish(**wish)))
+
+    def cancel(self, request: int) -> None:
+        """Make that snapshot no more, and leave nothing of it."""
+        for copying in [each for each in self._copyings if each.request == request]:
+            self._copyings.remove(copying)
+            if copying.steps is not None:
+                copying.steps.close()
 
     def finish(self) -> None:
         """After what waits, give the APPLY lock up."""
@@ -109,7 +139,7 @@ class Job:
     @property
     def urgent(self) -> bool:
         """Whether somebody waits for the next step."""
-        work = (self._waiting and not self._held) or self._finished or self._compaction
+        work = (self._waiting and not self._held) or self._finished or self._compaction or self._compaction_wanted
         return bool(work) and not self._ended
 
     @property
@@ -138,14 +168,24 @@ class Job:
 
         `quiet` says that nothing was asked for in a while.
         """
-        if self._ended:
-            return False  # The cold tier may be closed at any moment, or be somebody else's.
+        if self._ended:  # The cold tier may be closed at any moment, or be somebody else's.
+            finished, self._finished = self._finished, None
+            return finished or False
         try:
             waiting = self._waiting and not self._held
-            applier = self._open() if waiting or self._compaction else self._applier
+            if not self._lock.held and (waiting or not self._finished):
+                self._lock.acquire(APPLY_WAIT_SECONDS)
+            if self._compaction_wanted:
+                self._compaction, self._compaction_wanted = self._open().compaction(), False
+            applier = self._open() if waiting or self._compaction or self._copyings else self._applier
+            if self._copying_seconds > 0 and self._copyings and not self._compaction:
+                return self._copy_step()
             if waiting and not (self._applied_last if self._compaction else applier and applier.owes):
                 self._applied_last = True
-                return self._apply()
+                began = time.monotonic()
+                event = self._apply()
+                self._copying_seconds = COPYING_SHARE * (time.monotonic() - began)
+                return event
             self._applied_last = False
             if self._finished is not None and not waiting:
                 # Whoever opens the store next reads it as it is left; what a dropped compaction leaves goes then.
@@ -159,20 +199,27 @@ class Job:
                 return finished
             if self._compaction is not None:
                 return self._compact_step()
-            return applier is not None and (applier.slice() or (quiet and applier.settle()))
+            if self._copyings and not waiting:
+                return self._copy_step()
+            if applier is None or self._slices_held:
+                return False
+            return applier.slice() or (quiet and applier.settle())
+        except UnsettledError as error:  # Nothing may be applied any more, to either cold tier.
+            self.abandon()
+            return self._failure("failed", error)
         except Exception as error:  # Reported to the program, which decides; the job starts anew.
             self._reset()
-            self._held = bool(self._waiting)
+            self._held, self._slices_held = bool(self._waiting), True
             return self._failure("failed", error)
 
-    def _failure(self, event: str, error: Exception) -> Event:
+    def _failure(self, event: str, error: Exception, **details: object) -> Event:
         name, path = type(error).__name__, getattr(error, "path", str(self.directory))
         message = error.message if isinstance(error, StoreError) else repr(error)
         if isinstance(error, OSError) and files.is_full(error):
             name, message = StoreFullError.__name__, "the disk is full; free some space"
         if isinstance(error, MemoryError):
             message = "not enough memory for a checkpoint; it is tried again"
-        return self._event(event, error=name, path=path, message=message)
+        return self._event(event, error=name, path=path, message=message, **details)
 
     def _apply(self) -> Event:
         applier = self._open()
@@ -184,7 +231,7 @@ class Job:
             SegmentFile(files.segment_path(self.directory, number)) for number, last in waiting if last > applied
         ]
         records = applier.apply(segments, until) if segments else 0
-        state = asdict(applier.cold.state())
+        state = vars(applier.cold.state())
         used = applier.cold.used_bytes()
         event = self._event("applied", until=until, records=records, state=state, used=used)
         del self._waiting[: len(waiting)]
@@ -197,12 +244,42 @@ class Job:
             return True
         except StopIteration:
             self._compaction = None
-            return self._event("compacted", state=asdict(self.cold.state()))
+            return self._event("compacted", state=vars(self.cold.state()))
+        except UnsettledError:
+            raise
         except Exception as error:  # The cold tier is as it was; only the copy failed.
             self._compaction = None
             return self._failure("compaction_failed", error)
 
+    def _copy_step(self) -> Event | bool:
+        copying = self._copyings[0]
+        began = time.monotonic()
+        try:
+            if copying.steps is None:
+                if self.cold.state().applied < copying.until:  # What comes first was lost, and comes again.
+                    self._copying_seconds = 0.0
+                    return False
+                copying.steps = copy_moment(self.cold, copying.wish)
+            done, total = next(copying.steps)
+        except StopIteration as stop:
+            self._copyings.remove(copying)
+            return self._event("snapshot_made", request=copying.request, info=stop.value._asdict())
+        except Exception as error:  # The store is as it was; only there is no snapshot.
+            self._copyings.remove(copying)
+            return self._failure("snapshot_failed", error, request=copying.request)
+        now = time.monotonic()
+        self._copying_seconds -= now - began
+        if now - copying.told_at < COPIED_SECONDS:
+            return True
+        copying.told_at = now
+        return self._event("copied", request=copying.request, done=done, total=total)
+
     def _reset(self) -> None:
+        self._compaction_wanted = False
+        for copying in self._copyings:
+            if copying.steps is not None:
+                copying.steps.close()
+        self._copyings = []
         if self._compaction is not None:
             self._compaction.close()
             self._compaction = None
@@ -276,6 +353,10 @@ def _accept(jobs: dict[int, Job], message: dict[str, Any]) -> Event | None:
             jobs[store].submit(message["segment"], message["until"])
         elif do == "compact":
             jobs[store].compact()
+        elif do == "snapshot":
+            jobs[store].snapshot(message["request"], message["until"], message["wish"])
+        elif do == "cancel":
+            jobs[store].cancel(message["request"])
         elif do == "close":
             jobs[store].finish()
     except Exception as error:  # Reported to the program, as in Job.step.
@@ -299,9 +380,12 @@ class HelperProcess:
     """The program's end of the pipes."""
 
     def __init__(self) -> None:
-        import subprocess  # Takes time, which a program that starts no helper does not spend.
+        # They take time, which a program that starts no helper does not spend.
+        import json
+        import subprocess
 
-        roots = {str(Path(str(module.__file__)).resolve().parents[1]) for module in (lmdb, msgpack, zstandard)}
+        needed = (sys.modules[name] for name in ("lmdb", "msgpack", "zstandard"))
+        roots = {str(Path(str(module.__file__)).resolve().parents[1]) for module in needed}
         roots.add(str(Path(__file__).resolve().parents[1]))
         # Raises OSError where no process may be started; the caller then works inline.
         self._process = subprocess.Popen(

@@ -40,14 +40,17 @@ sequence numbers consecutive within and across segments.  A batch never crosses
 segments.
 
 Crash argument.  When only the process dies, the kernel still has every mapped byte;
-at most the record being written is incomplete, and it was not acknowledged.  When the
+at most the record or batch being written is incomplete, and it was not acknowledged.  In which order its
+bytes are written does not matter: a record lacking any of them fails its checksum, and what follows an
+incomplete record is not read.  When the
 machine dies, any subset of the sectors changed since the last sync is lost.  A bad
 record whose number is above every synced mark that can be found is such a torn tail:
 it and all that follows is dropped.  One at or below a mark was on the disk once, so
 it is damage.  The seed keeps bytes inside values, or left from an older file in the
 same blocks, from looking like records.  A header lies in one sector, so a power cut
-leaves it whole or zeros, and anything else is damage.  Downside: records lost at the very end, with
-no later record to carry a mark, cannot be told from ones never synced.
+leaves it whole or zeros, and anything else is damage.  Downsides: records lost at the very end, with
+no later record to carry a mark, cannot be told from ones never synced.  Nor can a segment that somebody put in
+the place of another be told from it, if number and first record are the same: it does not say of which store it is.
 """
 
 from __future__ import annotations
@@ -56,13 +59,15 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from tiered import files
 from tiered.errors import CorruptionError, FormatError, ReentrantError, StoreError, StoreFullError
+from tiered.log import LOG
+from tiered.native import native
 
 HEADER = struct.Struct("<8sHHIQQQI")
 assert HEADER.size == 44
@@ -109,6 +114,9 @@ class Dirty(NamedTuple):
     payload: bytes
 
 
+_new_dirty = tuple.__new__
+
+
 class SegmentHeader(NamedTuple):
     """What the header of a segment says."""
 
@@ -119,7 +127,10 @@ class SegmentHeader(NamedTuple):
 
 
 class Segment:
-    """One segment that this program writes, and reads back by position."""
+    """One segment that this program writes, and reads back by position.
+
+    Where it is mapped and the compiled part is there, `records` writes and reads its records.
+    """
 
     def __init__(self, directory: Path, capacity: int, mapped: bool) -> None:
         self.number = 0
@@ -135,6 +146,7 @@ class Segment:
         self.position = HEADER_BYTES
         self.touched = 0  # Up to where a batch was perhaps written.
         self.seed = 0
+        self.records: Any = None
         self.first = self.last = 0
 
     def __del__(self, _close: Callable[[int], None] = os.close) -> None:
@@ -151,6 +163,8 @@ class Segment:
         self.first, self.last = first, first - 1
         head = HEADER.pack(_SEGMENT_MAGIC, _VERSION, 0, self.seed, self.number, first, synced, 0)[:40]
         self.write(0, head + _CRC.pack(crc32(head)))
+        if native is not None and self.map is not None:
+            self.records = native.Records(self.map, self.seed)
         self.path = files.rename(self.path, files.segment_path(self.path.parent, number))
 
     def write(self, position: int, data: bytes) -> None:
@@ -162,6 +176,11 @@ class Segment:
         while view:
             written = os.pwrite(self.fd, view, position)
             view, position = view[written:], position + written
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes in use that count against the budget."""
+        return self.position - HEADER_BYTES
 
     def rewind(self) -> None:
         """Blank what an interrupted batch left after the last record: parts of it may be valid records."""
@@ -175,6 +194,10 @@ class Segment:
 
     def put_at(self, position: int) -> Dirty:
         """The put at `position`.  Raises `CorruptionError` if it is not what was written."""
+        if self.records is not None:
+            found = self.records.record_at(position)
+            if found is not None:
+                return _new_dirty(Dirty, found)
         head = self._read(position, RECORD.size)
         crc, _, _, _, key_size, codec, _, payload_size, _, _, deadline = RECORD.unpack(head)
         body = self._read(position + RECORD.size, key_size + payload_size)
@@ -255,44 +278,49 @@ class Journal:
         """Write one record into the active segment, which must have room; returns its position."""
         segment = self.active
         assert segment is not None
-        sequence = self.last + 1
-        body = (
-            _REST.pack(_MAGIC, kind, flags, len(key), codec, 0, len(payload), sequence, self.synced, deadline)
-            + key
-            + payload
-        )
-        position = segment.position
-        end = position + 4 + len(body)
-        mapping = segment.map
-        if mapping is not None:
-            mapping[position:end] = _CRC.pack(crc32(body, segment.seed)) + body
-        else:
+        sequence, position, records = self.last + 1, segment.position, segment.records
+        end: int | None = None
+        if records is not None:
+            end = records.append(position, sequence, self.synced, kind, flags, codec, deadline, key, payload)
+        if end is None:
+            body = (
+                _REST.pack(_MAGIC, kind, flags, len(key), codec, 0, len(payload), sequence, self.synced, deadline)
+                + key
+                + payload
+            )
+            end = position + _CRC.size + len(body)
             self._write(segment, position, _CRC.pack(crc32(body, segment.seed)) + body)
         # One statement: an interrupt leaves the record counted as a whole, or to be written over.
         segment.position, segment.last, self.last = end, sequence, sequence
         return position
 
-    def append_batch(self, records: Iterable[tuple[int, bytes, bytes, int, int]], count: int) -> list[int]:
-        """Write `count` records `(kind, key, payload, codec, deadline)` as one batch; returns their positions."""
+    def append_batch(
+        self, kinds: list[int], keys: list[bytes], payloads: list[bytes], codecs: list[int], deadlines: list[int]
+    ) -> list[int]:
+        """Write records, given as columns, as one batch into the active segment; returns their positions."""
         segment = self.active
         assert segment is not None
-        pack, seed, synced, sequence = _REST.pack, segment.seed, self.synced, self.last
-        position = start = segment.position
-        positions: list[int] = []
-        parts: list[bytes] = []
-        final = count - 1
-        for index, (kind, key, payload, codec, deadline) in enumerate(records):
-            sequence += 1
-            flags = MORE if index < final else 0
-            body = (
-                pack(_MAGIC, kind, flags, len(key), codec, 0, len(payload), sequence, synced, deadline) + key + payload
+        first, start, count = self.last + 1, segment.position, len(keys)
+        end = start + count * RECORD.size + sum(map(len, keys)) + sum(map(len, payloads))
+        segment.touched = end
+        positions: list[int] | None = None
+        if segment.records is not None:
+            positions = segment.records.append_batch(
+                start, first, self.synced, kinds, codecs, deadlines, keys, payloads
             )
-            parts += (_CRC.pack(crc32(body, seed)), body)
-            positions.append(position)
-            position += 4 + len(body)
-        segment.touched = position
-        self._write(segment, start, b"".join(parts))
-        segment.position, segment.last, self.last = position, sequence, sequence
+        if positions is None:
+            parts: list[bytes] = []
+            positions, position, sequence, synced = [], start, first, self.synced
+            for kind, key, payload, codec, deadline in zip(kinds, keys, payloads, codecs, deadlines, strict=True):
+                flags = MORE if sequence - first < count - 1 else 0
+                rest = _REST.pack(_MAGIC, kind, flags, len(key), codec, 0, len(payload), sequence, synced, deadline)
+                body = rest + key + payload
+                parts += (_CRC.pack(crc32(body, segment.seed)), body)
+                positions.append(position)
+                sequence, position = sequence + 1, position + _CRC.size + len(body)
+            self._write(segment, start, b"".join(parts))
+        last = first + count - 1
+        segment.position, segment.last, self.last = end, last, last
         return positions
 
     def _write(self, segment: Segment, position: int, data: bytes) -> None:
@@ -318,7 +346,10 @@ class Journal:
         if segment in self._unsynced:
             self._unsynced.remove(segment)
         self.synced = max(self.synced, applied)
-        segment.path.unlink(missing_ok=True)
+        try:
+            segment.path.unlink(missing_ok=True)
+        except OSError as error:  # In nobody's way: the next open finds it applied, and removes it.
+            LOG.warning("%s: applied, but cannot be removed: %s", segment.path, error)
 
     def sync(self, wanted: int) -> None:
         """Return when every record up to `wanted` is on the disk.  Threads that wait share one sync.
@@ -370,19 +401,18 @@ class SegmentFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with open(path, "rb") as file:
-            self.size = os.fstat(file.fileno()).st_size
-            self._map: mmap.mmap | bytes = (
-                mmap.mmap(file.fileno(), self.size, prot=mmap.PROT_READ) if self.size else b""
-            )
-        self._data = memoryview(self._map)
+            status = os.fstat(file.fileno())
+            self.identity, self.size = (status.st_dev, status.st_ino), status.st_size
+            self.map: mmap.mmap | bytes = mmap.mmap(file.fileno(), self.size, prot=mmap.PROT_READ) if self.size else b""
+        self._data = memoryview(self.map)
         self.header = self._parse_header()
 
     def _parse_header(self) -> SegmentHeader | None:
         """The header, None where it is not a valid one.  Raises `FormatError` for a newer layout."""
         if self.size < HEADER_BYTES:
             return None
-        magic, version, _, seed, number, first, synced, crc = HEADER.unpack_from(self._map)
-        if magic != _SEGMENT_MAGIC or crc32(self._map[:40]) != crc:
+        magic, version, _, seed, number, first, synced, crc = HEADER.unpack_from(self.map)
+        if magic != _SEGMENT_MAGIC or crc32(self.map[:40]) != crc:
             return None
         if version != _VERSION:
             raise FormatError(self.path, f"journal format {version}; this version knows {_VERSION}")
@@ -397,6 +427,13 @@ class SegmentFile:
     def header_damaged(self) -> bool:
         """Whether there is a header that is not what was written; one that never reached the disk is zeros."""
         return self.header is None and any(self._data[:HEADER_BYTES])
+
+    @property
+    def misplaced(self) -> bool:
+        """Whether the file has the name of another segment."""
+        return (
+            self.header is not None and self.path.name != files.segment_path(self.path.parent, self.header.number).name
+        )
 
     def entry_at(self, position: int) -> Entry | None:
         """The record at `position`, None if there is no valid one."""
@@ -415,7 +452,7 @@ class SegmentFile:
 
     def slice(self, start: int, end: int) -> bytes:
         """The bytes from `start` to `end`: an entry's payload."""
-        return self._map[start:end]
+        return self.map[start:end]
 
     def blank_after(self, position: int) -> bool:
         """Whether nothing was ever written from `position` on."""
@@ -423,13 +460,16 @@ class SegmentFile:
             bytes(self._data[at : at + (1 << 20)]).strip(b"\0") for at in range(position, self.size, 1 << 20)
         )
 
-    def entries(self) -> Iterator[Entry]:
-        """Valid records from the first on, up to the first that is not valid or not the next in sequence."""
+    def entries(self, position: int = HEADER_BYTES, expected: int = 0) -> Iterator[Entry]:
+        """Valid records up to the first that is not valid or not the next in sequence.
+
+        From the first on; or from `position` on, where the one numbered `expected` is to be.
+        """
         if self.header is None:
             return
-        data, mapping, size = self._data, self._map, self.size
+        data, mapping, size = self._data, self.map, self.size
         unpack, seed = RECORD.unpack_from, self.header.seed
-        new, start, expected = tuple.__new__, HEADER_BYTES + RECORD.size, self.header.first
+        new, start, expected = tuple.__new__, position + RECORD.size, expected or self.header.first
         # The same as `entry_at` for each record, without its calls: half of what reading costs.
         while start <= size:
             crc, magic, kind, flags, key_size, codec, _, payload_size, sequence, synced, deadline = unpack(
@@ -452,7 +492,7 @@ class SegmentFile:
     def highest_synced(self, position: int) -> int:
         """The highest synced mark in the header or in any valid record at or after `position`."""
         highest = self.header.synced if self.header else 0
-        while self.header and (found := self._map.find(_MAGIC_BYTES, position + 4)) >= 0:
+        while self.header and (found := self.map.find(_MAGIC_BYTES, position + 4)) >= 0:
             entry = self.entry_at(found - 4)
             if entry is not None:
                 highest = max(highest, entry.synced)

@@ -43,10 +43,12 @@ key compares the full encoding, which is in the record.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import index
 from typing import Any, TypeAlias
 
 from .errors import KeyTooLongError
+from .native import native
 
 Key: TypeAlias = "str | bytes | int | tuple[Key, ...]"
 
@@ -73,7 +75,7 @@ _INT_CODES = tuple(bytes((code,)) for code in range(_CODE_INT_BIG + 1))
 _ALLOWED = "keys are str, bytes, int or tuples of them"
 
 
-def encode(key: object) -> bytes:
+def _encode(key: object) -> bytes:
     """The key as bytes that sort as the keys do.
 
     `TypeError` for what is no key, `KeyTooLongError` above 32 KiB.
@@ -93,10 +95,13 @@ def encode(key: object) -> bytes:
     elif kind is tuple:
         encoded = _encode_elements(_TUPLE, value, 1)
     else:
-        return encode(_base_value(key))
+        return _encode(_base_value(key))
     if len(encoded) > KEY_BYTES_MAX:
         raise KeyTooLongError(f"the key is {len(encoded):,} bytes when encoded, the limit is {KEY_BYTES_MAX:,}")
     return encoded
+
+
+encode: Callable[[object], bytes] = native.KeyEncoder(_encode) if native else _encode
 
 
 def decode(encoded: bytes) -> Key:

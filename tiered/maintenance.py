@@ -12,7 +12,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import itertools
-import logging
 import os
 import select
 import threading
@@ -22,11 +21,11 @@ from typing import TYPE_CHECKING
 
 from tiered import files
 from tiered.helper import Event, HelperProcess, can_start
+from tiered.log import LOG
 
 if TYPE_CHECKING:
     from tiered.engine import Engine
 
-LOG = logging.getLogger("tiered")
 TICK_SECONDS_MAX = 1.0
 
 

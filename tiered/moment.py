@@ -5,7 +5,8 @@ newest first, and an LMDB read transaction begun under the same hold of the lock
 record can be between them.  Buffers set aside never change.  The active one goes on
 being written; a moment that is to *stay* (a view) notes how far it was filled and has
 it keep the positions that later writes of the same keys replace, so that taking a moment costs
-the same whatever is dirty.  One page of an iteration takes a moment of its own, which need not stay.
+the same whatever is dirty.  One page of an iteration takes a moment of its own, which need not stay where
+writes come one by one.
 
 Locking: made and closed under the store's lock.  In between it takes the lock only to
 put keys in order.  Not for two threads at a time, since it reads through one transaction.
@@ -17,7 +18,7 @@ import contextlib
 import heapq
 import sys
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from operator import itemgetter
 
 from tiered import keys, record
@@ -41,17 +42,15 @@ class Moment:
 
     _stays = False  # Until it is made: making may be interrupted.
 
-    def __init__(self, tiers: Tiers, stays: bool = False) -> None:
+    def __init__(self, tiers: Tiers, stays: bool = False, inside: bool = False) -> None:
         self._tiers = tiers
         self.now_ms = tiers.clock.now_ms()
-        self.cold = tiers.cold
-        self.buffers = tiers.buffers
+        self._ordered: list[list[bytes]] | None = None
+        self.cold, self.buffers, self._reader = tiers.begin(inside)
         self._active = self.buffers[0] if self.buffers else None
         # What the newest buffer holds from here on came later.
         self._filled = self._active.segment.position if stays and self._active is not None else None
-        self._ordered: list[list[bytes]] | None = None
         self._stays = stays
-        self._reader = self.cold.begin()
         if stays and self._active is not None:
             self._active.pin(id(self))
 
@@ -184,9 +183,9 @@ class Moment:
                     break
         return latest
 
-    def next_deadline(self) -> int:
-        """No record expires before this, 0 if none does; under the lock."""
-        newer: set[bytes] = set()
+    def next_deadline(self, but: Iterable[bytes] = ()) -> int:
+        """No record but those of the stored keys `but` expires before this, 0 if none does; under the lock."""
+        newer = set(but)
         later: list[int] = []
         for buffer in self.buffers:
             later += [at for key, at in buffer.deadlines.items() if at > self.now_ms and key not in newer]
@@ -230,9 +229,15 @@ def _of_buffer(buffer: WriteBuffer, stored_keys: list[bytes], indexes: range) ->
 def passing(tiers: Tiers) -> Iterator[Moment]:
     """The moment now, closed when the block ends."""
     tiers.check_readable()
+    inside = tiers.owned()
     with tiers.lock:
-        moment = Moment(tiers)
+        # A follower takes in many batches at a time, of which a page must not show the half.
+        moment = Moment(tiers, tiers.readonly, inside)
     try:
         yield moment
     finally:
-        moment.close()
+        if tiers.readonly:
+            with tiers.lock:
+                moment.close()
+        else:
+            moment.close()

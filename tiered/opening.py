@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tiered import files, recovery
@@ -26,10 +25,11 @@ from tiered.errors import (
     StoreFullError,
     UnsupportedError,
 )
+from tiered.follower import Follower
 from tiered.helper import APPLY_WAIT_SECONDS
 from tiered.journal import Journal
+from tiered.log import LOG
 
-LOG = logging.getLogger("tiered")
 UNFINISHED_BYTES_MAX = 1 << 16
 """A cold tier without any record is smaller."""
 FLAGS = {"c": "create if missing", "w": "existing", "r": "existing, read-only", "n": "always new"}
@@ -63,17 +63,30 @@ def open_engine(
 ) -> Engine:
     """The engine of the store in a directory.  Raises the errors of `errors` and nothing else."""
     settings = Settings.resolve(explicit, {})
-    try:
+    with named_errors(directory):
+        LOG.prepare()
         _check_path(directory, flag)
-        if not allow_network and (kind := files.filesystem_type(_existing(directory))) in files.NETWORK_FILESYSTEMS:
-            raise UnsupportedError(
-                directory,
-                f"on a network file system ({kind}), where locks and mapped files cannot be trusted; "
-                "use a local disk, or open with allow_network=True",
-            )
+        refuse_network(directory, allow_network)
         if flag == "r":
             return _open_readonly(directory, explicit, clock)
         return _open_writable(directory, flag, explicit, settings, lock_timeout, clock)
+
+
+def refuse_network(directory: Path, allow_network: bool) -> None:
+    """Raise `UnsupportedError` for a network file system that was not allowed."""
+    if not allow_network and (kind := files.filesystem_type(_existing(directory))) in files.NETWORK_FILESYSTEMS:
+        raise UnsupportedError(
+            directory,
+            f"on a network file system ({kind}), where locks and mapped files cannot be trusted; "
+            "use a local disk, or open with allow_network=True",
+        )
+
+
+@contextlib.contextmanager
+def named_errors(directory: Path) -> Iterator[None]:
+    """Turn errors of the system into this package's."""
+    try:
+        yield
     except PermissionError as error:
         raise ReadOnlyError(error.filename or directory, f"{error.strerror}; open with flag='r' to read") from None
     except OSError as error:
@@ -111,7 +124,7 @@ def _read_current(directory: Path) -> int | None:
         return files.read_current(directory)
     except ValueError as error:
         raise CorruptionError(
-            directory / files.CURRENT, f"{error}; write the name of the newest cold-NNNN into it"
+            directory / files.CURRENT, f"{error}; tiered.salvage(path) finds the one to name"
         ) from None
 
 
@@ -128,9 +141,7 @@ def _open_readonly(directory: Path, explicit: Mapping[str, object], clock: Clock
                 raise
     with contextlib.ExitStack() as undo:
         undo.callback(cold.close)
-        with cold.read() as reader:
-            settings = Settings.resolve(explicit, reader.settings())
-        engine = Engine(directory, settings, cold, None, None, clock, recovery.Plan())
+        engine = Follower(directory, explicit, cold, clock)
         undo.pop_all()
     return engine
 
@@ -148,20 +159,15 @@ def _open_writable(
         lock = files.FileLock(directory / files.LOCK)
         lock.acquire(lock_timeout)
         undo.callback(lock.release)
-        apply_lock = files.FileLock(directory / files.APPLY)
-        try:
-            apply_lock.acquire(APPLY_WAIT_SECONDS)
-        except LockedError:
-            raise LockedError(
-                directory, f"the helper of a program that is gone has not finished within {APPLY_WAIT_SECONDS:.0f} s"
-            ) from None
+        apply_lock = lock_applying(directory)
         undo.callback(apply_lock.release)
-        if flag == "n":
-            _remove_contents(directory)
-        number = _read_current(directory)
-        if number is None:
+        number = None if flag == "n" else _read_current(directory)
+        if flag == "n" and files.CURRENT in os.listdir(directory):
+            cold = _emptied(directory, settings)
+        elif number is None:
             number = 1
-            _check_unfinished(directory)
+            if flag != "n":
+                _check_unfinished(directory)
             _remove_contents(directory)
             cold = _create(directory, number, settings)
         else:
@@ -171,6 +177,18 @@ def _open_writable(
         apply_lock.release()
         undo.pop_all()
     return engine
+
+
+def lock_applying(directory: Path) -> files.FileLock:
+    """Take the APPLY lock, waiting for a helper that is still at it."""
+    lock = files.FileLock(directory / files.APPLY)
+    try:
+        lock.acquire(APPLY_WAIT_SECONDS)
+    except LockedError:
+        raise LockedError(
+            directory, f"the helper of a program that is gone has not finished within {APPLY_WAIT_SECONDS:.0f} s"
+        ) from None
+    return lock
 
 
 def _check_unfinished(directory: Path) -> None:
@@ -186,17 +204,30 @@ def _check_unfinished(directory: Path) -> None:
             with_data = [1] if (path / "data.mdb").stat().st_size > UNFINISHED_BYTES_MAX else []
     if with_data:
         raise CorruptionError(
-            directory / files.CURRENT, "missing, though there are data; write the name of the newest cold-NNNN into it"
+            directory / files.CURRENT, "missing, though there are data; tiered.salvage(path) finds the one to name"
         )
 
 
 def _create(directory: Path, number: int, settings: Settings) -> Cold:
-    cold = Cold(files.cold_path(directory, number), create=True)
-    with cold.update() as update:
-        update.put_settings(settings.remembered())
-    files.write_current(directory, number)
+    # Before CURRENT makes a store of it, which nobody would do this for any more.
     files.sync_directory(directory.parent)
+    cold = Cold(files.cold_path(directory, number), create=True)
+    with contextlib.ExitStack() as undo:
+        undo.callback(cold.close)
+        with cold.update() as update:
+            update.put_settings(settings.remembered())
+        files.write_current(directory, number)
+        undo.pop_all()
     return cold
+
+
+def _emptied(directory: Path, settings: Settings) -> Cold:
+    """A new cold tier in the place of all there is: whoever is stopped leaves what was there, or nothing."""
+    for number in reversed(files.segment_numbers(directory)):  # Without its end it is still what it was at one moment.
+        files.segment_path(directory, number).unlink()
+    for damaged in files.damaged_paths(directory):
+        files.remove_tree(damaged)
+    return _create(directory, files.cold_numbers(directory)[-1] + 1 if files.cold_numbers(directory) else 1, settings)
 
 
 def _remove_contents(directory: Path) -> None:
@@ -208,6 +239,20 @@ def _remove_contents(directory: Path) -> None:
         files.remove_tree(files.cold_path(directory, number))
 
 
+def _apply(directory: Path, cold: Cold, plan: recovery.Plan, applied: int, compression: str) -> None:
+    """Apply what the plan says, a segment at a time, which says how far it is and bounds what a transaction takes."""
+    LOG.info("%s: applying %d records that the journal holds", directory, plan.until - applied)
+    applier = Applier(directory, cold, compression)
+    firsts = [segment.header.first for segment in plan.segments[1:] if segment.header is not None]
+    for segment, until in zip(plan.segments, [*(first - 1 for first in firsts), plan.until], strict=True):
+        until = min(until, plan.until)
+        if until > applied:
+            applier.apply([segment], until)
+            LOG.info("%s: %s applied; %d records to go", directory, segment.path.name, plan.until - until)
+            applied = until
+    LOG.info("%s: recovered", directory)
+
+
 def _recover(directory: Path, cold: Cold, explicit: Mapping[str, object], lock: files.FileLock, clock: Clock) -> Engine:
     """Apply what the journal holds, remove its segments, and start the engine after it."""
     with cold.read() as reader:
@@ -215,11 +260,7 @@ def _recover(directory: Path, cold: Cold, explicit: Mapping[str, object], lock: 
         remembered = reader.settings()
     plan = recovery.plan(directory, state.applied)
     if plan.until > state.applied:
-        records = plan.until - state.applied
-        LOG.info("%s: applying %d records that the journal holds", directory, records)
-        compression = Settings.resolve({}, remembered).compression
-        Applier(directory, cold, compression).apply(plan.segments, plan.until)
-        LOG.info("%s: recovered", directory)
+        _apply(directory, cold, plan, state.applied, Settings.resolve({}, remembered).compression)
         with cold.read() as reader:
             remembered = reader.settings()
     if plan.torn_at:
@@ -238,11 +279,14 @@ def _recover(directory: Path, cold: Cold, explicit: Mapping[str, object], lock: 
     for number in numbers:
         files.segment_path(directory, number).unlink()
     live = int(cold.directory.name.rpartition("-")[2])
-    for number in files.cold_numbers(directory):
-        if number != live:
-            files.remove_cold(directory, number)
-    if numbers:
+    others = [number for number in files.cold_numbers(directory) if number != live]
+    if numbers or others or not plan.until:
+        # Also the name of CURRENT may not be on the disk yet, where who wrote it failed in the end.
         files.sync_directory(directory)
+    for number in others:
+        files.remove_cold(directory, number)
+    for kept in files.damaged_paths(directory):
+        LOG.warning("%s: holds damaged files that were put aside; remove it when they are of no use any more", kept)
     plan.segments = []
     settings = Settings.resolve(explicit, remembered)
     journal = Journal(directory, plan.until + 1, numbers[-1] + 1 if numbers else 1, plan.until)

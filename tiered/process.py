@@ -6,6 +6,7 @@ it is used, long after the start of a program.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -47,3 +48,15 @@ def trim_heap() -> None:
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
+
+
+def exchange_names(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Give two files or directories each other's name, atomically; False where the system or its file system cannot."""
+    import ctypes
+
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, numbers of the kernel's interface.
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)

@@ -35,19 +35,21 @@ Attributes in an object's `__dict__` are copied in one step, slots are read one 
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, Flag
 from types import BuiltinFunctionType, MemberDescriptorType
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 from uuid import UUID
 
 from tiered.arrays import is_numpy_type
 from tiered.errors import ConfigError, UnknownTypeError
 from tiered.refusal import Refused, type_name
+
+if TYPE_CHECKING:
+    import dataclasses
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -62,7 +64,6 @@ _ALLOWED = (
     "None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, datetime, date, time, "
     "timedelta, Decimal, UUID, NumPy arrays and scalars, and registered types"
 )
-_MISSING: Any = dataclasses.MISSING
 
 
 class Failed(Exception):
@@ -139,6 +140,8 @@ class _WithFields(Registered):
 
 class _Dataclass(_WithFields):
     def __init__(self, name: str, kind: type) -> None:
+        import dataclasses
+
         fields = dataclasses.fields(kind)
         super().__init__(name, kind, {field.name: _default_of(field) for field in fields})
         self.slots: dict[str, Any] = {}
@@ -153,7 +156,9 @@ class _Dataclass(_WithFields):
             if field.name not in self.slots and hasattr(type(found), "__set__"):
                 raise TypeError(f"the field {field.name!r} of {self.shown} is a descriptor; give pack and unpack")
         # Such a field is read from the class until it is set.
-        self.from_class = {field.name: field.default for field in fields if not field.init and not _is_missing(field)}
+        self.from_class = {
+            field.name: field.default for field in fields if not field.init and field.default is not dataclasses.MISSING
+        }
 
     def state(self, value: Any) -> object:
         held = self.attributes(value)
@@ -181,15 +186,18 @@ class _Dataclass(_WithFields):
         return made
 
 
-def _is_missing(field: dataclasses.Field[Any]) -> bool:
-    return field.default is _MISSING
+def _is_dataclass(kind: type) -> bool:
+    """As `dataclasses.is_dataclass`, without importing what takes a tenth of the package's own import."""
+    return hasattr(kind, "__dataclass_fields__")
 
 
 def _default_of(field: dataclasses.Field[Any]) -> Callable[[], Any] | None:
-    if not _is_missing(field):
+    from dataclasses import MISSING
+
+    if field.default is not MISSING:
         return lambda: field.default
     factory: Any = field.default_factory
-    return None if factory is _MISSING else lambda: _call(factory)
+    return None if factory is MISSING else lambda: _call(factory)
 
 
 def _class_attribute(kind: type, name: str) -> Any:
@@ -333,7 +341,7 @@ def _kept_by(name: str, kind: Any, pack: Any, unpack: Any) -> Registered:
         return (_Flag if issubclass(kind, Flag) else _Enum)(name, kind)
     if _is_named_tuple(kind):
         return _NamedTuple(name, kind)
-    if not dataclasses.is_dataclass(kind):
+    if not _is_dataclass(kind):
         raise TypeError(
             f"{type_name(kind)} is no dataclass, NamedTuple or Enum: give pack and unpack, "
             "or if @dataclass stands above @tiered.register, put it below"
@@ -409,7 +417,7 @@ def refusal(kind: type) -> Refused:
 def _advice(kind: type) -> str:
     if any(_same_place(kind, found.kind) for found in _by_name.values()):
         return f" (the object is of an earlier definition of class {kind.__name__}, registered anew: make it again)"
-    if issubclass(kind, Enum) or dataclasses.is_dataclass(kind) or _is_named_tuple(kind):
+    if issubclass(kind, Enum) or _is_dataclass(kind) or _is_named_tuple(kind):
         name = kind.__name__ if kind.__name__ not in _by_name else type_name(kind)
         return f" (put @tiered.register({_quoted(name)}) above class {kind.__name__})"
     for base in kind.__mro__[1:]:

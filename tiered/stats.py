@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from tiered import process
+from tiered import files, process
+from tiered.errors import StoreFullError
+from tiered.native import COMPILED
 
 if TYPE_CHECKING:
     from tiered.engine import Engine
 
 
-@dataclass
 class Counters:
     """Events since a store was opened.  Hits are counted by `store`, without a lock: nearly exact."""
 
@@ -25,19 +25,31 @@ class Counters:
     wait_seconds: float = 0.0
     helper_peak_rss_anon_bytes: int = 0
     helper_written_bytes: int = 0
+    snapshots: int = 0
+    snapshot_failures: int = 0
 
 
-@dataclass(frozen=True)
-class Stats:
+class Stats(NamedTuple):
     """A store at a glance.  Bytes and seconds; counts are since it was opened.
 
+    `compiled` says whether the compiled part of the package runs, or Python in its place.
     `disk_free_bytes` are pages of the cold tier's file that hold nothing: later checkpoints
-    use them, but not those that an open view can still see.  `view_seconds` is the age of the oldest
+    use them, but not those that an open view can still see.  `damaged_bytes` is what `salvage` has
+    put aside.  `view_seconds` is the age of the oldest
     view, `view_bytes` what views keep of write buffers that the store has let go of.
+
+    Everything that was acknowledged before `as_of` is seen, in seconds since the epoch: now for the
+    program that writes; for `flag="r"` the last time that it had read all of the journal, so that `time.time() -
+    as_of` is how far behind it may be.  `last_sequence` is the number of the last operation seen.
+
+    `snapshot_seconds` is the age of a snapshot under way, which holds pages as a view does; `snapshot_failure`
+    why the last scheduled one failed, "" if it did not.
     """
 
     path: str
     state: str
+    as_of: float
+    compiled: bool
     records: int
     hot_records: int
     hot_bytes: int
@@ -61,6 +73,11 @@ class Stats:
     view_count: int
     view_seconds: float
     view_bytes: int
+    snapshots: int
+    snapshot_failures: int
+    snapshot_failure: str
+    snapshot_last: str
+    snapshot_seconds: float
     dictionary_count: int
     last_sequence: int
     synced_sequence: int
@@ -69,6 +86,7 @@ class Stats:
     helper_written_bytes: int
     recovery_dropped_bytes: int
     recovery_torn_at: str
+    damaged_bytes: int
 
     @property
     def hit_ratio(self) -> float:
@@ -77,8 +95,7 @@ class Stats:
         return (self.hits + self.buffer_hits) / reads if reads else 0.0
 
 
-@dataclass(frozen=True)
-class MemoryStats:
+class MemoryStats(NamedTuple):
     """Where a store's memory is, in bytes."""
 
     budget_bytes: int
@@ -93,8 +110,7 @@ class MemoryStats:
     bound: str
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(NamedTuple):
     """Where one key's record is and what it costs."""
 
     tiers: tuple[str, ...]
@@ -109,7 +125,7 @@ class Explanation:
 
 
 def state_name(engine: Engine) -> str:
-    """One word for the condition a store is in."""
+    """The condition a store is in."""
     if engine.forked:
         return "forked"
     if engine.closed:
@@ -117,7 +133,7 @@ def state_name(engine: Engine) -> str:
     if engine.poisoned:
         return "poisoned"
     if engine.full or engine.capped:
-        return "full"
+        return "full" if engine.capped or engine.full_kind is StoreFullError else "short of memory"
     return "read-only" if engine.readonly else "open"
 
 
@@ -130,6 +146,8 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
     return Stats(
         path=str(engine.directory),
         state=state_name(engine),
+        as_of=engine.as_of_ms / 1000,
+        compiled=COMPILED,
         records=records,
         hot_records=len(engine.hot.table),
         hot_bytes=engine.hot.used_bytes,
@@ -153,14 +171,20 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         view_count=len(views),
         view_seconds=max((view.age_seconds for view in views), default=0.0),
         view_bytes=engine.pinned_bytes(),
+        snapshots=counters.snapshots,
+        snapshot_failures=counters.snapshot_failures,
+        snapshot_failure=engine.snapshot_failure,
+        snapshot_last=engine.snapshot_last,
+        snapshot_seconds=engine.snapshot_seconds,
         dictionary_count=dictionaries,
-        last_sequence=journal.last if journal else engine.state.applied,
+        last_sequence=engine.last_sequence,
         synced_sequence=max(journal.synced, engine.state.applied) if journal else engine.state.applied,
         applied_sequence=engine.state.applied,
         helper_peak_rss_anon_bytes=counters.helper_peak_rss_anon_bytes,
         helper_written_bytes=counters.helper_written_bytes,
         recovery_dropped_bytes=engine.recovery.dropped_bytes,
         recovery_torn_at=engine.recovery.torn_at,
+        damaged_bytes=sum(map(files.disk_bytes, files.damaged_paths(engine.directory))),
     )
 
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from typing import Any, TypeVar, overload
 
 from tiered import keys
+from tiered.mapping import ONE, Pairs, RangedMapping, pairs_of
 from tiered.ranges import Range
-from tiered.views import ONE, Pairs, RangedMapping, pairs_of
 from tiered.writing import UNSET
 
 K = TypeVar("K")

@@ -20,18 +20,19 @@ buffers that the store itself has let go of (`views`), which counts against the 
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import random
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from tiered import files, keys, record
 from tiered.checkpointer import Checkpointer
 from tiered.clock import Clock
-from tiered.cold import Cold
+from tiered.cold import Cold, translated
+from tiered.cold_reader import Reader
 from tiered.cold_state import State
 from tiered.compression import ZSTD, Decompressor
 from tiered.config import Settings
@@ -43,6 +44,7 @@ from tiered.errors import (
     ReadOnlyError,
     ReentrantError,
     StoreError,
+    StoreFullError,
 )
 from tiered.expiry import next_cycle
 from tiered.hot import HotTier, entry_of, value_of
@@ -52,12 +54,11 @@ from tiered.recovery import Plan
 from tiered.stats import Counters
 from tiered.write_buffer import WriteBuffer
 
-LOG = logging.getLogger("tiered")
 BUFFER_SHARE = 2
 """The write buffer takes at most the budget divided by this."""
 SEGMENT_BYTES_MAX = 64 << 20
 
-HOT_SHARE_MIN = 8
+HOT_SHARE_MIN = 16
 """The hot tier keeps at least the budget divided by this, whatever write buffers and views take."""
 PINNED_SHARE = 3 / 8
 """What views may keep of the budget in buffers that the store itself has let go of."""
@@ -75,6 +76,8 @@ class Watcher(Protocol):
 class Pinning(Protocol):
     """A view, as far as its memory and its age concern the engine."""
 
+    @property
+    def handle(self) -> object: ...
     @property
     def buffers(self) -> tuple[WriteBuffer, ...]: ...
     @property
@@ -118,12 +121,12 @@ class Tiers:
         self.state: State = cold.state()
         self.time_sent_ms = 0  # Told to nobody yet: whoever knew it may have left with more to expire.
         self.cold_used_bytes = cold.used_bytes()
-        self.transaction_id = cold.transaction_id()
         self.readonly = journal is None
         self.closed = False
         self.forked = False
         self.poisoned = ""
-        self.full = ""
+        self.full = ""  # Why checkpoints are put off, if they are, and the error that says so.
+        self.full_kind: type[StoreError] = StoreFullError
         self.capped = False
         self.always = self.attended = settings.durability == "always"
         self.checkpointer: Checkpointer | None = None
@@ -134,7 +137,6 @@ class Tiers:
         self._aside: list[WriteBuffer] = []
         self._room_until = -1
         self._journal_ahead = False
-        self._buffer_bytes = 0
         self._changes = 0
         self._saved_at = self._synced_at = clock.monotonic()
         self._random = random.Random()
@@ -144,6 +146,7 @@ class Tiers:
         self._finished = False
         self._compactions = 0
         self._compacting = False
+        self._moved = False  # A compaction is done, and its cold tier is not the one read here yet.
         self._compaction_failure: StoreError | None = None
         self._background: BaseException | None = None
         self._trimmed_bytes = 0
@@ -185,6 +188,10 @@ class Tiers:
             error, self._background = self._background, None
             raise error
 
+    def alive(self) -> bool:
+        """Whether it is open, and its files are those at the path."""
+        return not self.closed and self.in_place()
+
     def in_place(self) -> bool:
         """Whether the files that are open are those at the path: a directory may be removed and made anew."""
         if self._lock_file is not None:
@@ -214,6 +221,41 @@ class Tiers:
             self.check_readable()
             raise
         return None, None if data is None else self.opened(cold, stored_key, data, encoded)
+
+    def begin(self, inside: bool) -> tuple[Cold, tuple[WriteBuffer, ...], Reader]:
+        """Under the lock: the buffers, and a read transaction that belongs to them, for `Cold.end`.
+
+        `inside`: whether the thread was in the middle of something that holds the lock (`owned`).
+        """
+        return self.cold, self.buffers, self.cold.begin()
+
+    @contextlib.contextmanager
+    def reading(self, inside: bool) -> Iterator[Reader]:
+        """The transaction that `begin` gives, until the block ends; entered under the lock."""
+        cold, _, reader = self.begin(inside)
+        try:
+            with translated(cold.path):
+                yield reader
+        finally:
+            cold.end(reader)
+
+    def find_many(self, wanted: Sequence[tuple[bytes, bytes]]) -> list[tuple[Where, Dirty | None]]:
+        """`find` for each `(stored key, encoded)`, all at one moment."""
+        inside = self.owned()
+        with contextlib.ExitStack() as reading:
+            with self.lock:
+                reader = reading.enter_context(self.reading(inside))
+                wheres = [self.dirty(stored_key) for stored_key, _ in wanted]
+            pending = sorted((*pair, index) for index, pair in enumerate(wanted) if wheres[index] is None)
+            datas = reader.newest_many([stored_key for stored_key, _, _ in pending])
+        items = [(stored_key, data, encoded) for (stored_key, encoded, _), data in zip(pending, datas, strict=True)]
+        located: list[tuple[Where, Dirty | None]] = [
+            (where, where[0].segment.put_at(where[1]) if where is not None and where[1] >= 0 else None)
+            for where in wheres
+        ]
+        for (_, _, index), undone in zip(pending, self.opened_many(reader.cold, items), strict=True):
+            located[index] = (None, undone)
+        return located
 
     def opened(self, cold: Cold, stored_key: bytes, data: bytes, encoded: bytes | None = None) -> Dirty | None:
         """A record of the cold tier undone to its payload.  Raises `CorruptionError`."""
@@ -292,34 +334,6 @@ class Tiers:
                     self.hot.put(keys.canonical(key), entry, deadline)
             self.counters.promotions += len(kept)
 
-    def follow(self) -> None:
-        """A read-only handle: look for a newer checkpoint, and forget what it may have changed."""
-        current = self.cold.transaction_id()
-        # One marked as moved gets no more transactions, and its successor is named a moment later.
-        if current == self.transaction_id and not self.state.moved:
-            return
-        with self.lock:
-            self.transaction_id = current
-            self.state = self.cold.state()
-            if self.state.moved:
-                self._follow_move()
-            self.clock.advance(self.state.time_ms)
-            self.generation += 1
-            self.hot.clear()
-
-    def _follow_move(self) -> None:
-        live = files.read_current(self.directory)
-        if live is None or files.cold_path(self.directory, live) == self.cold.directory:
-            return
-        try:
-            self.cold = Cold(files.cold_path(self.directory, live), readonly=True)
-        except StoreError:
-            if files.read_current(self.directory) == live:
-                raise
-            return  # Compacted once more meanwhile: the next look finds that one.
-        self.state = self.cold.state()
-        self.transaction_id = self.cold.transaction_id()
-
     def _load_dictionary(self, number: int) -> bytes:
         with self.cold.read() as reader:
             return reader.dictionary(number)
@@ -342,6 +356,11 @@ class Tiers:
         return min(self.settings.memory // BUFFER_SHARE // 2, SEGMENT_BYTES_MAX)
 
     @property
+    def step_bytes(self) -> int:
+        """So many bytes may come into the active buffer, index included, until the hot tier's budget is set anew."""
+        return max(4096, self.share_bytes // 16)
+
+    @property
     def buffer_bytes(self) -> int:
         """What the write buffers take now."""
         return sum(buffer.used_bytes() for buffer in self.buffers)
@@ -356,8 +375,10 @@ class Tiers:
                     break
                 view.end(f"it kept more than its share of the memory, {PINNED_SHARE:.0%} of {memory:,} bytes")
                 pinned = self.pinned_bytes()
-        self._buffer_bytes = self.buffer_bytes
-        self.hot.budget_bytes = max(memory // HOT_SHARE_MIN, memory - self._buffer_bytes - pinned)
+        taken = self.buffer_bytes + pinned
+        if self._active is not None:
+            taken += self._active.foreseen_bytes(self.step_bytes)
+        self.hot.budget_bytes = max(memory // HOT_SHARE_MIN, memory - taken)
         if self.hot.used_bytes > self.hot.budget_bytes:
             self.hot.shrink()
 

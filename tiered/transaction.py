@@ -25,17 +25,17 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from types import TracebackType
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, overload
 
 from tiered import codec, keys, ranges
 from tiered.arrays import is_numpy_scalar, writable
-from tiered.engine import Engine
 from tiered.errors import BatchTooLargeError, ClosedError, ConflictError
+from tiered.handle import Handle
 from tiered.hot import Expiring, entry_of, value_of
 from tiered.journal import Dirty
+from tiered.mapping import ABSENT, ONE, RangedMapping
 from tiered.moment import passing
 from tiered.sub import Sub
-from tiered.views import ABSENT, ONE, RangedMapping
 from tiered.writing import UNSET, Change
 
 K = TypeVar("K")
@@ -86,8 +86,10 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
     another.  A write may raise `BatchTooLargeError`.  After its end it raises `ClosedError`.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, handle: Handle) -> None:
+        engine = handle._engine
         engine.check_writable()
+        self._handle = handle
         self._engine = engine
         self._pending: dict[bytes, Change] = {}
         self._bytes = 0
@@ -100,7 +102,7 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
 
     def _check(self) -> None:
         """Under the lock: raise where the transaction is over, or already lost."""
-        self._engine.check_readable()
+        self._handle._engine.check_readable()  # The handle may be closed, and its engine not.
         reads = self._reads
         if self._ended:
             raise ClosedError(self._engine.directory, "the transaction has ended")
@@ -165,10 +167,12 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
             self._reads.spans.append(Span(b"", None))
             with passing(engine) as moment:
                 count = moment.count(moment.dirty())
-                self._reads.lives_until(moment.next_deadline())
                 for encoded, change in self._pending.items():
                     there = not change.deleted and not 0 < change.deadline <= moment.now_ms
                     count += there - (moment.find(keys.stored(encoded), encoded) is not None)
+                # What it has written itself counts whatever becomes of the store's record.
+                own = {keys.stored(encoded) for encoded in self._pending}
+                self._reads.lives_until(moment.next_deadline(own))
         return count
 
     def _iterate(self, bounds: ranges.Range, what: str) -> Iterator[Any]:
@@ -199,12 +203,14 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
                 continue
             previous = encoded
             # As it is now: it may have been written again by the loop's body.
-            if (pending := self._pending.get(encoded)) is not None:
+            if encoded in self._pending:
                 found = self._find(encoded)
             elif found is None:
                 continue
-            if pending is None or found is not None:
-                yield encoded, cast(Dirty, found)
+            else:
+                self._reads.lives_until(found.deadline)
+            if found is not None:
+                yield encoded, found
 
     def _own(self, bounds: ranges.Range) -> list[tuple[bytes, Dirty | None]]:
         """Keys written in a range, as they were when the iteration began."""
@@ -226,8 +232,6 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
                     span.lower, span.upper = (start if last is None else last), max_bound(span.upper, stop)
                 else:
                     span.upper = stop if last is None else last + b"\0"
-                for _, record in found:
-                    self._reads.lives_until(record.deadline)
             return found, last
 
         return page
@@ -431,9 +435,9 @@ def added(found: Dirty | None, key: object, by: Any) -> Any:
 
 
 @contextlib.contextmanager
-def edited(engine: Engine, key: Any, default: Any) -> Iterator[Any]:
+def edited(handle: Handle, key: Any, default: Any) -> Iterator[Any]:
     """What `Store.edit` does."""
-    with Transaction[Any, Any](engine) as txn:
+    with Transaction[Any, Any](handle) as txn:
         txn._bytes_max = math.inf  # One record is no batch, and may be as large as in `set`.
         with txn.edit(key, default) as value:
             yield value
@@ -451,10 +455,10 @@ def _not_awaitable(result: T) -> T:
     return result
 
 
-def transacted(engine: Engine, run: Callable[[Transaction[K, V]], T], attempts: int) -> T:
+def transacted(handle: Handle, run: Callable[[Transaction[K, V]], T], attempts: int) -> T:
     """What `Store.transact` does."""
     for attempt in range(attempts):
-        txn = Transaction[K, V](engine)
+        txn = Transaction[K, V](handle)
         try:
             with txn:
                 return _not_awaitable(run(txn))

@@ -20,12 +20,12 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from tiered import keys, ranges
-from tiered.engine import Engine
 from tiered.errors import ClosedError, ConfigError, ForkedError, ViewExpiredError
+from tiered.handle import Handle
 from tiered.journal import Dirty
+from tiered.mapping import ABSENT, RangedMapping
 from tiered.moment import Item, Moment
 from tiered.sub import SubView
-from tiered.views import ABSENT, RangedMapping
 from tiered.write_buffer import WriteBuffer
 
 K = TypeVar("K")
@@ -40,10 +40,12 @@ class View(RangedMapping[K, V]):
     more than three eighths of the store's memory, `ClosedError` after `close`.
     """
 
-    def __init__(self, engine: Engine, max_age: float = AGE_SECONDS_MAX) -> None:
+    def __init__(self, handle: Handle, max_age: float = AGE_SECONDS_MAX) -> None:
         if isinstance(max_age, bool) or not isinstance(max_age, (int, float)) or not max_age > 0:
             raise ConfigError(f"max_age={max_age!r} is not a number of seconds above 0")
+        engine = handle._engine
         engine.refuse_reentry()
+        self.handle = handle
         self._engine = engine
         self._lock = threading.RLock()
         self._ended = ""
@@ -92,7 +94,7 @@ class View(RangedMapping[K, V]):
         engine = self._engine
         if self._forked:
             raise ForkedError(engine.directory, "a view opened before fork; open the store and a view in the child")
-        engine.check_readable()
+        self.handle._engine.check_readable()  # The handle may be closed, and its engine not.
         if self._ended == "closed":
             raise ClosedError(engine.directory, "the view is closed")
         if self._ended:

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from tiered.journal import HEADER_BYTES, Dirty, Segment
+from tiered.journal import Dirty, Segment
 
 ENTRY_BYTES = 33 + 16 + 32
 """A stored key as a bytes object with its rounding, and an int: what an entry takes beside key and table."""
@@ -133,7 +133,16 @@ class WriteBuffer:
             index += sys.getsizeof(self.deadlines) + len(self.deadlines) * DEADLINE_BYTES
         if self.replaced:
             index += sys.getsizeof(self.replaced) + len(self.replaced) * LIST_BYTES + self._replaced_count * 40
-        return self.segment.position - HEADER_BYTES + index + sys.getsizeof(self._sorted)
+        return self.segment.held_bytes + index + sys.getsizeof(self._sorted)
+
+    def foreseen_bytes(self, more: int) -> int:
+        """What it takes beyond `used_bytes()`, at most, until `more` bytes have come, index included.
+
+        A dict doubles its table when that is two thirds full.
+        """
+        records = more // ENTRY_BYTES
+        tables = (self.positions, self.deadlines, self.replaced)
+        return more + sum(sys.getsizeof(table) for table in tables if table and _doubles(len(table), records))
 
     def is_order(self, ordered: list[bytes]) -> bool:
         """Whether a list of `sorted_keys` is the one that the buffer itself keeps, and counts."""
@@ -151,3 +160,11 @@ class WriteBuffer:
             merged.sort()
             self._sorted = merged
         return self._sorted
+
+
+def _doubles(count: int, more: int) -> bool:
+    """Whether a dict of `count` entries gets a larger table before it has `more` of them more."""
+    slots = 8
+    while slots * 2 // 3 <= count:
+        slots *= 2
+    return count + more > slots * 2 // 3

@@ -8,8 +8,7 @@ leaves it written, in every tier, if the journal has it (`_roll_forward`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import repeat
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -17,7 +16,7 @@ import msgpack
 from tiered import keys
 from tiered.checkpoints import Checkpoints
 from tiered.errors import StoreError, StoreFullError
-from tiered.journal import CLEAR, CLOSE_BYTES, DELETE, PUT, SETTING, record_bytes
+from tiered.journal import CLEAR, CLOSE_BYTES, DELETE, HEADER_BYTES, PUT, SETTING, record_bytes
 from tiered.maintenance import MAINTENANCE
 from tiered.write_buffer import WriteBuffer
 
@@ -25,6 +24,7 @@ SEGMENT_RECORDS_MAX = 65_536
 """Bounds the pages that one checkpoint changes, and so the memory of whoever applies it."""
 TRIM_SHARE = 4
 """The heap is trimmed when as much as the budget divided by this was evicted."""
+_RECORD_BYTES = record_bytes(b"", b"")
 UNSET: Any = object()
 """A `ttl` that was not given."""
 
@@ -38,7 +38,15 @@ class Batch:
         self.codecs: list[int] = []
         self.payloads: list[bytes] = []
         self.entries: list[Any] = []
-        self.bytes = 0
+
+    def adders(self) -> tuple[Callable[[Any], None], ...]:
+        """What appends to each of the columns, in the order above."""
+        columns: tuple[list[Any], ...] = (self.keys, self.encoded, self.codecs, self.payloads, self.entries)
+        return tuple(column.append for column in columns)
+
+    def size(self) -> int:
+        """Bytes that the records take."""
+        return len(self.keys) * _RECORD_BYTES + sum(map(len, self.encoded)) + sum(map(len, self.payloads))
 
 
 class Change(NamedTuple):
@@ -100,8 +108,8 @@ class Writing(Checkpoints):
                 return False
             room = segment.capacity - CLOSE_BYTES - segment.position
             if size <= room and used < self.share_bytes and len(self._active.positions) < SEGMENT_RECORDS_MAX:
-                # Looked at again after this many bytes: dirty records take from the hot tier's budget.
-                step = max(4096, self.share_bytes // 16)
+                # Looked at again when so many bytes have come, index included: they take from the hot tier's budget.
+                step = self.step_bytes * (segment.position - HEADER_BYTES) // max(used, 1)
                 self._room_until = min(segment.position + max(size, step), segment.capacity - CLOSE_BYTES)
                 self._rebudget()
                 if not self._journal_ahead and 2 * segment.position > segment.capacity:
@@ -124,7 +132,7 @@ class Writing(Checkpoints):
                 began = self.clock.monotonic()
             waited = True
             if self.full:
-                raise StoreFullError(self.directory, self.full)
+                raise self.full_kind(self.directory, self.full)
             self._wait_a_little()
             self.counters.wait_seconds += self.clock.monotonic() - began
             began = self.clock.monotonic()
@@ -146,8 +154,13 @@ class Writing(Checkpoints):
         self._rebudget()
 
     def put(self, key: Any, encoded: bytes, number: int, payload: bytes, entry: Any, deadline: int) -> int:
-        """Write one record; room was reserved.  Returns its sequence number."""
-        buffer, journal = self._active, self.journal
+        """Write one record, making room for it where that was not reserved.  Returns its sequence number."""
+        size = _RECORD_BYTES + len(encoded) + len(payload)
+        buffer = self._active
+        if buffer is None or buffer.segment.position + size > self._room_until:
+            self._make_room(size, False)
+            buffer = self._active
+        journal = self.journal
         assert buffer is not None
         assert journal is not None
         stored_key = encoded if len(encoded) <= keys.STORED_BYTES_EXACT else keys.stored(encoded)
@@ -189,13 +202,15 @@ class Writing(Checkpoints):
         assert buffer is not None
         assert journal is not None
         start, count = buffer.segment.position, len(batch.keys)
-        records = zip(repeat(PUT), batch.encoded, batch.payloads, batch.codecs, repeat(deadline), strict=False)
-        stored_keys = list(map(keys.stored, batch.encoded))
+        deadlines = [deadline] * count
+        stored_keys = batch.encoded
+        if max(map(len, stored_keys)) > keys.STORED_BYTES_EXACT:
+            stored_keys = list(map(keys.stored, batch.encoded))
         try:
-            positions = journal.append_batch(records, count)
+            positions = journal.append_batch([PUT] * count, batch.encoded, batch.payloads, batch.codecs, deadlines)
             for key in batch.keys:
                 self.hot.discard(key)
-            buffer.put_many(stored_keys, positions, [deadline] * count)
+            buffer.put_many(stored_keys, positions, deadlines)
             self.hot.put_many(batch.keys, batch.entries, deadline)
             if self.watchers:
                 self.tell(stored_keys)
@@ -217,16 +232,19 @@ class Writing(Checkpoints):
         assert journal is not None
         start = buffer.segment.position
         stored_keys = [keys.stored(change.encoded) for change in changes]
-        records = (
-            (DELETE if change.deleted else PUT, change.encoded, change.payload, change.codec, change.deadline)
-            for change in changes
-        )
+        deadlines = [change.deadline for change in changes]
         try:
-            positions = journal.append_batch(records, len(changes))
+            positions = journal.append_batch(
+                [DELETE if change.deleted else PUT for change in changes],
+                [change.encoded for change in changes],
+                [change.payload for change in changes],
+                [change.codec for change in changes],
+                deadlines,
+            )
             for change in changes:
                 self.hot.discard(change.key)
             places = [~at if change.deleted else at for at, change in zip(positions, changes, strict=True)]
-            buffer.put_many(stored_keys, places, [change.deadline for change in changes])
+            buffer.put_many(stored_keys, places, deadlines)
             for change in changes:
                 if not change.deleted:
                     self.hot.put(change.key, change.entry, change.deadline)

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Lint, types and the test suite, on a machine with nothing but Python and pip: sets up a virtual environment first.
 # Arguments go to pytest (`tools/test.sh -k journal`); where CI=true they are left out, so that everything runs.
-# All three run even if one fails; the exit status says whether any did.
+# The tests are spread over all processors; `-n 0` keeps them in one process, for a debugger.
+# Lacking arguments, a second leg of pytest runs without the compiled part.
+# All of it runs even if a part fails; the exit status says whether any did.
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup test
@@ -17,6 +19,9 @@ step() {
 }
 step ruff ruff check
 step mypy mypy
-step pytest pytest "$@"
+step pytest pytest -n auto --dist worksteal "$@"
+# What the compiled part does, once more by its twins in Python.
+[ $# -gt 0 ] || TIERED_PURE=1 step "pytest, in pure Python" \
+    pytest -q -n auto --dist worksteal tests/test_{codec,journal,keys,hot,store}.py
 
 [ ${#failed[@]} -eq 0 ] || fail "failed: ${failed[*]}"

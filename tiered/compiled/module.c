@@ -15,9 +15,14 @@ PyInit__native(void)
     PyObject *module = PyModule_Create(&definition);
     if (module == NULL)
         return NULL;
-    if (tiered_add_checksum(module) < 0 || tiered_add_applier(module) < 0) {
-        Py_DECREF(module);
-        return NULL;
-    }
+    int (*const parts[])(PyObject *) = {
+        tiered_add_applier, tiered_add_checksum, tiered_add_decoder,
+        tiered_add_encoder, tiered_add_journal, tiered_add_keys,
+    };
+    for (size_t part = 0; part < sizeof parts / sizeof parts[0]; part++)
+        if (parts[part](module) < 0) {
+            Py_DECREF(module);
+            return NULL;
+        }
     return module;
 }

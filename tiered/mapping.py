@@ -1,6 +1,6 @@
-"""What every mapping in key order shares: ranges, and the views that `keys`, `values` and `items` give.
+"""What every mapping in key order shares: ranges, and what `keys`, `values` and `items` give.
 
-The views hold no data and are live, as those of a dict; each iteration is one of `ranges`.
+Those hold no data and are live, as those of a dict; each iteration is one of `ranges`.
 """
 
 from __future__ import annotations
@@ -79,15 +79,15 @@ class RangedMapping(Mapping[K, V]):
         return value  # type: ignore[no-any-return]
 
     def keys(self, prefix: Any = None, start: Any = None, stop: Any = None, reverse: bool = False) -> KeysView[K]:
-        """A view of the keys in key order; of those with a prefix, from `start` up to but without `stop`."""
+        """The keys in key order, live; of those with a prefix, from `start` up to but without `stop`."""
         return RangeKeys(self, self._range(prefix, start, stop, reverse))
 
     def values(self, prefix: Any = None, start: Any = None, stop: Any = None, reverse: bool = False) -> ValuesView[V]:
-        """A view of the values in key order; arguments as for `keys`."""
+        """The values in key order, live; arguments as for `keys`."""
         return RangeValues(self, self._range(prefix, start, stop, reverse))
 
     def items(self, prefix: Any = None, start: Any = None, stop: Any = None, reverse: bool = False) -> ItemsView[K, V]:
-        """A view of the pairs in key order; arguments as for `keys`."""
+        """The pairs in key order, live; arguments as for `keys`."""
         return RangeItems(self, self._range(prefix, start, stop, reverse))
 
     def __eq__(self, other: object) -> bool:
@@ -109,8 +109,8 @@ class RangedMapping(Mapping[K, V]):
         return list(islice(self, _COMPLETIONS_MAX))
 
 
-class _RangeView:
-    """What the three views share."""
+class _Part:
+    """What the three share."""
 
     _mapping: RangedMapping[Any, Any]
     _what: str
@@ -137,7 +137,7 @@ class _RangeView:
         return self._bounds.holds(self._mapping._encode(key)) and key in self._mapping
 
 
-class RangeKeys(_RangeView, KeysView[Any]):
+class RangeKeys(_Part, KeysView[Any]):
     """Keys of a range."""
 
     _what = "keys"
@@ -146,7 +146,7 @@ class RangeKeys(_RangeView, KeysView[Any]):
         return self._holds(key)
 
 
-class RangeValues(_RangeView, ValuesView[Any]):
+class RangeValues(_Part, ValuesView[Any]):
     """Values of a range."""
 
     _what = "values"
@@ -155,7 +155,7 @@ class RangeValues(_RangeView, ValuesView[Any]):
         return any(found is value or found == value for found in self)
 
 
-class RangeItems(_RangeView, ItemsView[Any, Any]):
+class RangeItems(_Part, ItemsView[Any, Any]):
     """Pairs of a range."""
 
     _what = "items"

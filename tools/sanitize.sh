@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# The compiled part under AddressSanitizer and UndefinedBehaviorSanitizer: builds it so in a copy of the project, and runs
+# there the tests that reach it. Needs gcc with its sanitizer libraries. Arguments go to pytest in place of those tests.
+#     bash tools/sanitize.sh tests/test_compiled.py -k decoder
+
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+setup test
+tests=(tests/test_compiled.py tests/test_codec.py tests/test_journal.py tests/test_keys.py tests/test_hot.py tests/test_store.py)
+[ $# -eq 0 ] || tests=("$@")
+
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+cp -r "$root"/{tiered,tests,setup.py,pyproject.toml,README.md,LICENSE} "$copy"
+rm -f "$copy"/tiered/_native*.so
+cd "$copy"
+# Built by setuptools as always, so that it is the same code; -O1 and frame pointers make reports readable.
+CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1" LDSHARED="gcc -shared" \
+    "$python" setup.py -q build_ext --inplace
+compgen -G 'tiered/_native*.so' >/dev/null || fail "the compiled part was not built"
+
+# With malloc in place of Python's own allocator every object has its own guarded memory. Leaks are the interpreter's.
+export LD_PRELOAD ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONMALLOC=malloc PYTHONPATH=$copy
+LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
+"$python" -m pytest -q -p no:cacheprovider "${tests[@]}"
