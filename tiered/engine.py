@@ -16,7 +16,8 @@ from typing import Any
 from tiered import files, process
 from tiered.checkpointer import InlineCheckpointer
 from tiered.clock import Clock
-from tiered.cold import Cold, split_deadline
+from tiered.cold import Cold
+from tiered.cold_state import split_deadline
 from tiered.config import Settings, parse_ttl
 from tiered.errors import (
     PoisonedError,

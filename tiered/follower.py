@@ -43,7 +43,9 @@ from typing import NamedTuple
 
 from tiered import files, keys
 from tiered.clock import Clock
-from tiered.cold import Cold, Reader, State
+from tiered.cold import Cold
+from tiered.cold_reader import Reader
+from tiered.cold_state import State
 from tiered.compression import Decompressor
 from tiered.config import SETTINGS, Settings
 from tiered.engine import HOT_EXPIRE_KEYS, Engine

@@ -19,7 +19,7 @@ from zlib import crc32
 import msgpack
 
 from tiered import keys, record
-from tiered.cold import Change
+from tiered.cold_state import Change
 from tiered.compression import Compressor
 from tiered.errors import CorruptionError
 from tiered.journal import CLEAR, CLOSE, DELETE, HEADER_BYTES, PUT, RECORD, RECORD_MAGIC, SETTING, SegmentFile

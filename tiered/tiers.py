@@ -31,7 +31,9 @@ from typing import Any, Protocol, cast
 from tiered import codec, files, keys, record
 from tiered.checkpointer import Checkpointer
 from tiered.clock import Clock
-from tiered.cold import Cold, Reader, State, translated
+from tiered.cold import Cold, translated
+from tiered.cold_reader import Reader
+from tiered.cold_state import State
 from tiered.compression import ZSTD, Decompressor
 from tiered.config import Settings
 from tiered.errors import (
