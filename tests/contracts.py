@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import random
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import pytest
@@ -14,6 +16,21 @@ from tiered.eviction import Policy
 KEYS: list[Any] = ["", "a", "b\0c", "é", "\ud800", b"", b"a", b"\xff\0", 0, 1, -1, 2**70, -(2**70), 256]
 KEYS += [(), ("a",), ("a", 1), ("a", ("b", b"c")), "long" * 200, ("tuple", b"x" * 600)]
 VALUES: list[Any] = [0, "text", b"bytes", None, True, 1.5, [1, [2]], {"k": (1, 2)}, "x" * 3000, {1, 2}, 2**200]
+
+
+@contextlib.contextmanager
+def upset_accounts(hot: Any) -> Iterator[None]:
+    """A hot tier that holds at least one record, with something in it that does not add up."""
+    if hot.name == "heap":
+        hot.entry_bytes += 16
+        yield
+        hot.entry_bytes -= 16
+        return
+    older = hot.address + 4 + 4  # Of the first record; the segment begins with a unit that is nobody's.
+    right = ctypes.string_at(older, 4)
+    ctypes.memset(older, 0x11, 4)
+    yield
+    ctypes.memmove(older, right, 4)
 
 
 class MappingContract:

@@ -63,7 +63,7 @@ def test_lru_order_is_exact_over_many_random_operations() -> None:
 
 def hot(store: Any) -> list[Any]:
     """Keys of the hot tier, the one to leave first at the front."""
-    return list(store._engine.hot.table)
+    return list(store._engine.hot)
 
 
 @pytest.fixture

@@ -92,6 +92,26 @@ def test_a_snapshot_under_writing_threads_is_one_moment(opener: Any, tmp_path: P
             thread.join()
 
 
+def test_a_snapshot_goes_on_while_checkpoints_wait_and_they_go_on_too(
+    opener: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    store = opener(stepwise=True, memory="8MB")
+    store.update((number, os.urandom(200)) for number in range(40_000))
+    store.save()
+    job, applied, events = store._engine.checkpointer._job, [], []
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "_apply", lambda: applied.append(1) or True)
+        patch.setattr(job, "_waiting", [(1 << 30, 1 << 60)])  # There is always one more.
+        job.snapshot(7, 0, copying.Wish(str(tmp_path / "s.tsnap"), "")._asdict())
+        for _ in range(500):
+            result = job.step()
+            if isinstance(result, dict):
+                events.append(result["event"])
+    assert "snapshot_made" in events
+    assert len(applied) > 250
+    assert tiered.verify(tmp_path / "s.tsnap") == []
+
+
 def test_what_is_written_while_it_is_made_is_not_in_it(opener: Any, tmp_path: Path) -> None:
     store = opener(stepwise=True)
     values = {number: f"before {number}" for number in range(20_000)}
@@ -235,6 +255,8 @@ def test_what_the_progress_raises_ends_the_snapshot_and_leaves_nothing(
     wait_until(lambda: not [name for name in snapshots_in(tmp_path) if name.endswith(".tmp")])
     store["goes on"] = 1
     store.snapshot(tmp_path / "t.tsnap")
+    if not helper:  # Which may be done before it hears of it.
+        assert not (tmp_path / "s.tsnap").exists()
     assert snapshots_in(tmp_path) == (["s.tsnap"] if (tmp_path / "s.tsnap").exists() else []) + [
         "store.tiered",
         "t.tsnap",

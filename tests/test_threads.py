@@ -366,17 +366,17 @@ def test_a_value_read_before_a_write_is_not_promoted_after_it(
     {"cold": store.save, "aside": lambda: set_aside(store), "dirty": lambda: None}[place]()
     evict(store)
     engine = store._engine
-    entry_of, (change, expected) = engine.entry_of, WRITES[write]
+    value_of, (change, expected) = engine.value_of, WRITES[write]
 
     def interrupted(*arguments: Any) -> Any:
         # The record has been read, and is not hot yet: now somebody else writes.
         monkeypatch.undo()
-        entry = entry_of(*arguments)
+        value = value_of(*arguments)
         change(store)
         AFTERWARDS[afterwards](store)
-        return entry
+        return value
 
-    monkeypatch.setattr(engine, "entry_of", interrupted)
+    monkeypatch.setattr(engine, "value_of", interrupted)
     assert READS[read](store) == "old"
     assert store.get("k") == expected
     assert store.check() == []
@@ -443,7 +443,7 @@ def test_once_a_new_value_can_be_seen_in_the_buffer_the_old_one_is_not_hot_any_m
     assert seen
     assert seen == [new] * len(seen)
     assert store.get("k") == new
-    assert engine.hot.recount() == engine.hot.entry_bytes
+    assert engine.hot.wrong() == ""
 
 
 def test_hits_go_on_while_another_thread_holds_the_lock(opener: Any) -> None:

@@ -35,7 +35,6 @@ from typing import Any, Generic, TypeVar, cast, overload
 from tiered import codec, keys, store
 from tiered.check import Finding
 from tiered.errors import ConflictError
-from tiered.hot import Expiring, entry_of, value_of
 from tiered.journal import record_bytes
 from tiered.mapping import ONE, Pairs, RangedMapping
 from tiered.sharing import TEMPORARY
@@ -274,8 +273,7 @@ class AsyncTransaction(AsyncMutableMapping[K, V]):
         if not engine.lock.acquire(blocking=False):
             return UNSET
         try:
-            entry = engine.hot.table.get(key, UNSET)
-            at_hand = (entry is not UNSET and entry.__class__ is not Expiring) or keys.encode(key) in txn._pending
+            at_hand = engine.hot.deadline(key) == 0 or keys.encode(key) in txn._pending
         finally:
             engine.lock.release()
         return txn.get(key, UNSET) if at_hand else UNSET
@@ -308,17 +306,12 @@ class AsyncStore(AsyncMutableMapping[K, V]):
 
     def _at_once(self, key: Any) -> Any:
         store = self._store
-        try:
-            entry = store._table[key]
-            store._hit(key)
-        except KeyError:
+        tier = store._tier
+        if tier is None:
             return UNSET
-        if entry.__class__ is Expiring:
-            entry, deadline = entry
-            if deadline <= store._engine.clock.now_ms():
-                return UNSET
-        store._hits += 1
-        return value_of(entry)
+        value = tier.get_at(key, store._engine.clock.now_ms(), UNSET) if tier.expiring else tier.get(key, UNSET)
+        store._hits += value is not UNSET
+        return value
 
     def _set_at_once(self, key: Any, value: Any, ttl: float | None) -> bool:
         engine = self._store._engine
@@ -332,8 +325,7 @@ class AsyncStore(AsyncMutableMapping[K, V]):
             if not engine.has_room_now(record_bytes(encoded, payload)):
                 return False
             deadline = engine.deadline_after(ttl)
-            entry = value if type(value) in codec.PLAIN_TYPES else entry_of(number, payload)
-            engine.put(keys.canonical(key), encoded, number, payload, entry, deadline)
+            engine.put(keys.canonical(key), encoded, number, payload, deadline)
         finally:
             engine.lock.release()
         return True

@@ -9,7 +9,6 @@ from tiered import keys, record
 from tiered.cold import Reader, deadline_key, split_deadline
 from tiered.engine import Engine
 from tiered.errors import CorruptionError
-from tiered.hot import Expiring, payload_of
 from tiered.journal import Dirty
 
 FINDINGS_MAX = 100
@@ -38,12 +37,8 @@ def check_engine(engine: Engine) -> list[Finding]:
 
 def _check_accounting(engine: Engine, findings: Findings) -> None:
     hot = engine.hot
-    recount = hot.recount()
-    if recount != hot.entry_bytes:
-        findings.add("accounting drift", "hot tier", f"accounted {hot.entry_bytes}, counted {recount}")
-    expiring = sum(entry.__class__ is Expiring for entry in list(hot.table.values()))
-    if expiring != len(hot.deadlines):
-        findings.add("deadline index", "hot tier", f"{len(hot.deadlines)} deadlines, {expiring} entries")
+    if wrong := hot.wrong():
+        findings.add("accounting drift", f"hot tier ({hot.name})", wrong)
     journal = engine.journal
     if journal is not None and engine.buffers:
         newest = engine.buffers[0].segment
@@ -53,10 +48,12 @@ def _check_accounting(engine: Engine, findings: Findings) -> None:
 
 def _check_hot(engine: Engine, reader: Reader, findings: Findings) -> None:
     """Every hot value is the newest record of its key below."""
-    for key, entry in list(engine.hot.table.items()):
-        deadline = 0
-        if entry.__class__ is Expiring:
-            entry, deadline = entry
+    for key in engine.hot:
+        peeked = engine.hot.peek(key)
+        if peeked is None:
+            findings.add("hot index", repr(key)[:80], "in the order of use, but not found")
+            continue
+        number, payload, deadline, _ = peeked
         encoded = keys.encode(key)
         stored_key = keys.stored(encoded)
         where = engine.dirty(stored_key)
@@ -70,7 +67,7 @@ def _check_hot(engine: Engine, reader: Reader, findings: Findings) -> None:
             if not 0 < deadline <= engine.clock.now_ms():
                 findings.add("hot only", repr(key)[:80], "in no tier below")
         # Payloads, not values: to make these could run code of registered types, under the lock.
-        elif payload_of(entry) != (found.codec, found.payload) or found.deadline != deadline:
+        elif (number, payload) != (found.codec, found.payload) or found.deadline != deadline:
             findings.add("hot differs", repr(key)[:80], "not the newest record below")
 
 

@@ -373,7 +373,7 @@ class FileLock:
 
         # Kept at once: whoever is interrupted from here on lets go of it when this object goes.
         _held.add(self)
-        self._fd = Descriptor(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._open()
         try:
             limit = time.monotonic() + timeout_seconds
             while True:
@@ -382,7 +382,7 @@ class FileLock:
                     if self.in_place():
                         break
                     # Another directory has taken the name of the one it was in, which somebody restored.
-                    self._fd = Descriptor(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                    self._open()
                 except BlockingIOError:
                     if time.monotonic() >= limit:
                         raise LockedError(self.path.parent, self._describe()) from None
@@ -392,6 +392,9 @@ class FileLock:
         except BaseException:
             self.abandon()
             raise
+
+    def _open(self) -> None:
+        self._fd = Descriptor(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     def _sign(self) -> None:
         """Say who holds it: a courtesy to others, which a full disk may deny them."""

@@ -1,8 +1,8 @@
 """One handle on a store, and what stands for its engine.
 
-A handle keeps the hot tier's table and lock for itself, so that a hit asks nobody.  What
-must not be answered any more is kept from it by taking these away: its table becomes an
-empty one, and its engine one of the stand-ins below, which every other call meets:
+A handle keeps the hot tier and the lock for itself, so that a hit asks nobody.  What must
+not be answered any more is kept from it by taking these away: it has no hot tier then, and
+its engine becomes one of the stand-ins below, which every other call meets:
 
     Ended      after `close()`: raises `ClosedError`
     Reading    a read-only handle beside a writing one: reads are the engine's, writes raise `ReadOnlyError`
@@ -39,7 +39,6 @@ READS = frozenset(
         "dirty",
         "disk_bytes",
         "drop_view",
-        "entry_of",
         "find",
         "find_many",
         "in_place",
@@ -87,7 +86,7 @@ class Reading:
         # What never changes is found without `__getattr__`.
         for name in ("hot", "lock", "counters", "clock", "directory", "settings"):
             setattr(self, name, getattr(engine, name))
-        for name in ("check_readable", "dirty", "entry_of", "find", "opened", "promote", "promote_many", "value_of"):
+        for name in ("check_readable", "dirty", "find", "opened", "promote", "promote_many", "value_of"):
             setattr(self, name, getattr(engine, name))
 
     def __getattr__(self, name: str) -> Any:
@@ -132,6 +131,8 @@ class Handle:
     """One handle on an engine: what `Store` has in common with every other."""
 
     _engine: Engine
+    _tier: Any
+    _hits: int
 
     def __init__(
         self,
@@ -159,13 +160,12 @@ class Handle:
         self._lock = engine.lock
         self._owned = engine.owned
         self._engine = cast(Engine, Reading(engine)) if self._readonly and not engine.readonly else engine
-        self._hit = engine.hot.hit
-        self._table = engine.hot.table
+        self._tier = engine.hot
         HANDLES.watch(self)
 
     def _detach(self, stand_in: Ended | Inherited) -> None:
-        # The table goes first: a hit that finds it empty asks the engine.
-        self._table = {}
+        # The tier goes first: a hit that finds none asks the engine.
+        self._tier = None
         self._engine = cast(Engine, stand_in)
         self._shared = None
 

@@ -55,6 +55,7 @@ class Followed(Segment):
     def __init__(self, file: SegmentFile) -> None:
         self.path = file.path
         self.map: Any = file.map
+        self.records = None  # Which is the writer's own.
         # Without a header, which never reached the disk, it continues nothing.
         self.seed, self.number, self.first, _ = file.header or (0, 0, 0, 0)
         self.last = self.first - 1

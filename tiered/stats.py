@@ -110,6 +110,12 @@ class MemoryStats(NamedTuple):
     bound: str
 
 
+_BOUNDS = {
+    True: "real: the arena's memory is the process's, page by page; the rest is accounted",
+    False: "accounted: the heap may add fragmentation to it, since no compiled arena holds the hot tier",
+}
+
+
 class Explanation(NamedTuple):
     """Where one key's record is and what it costs."""
 
@@ -149,7 +155,7 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         as_of=engine.as_of_ms / 1000,
         compiled=COMPILED,
         records=records,
-        hot_records=len(engine.hot.table),
+        hot_records=len(engine.hot),
         hot_bytes=engine.hot.used_bytes,
         dirty_records=sum(len(buffer.positions) for buffer in engine.buffers),
         write_buffer_bytes=engine.buffer_bytes,
@@ -200,6 +206,6 @@ def memory_stats_of(engine: Engine) -> MemoryStats:
         view_bytes=views,
         process_rss_anon_bytes=process.rss_anon_bytes(),
         helper_peak_rss_anon_bytes=engine.counters.helper_peak_rss_anon_bytes,
-        hot_tier="heap",
-        bound="accounted: the heap may add fragmentation to it, since no compiled arena holds the hot tier",
+        hot_tier=hot.name,
+        bound=_BOUNDS[hot.in_budget],
     )

@@ -11,10 +11,9 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from itertools import islice
-from typing import Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from tiered import codec, keys, ranges, record
 from tiered.check import Finding, check_engine
@@ -22,7 +21,7 @@ from tiered.clock import Clock
 from tiered.config import SETTINGS, setting_named
 from tiered.errors import ConfigError
 from tiered.handle import Ended, Handle, Inherited
-from tiered.hot import Expiring, Packed, cost, entry_of, value_of
+from tiered.hot import Hits, HotTier
 from tiered.journal import Dirty, record_bytes
 from tiered.mapping import ABSENT, ONE, Pairs, RangedMapping, pairs_of
 from tiered.moment import passing
@@ -40,15 +39,13 @@ V = TypeVar("V")
 T = TypeVar("T")
 
 _UNSET = UNSET
-_DECODE = codec.DECODERS[codec.MSGPACK]
 _ENCODE, _ENCODE_KEY = codec.encode, keys.encode
-_PLAIN = codec.PLAIN_TYPES
 _RECORD_BYTES = record_bytes(b"", b"")
 CHUNK_RECORDS = 1000
 _COMPRESSIONS = {0: "none", 1: "zstd", 2: "zlib"}
 
 
-class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
+class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
     """A mapping larger than memory that survives restarts; made by `tiered.open`.
 
     Keys are `str`, `bytes`, `int` and tuples of them.  Any number of threads may use one
@@ -58,60 +55,22 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
 
     # Reading
 
-    def __getitem__(self, key: K) -> V:
-        try:
-            entry = self._table[key]
-            self._hit(key)
-        except KeyError:
-            return self._load(key)  # type: ignore[no-any-return]
-        self._hits += 1
-        kind = entry.__class__
-        if kind is str or kind is bytes:
-            return entry  # type: ignore[no-any-return]
-        if kind is Packed:
-            return _DECODE(entry)  # type: ignore[return-value]
-        return self._given(key, entry)  # type: ignore[no-any-return]
+    # What is hot is found by `Hits`; these are what it cannot answer.
 
-    def _given(self, key: Any, entry: Any, default: Any = _UNSET) -> Any:
-        """What a hot entry gives to a reader; `default` if it has expired and there is no other."""
-        kind = entry.__class__
-        if kind is Packed:
-            return _DECODE(entry)
-        if kind is not Expiring:
-            return value_of(entry)
-        if entry[1] > self._engine.clock.now_ms():
-            return value_of(entry[0])
-        engine = self._engine
-        if not engine.owned():
-            with engine.lock:
-                if self._table.get(key) is entry:
-                    engine.hot.discard(key)
-                    engine.counters.expired_hot += 1
-        return self._load(key, default)
+    if TYPE_CHECKING:
 
-    @overload
-    def get(self, key: K) -> V | None: ...
-    @overload
-    def get(self, key: K, default: V | T) -> V | T: ...
-    def get(self, key: K, default: Any = None) -> Any:
-        """The value under `key`, or `default`."""
-        # Not by the KeyError of a missing key: reading a registered type may raise one of its own.
-        try:
-            entry = self._table[key]
-            self._hit(key)
-        except KeyError:
-            return self._load(key, default)
-        self._hits += 1
-        return self._given(key, entry, default)
+        def __getitem__(self, key: K) -> V: ...
+        @overload  # type: ignore[override]
+        def get(self, key: K) -> V | None: ...
+        @overload
+        def get(self, key: K, default: V | T) -> V | T: ...
+        def get(self, key: K, default: Any = None) -> Any: ...
 
     def _value(self, key: Any) -> Any:
         return self.get(key, ABSENT)
 
-    def __contains__(self, key: object) -> bool:
-        if key in self._table and not isinstance(self._table.get(key), Expiring):
-            return True
-        encoded = keys.encode(key)
-        return self._live(encoded)[1] is not None
+    def _has(self, key: Any) -> bool:
+        return self._live(keys.encode(key))[1] is not None
 
     def _live(self, encoded: bytes) -> tuple[Any, Dirty | None]:
         """Where a key was looked for last, and its record unless it expired."""
@@ -123,8 +82,13 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
         return where, found
 
     def _load(self, key: K, default: Any = _UNSET) -> Any:
-        """The value of a key that is not hot, which it then becomes; if it is absent, `default`, else KeyError."""
+        """The value of a key that is not hot or has a deadline; if it is absent, `default`, else KeyError."""
         engine = self._engine
+        tier = self._tier
+        if tier is not None and tier.expiring:
+            value = self._unexpired(tier, key)
+            if value is not _UNSET:
+                return value
         encoded = keys.encode(key)
         stored_key = encoded if len(encoded) <= keys.STORED_BYTES_EXACT else keys.stored(encoded)
         generation = engine.generation
@@ -140,92 +104,66 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
             counters.cold_hits += 1
         else:
             counters.buffer_hits += 1
-        entry = engine.entry_of(stored_key, found)
-        engine.promote(key, stored_key, where, generation, entry, found.deadline)
-        return value_of(entry)
+        value = engine.value_of(stored_key, found)
+        engine.promote(key, stored_key, where, generation, found)
+        return value
+
+    def _unexpired(self, tier: HotTier, key: Any) -> Any:
+        """The value of a key that is hot and alive, else `_UNSET`; forgets it if it has expired."""
+        engine = self._engine
+        now_ms = engine.clock.now_ms()
+        value = tier.get_at(key, now_ms, _UNSET)
+        if value is not _UNSET:
+            self._hits += 1
+        elif 0 < (tier.deadline(key) or 0) <= now_ms and not engine.owned():
+            with engine.lock:
+                if 0 < (tier.deadline(key) or 0) <= now_ms and tier.discard(key):
+                    engine.counters.expired_hot += 1
+        return value
 
     def get_many(self, wanted: Iterable[K]) -> dict[K, V]:
         """The values of those keys that exist, in the order asked for.  Cold ones are read in one transaction."""
         engine = self._engine
         engine.check_readable()
-        names = list(wanted)
-        try:
-            entries = list(map(self._table.__getitem__, names))
-            deque(map(self._hit, names), maxlen=0)
-        except KeyError:
-            return self._get_mixed(names)
-        kinds = set(map(type, entries))
-        if kinds <= _PLAIN:
-            self._hits += len(names)
-            return dict(zip(names, entries, strict=True))
-        if kinds == {Packed}:
-            self._hits += len(names)
-            return dict(zip(names, codec.decode_documents(entries), strict=True))
-        return self._get_mixed(names)
-
-    def _get_mixed(self, names: list[K]) -> dict[K, V]:
-        """`get_many` where not all is hot, or not all of one kind."""
-        engine = self._engine
-        table, hit, now_ms = self._table, self._hit, engine.clock.now_ms()
-        found: dict[K, Any] = {}
-        missing: list[K] = []
-        packed: list[K] = []
-        for key in names:
-            try:
-                found[key] = entry = table[key]
-                hit(key)
-            except KeyError:
-                found[key] = _UNSET
-                missing.append(key)
-                continue
-            if entry.__class__ is Packed:
-                packed.append(key)
-            elif entry.__class__ in _PLAIN:
-                continue
-            elif entry.__class__ is not Expiring:
-                found[key] = value_of(entry)
-            elif entry[1] > now_ms:
-                found[key] = value_of(entry[0])
-            else:
-                found[key] = _UNSET
-                missing.append(key)
+        names, found = list(wanted), dict[K, Any]()
+        tier = self._tier
+        missing = names if tier is None else tier.get_many(names, found, _UNSET)
+        if missing and tier is not None and tier.expiring:
+            for key in missing:
+                found[key] = self._unexpired(tier, key)
+            missing = [key for key in missing if found[key] is _UNSET]
         self._hits += len(found) - len(missing)
-        if missing:
-            packed += self._load_many(missing, found, now_ms)
-        if packed:
-            # A key may have been asked for twice, and have gone in between.
-            packed = [key for key in dict.fromkeys(packed) if found[key].__class__ is Packed]
-            values = codec.decode_documents([found[key] for key in packed])
-            found.update(zip(packed, values, strict=True))
-        if missing:
-            return {key: value for key, value in found.items() if value is not _UNSET}
-        return found
+        if not missing:
+            return found
+        self._load_many(missing, found, engine.clock.now_ms())
+        return {key: value for key, value in found.items() if value is not _UNSET}
 
-    def _load_many(self, missing: list[K], found: dict[K, Any], now_ms: int) -> list[K]:
-        """Put the values of keys that are not hot into `found`; returns those whose value is still packed."""
+    def _load_many(self, missing: list[K], found: dict[K, Any], now_ms: int) -> None:
+        """Put the values of keys that are not hot into `found`."""
         engine = self._engine
         counters = engine.counters
         generation = engine.generation
-        located: list[tuple[K, bytes, Any, Any, int]] = []
+        located: list[tuple[K, bytes, Any, Dirty]] = []
         names = list(dict.fromkeys(missing))
         wanted = [(keys.stored(encoded), encoded) for encoded in map(keys.encode, names)]
         for key, (stored_key, _), (where, dirty) in zip(names, wanted, engine.find_many(wanted), strict=True):
             if dirty is not None and not 0 < dirty.deadline <= now_ms:
-                located.append((key, stored_key, where, engine.entry_of(stored_key, dirty), dirty.deadline))
+                located.append((key, stored_key, where, dirty))
                 if where is None:
                     counters.cold_hits += 1
                 else:
                     counters.buffer_hits += 1
         counters.misses += len(missing) - len(located)
-        packed: list[K] = []
-        for key, _, _, entry, _ in located:
-            if entry.__class__ is Packed:
-                packed.append(key)
-                found[key] = entry
-            else:
-                found[key] = value_of(entry)
+        packed = [(key, dirty) for key, _, _, dirty in located if dirty.codec == codec.MSGPACK]
+        try:
+            values = codec.decode_documents([dirty.payload for _, dirty in packed])
+        except ValueError:
+            packed, values = [], []  # One by one, so that the error names it.
+        found.update(zip([key for key, _ in packed], values, strict=True))
+        for key, stored_key, _, dirty in located:
+            if found.get(key, _UNSET) is _UNSET:
+                found[key] = engine.value_of(stored_key, dirty)
         engine.promote_many(located, generation)
-        return packed
 
     # Writing
 
@@ -238,16 +176,12 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
         engine = self._engine
         encoded = _ENCODE_KEY(key)
         number, payload = _ENCODE(value)
-        if type(value) is dict and number == codec.MSGPACK:
-            entry: Any = Packed(payload)  # As `entry_of` makes it, for what is written most.
-        else:
-            entry = value if type(value) in _PLAIN else entry_of(number, payload)
         deadline = 0 if ttl is _UNSET and engine.settings.default_ttl is None else engine.deadline_after(ttl)
         plain: Any = key if key.__class__ is str else keys.canonical(cast(keys.Key, key))
         if self._owned():
             engine.refuse_reentry()
         with self._lock:
-            sequence = engine.put(plain, encoded, number, payload, entry, deadline)
+            sequence = engine.put(plain, encoded, number, payload, deadline)
         if engine.attended:
             engine.acknowledged(sequence)
 
@@ -339,7 +273,7 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
                     break
             if decided is not None:
                 number, payload, deadline = decided
-                sequence = engine.put(plain, encoded, number, payload, entry_of(number, payload), deadline)
+                sequence = engine.put(plain, encoded, number, payload, deadline)
                 found = Dirty(number, deadline, b"", payload)
         if decided is not None:
             engine.acknowledged(sequence)
@@ -370,7 +304,6 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
     def _redeadline(self, key: K, deadline: int) -> tuple[bool, int]:
         engine = self._engine
         encoded = keys.encode(key)
-        stored_key = keys.stored(encoded)
         engine.refuse_reentry()
         with self._lock:
             while True:
@@ -382,10 +315,8 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
                     return True, deadline
                 if not engine.reserve(record_bytes(encoded, found.payload)):
                     break
-            entry = engine.entry_of(stored_key, found)
-            sequence = engine.put(
-                keys.canonical(cast(keys.Key, key)), encoded, found.codec, found.payload, entry, deadline
-            )
+            plain = keys.canonical(cast(keys.Key, key))
+            sequence = engine.put(plain, encoded, found.codec, found.payload, deadline)
         engine.acknowledged(sequence)
         return True, found.deadline
 
@@ -401,7 +332,7 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
         limit = max(self._engine.share_bytes // 4, 1)
         batch = Batch()
         # Methods of the batch's columns, so that a record costs little more than its two encodings.
-        add_key, add_encoded, add_codec, add_payload, add_entry = batch.adders()
+        add_key, add_encoded, add_codec, add_payload = batch.adders()
         size, count = 0, 0
         for key, value in iter(pairs.items() if isinstance(pairs, Mapping) else pairs):
             encoded = _ENCODE_KEY(key)
@@ -410,17 +341,13 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
             if count and (count >= CHUNK_RECORDS or size > limit):
                 self._put_batch(batch, ttl)
                 batch = Batch()
-                add_key, add_encoded, add_codec, add_payload, add_entry = batch.adders()
+                add_key, add_encoded, add_codec, add_payload = batch.adders()
                 size, count = _RECORD_BYTES + len(encoded) + len(payload), 0
             count += 1
             add_key(key if key.__class__ is str else keys.canonical(cast(keys.Key, key)))
             add_encoded(encoded)
             add_codec(number)
             add_payload(payload)
-            if type(value) is dict and number == codec.MSGPACK:
-                add_entry(Packed(payload))  # As in `set`.
-            else:
-                add_entry(value if type(value) in _PLAIN else entry_of(number, payload))
         if count:
             self._put_batch(batch, ttl)
 
@@ -608,20 +535,20 @@ class Store(Handle, RangedMapping[K, V], MutableMapping[K, V]):
             raise KeyError(key)
         engine = self._engine
         stored_key = keys.stored(encoded)
-        entry = self._table.get(key, _UNSET)
+        hot = engine.hot.peek(key)
         data = cold = None
         if where is None:  # Else the cold tier has an older record at most, which is nobody's any more.
             with engine.cold.read() as reader:
                 data = reader.newest(stored_key)
             cold = None if data is None else record.unpack(stored_key, data)
-        places = {"hot": entry is not _UNSET, "write buffer": where is not None, "cold": cold is not None}
+        places = {"hot": hot is not None, "write buffer": where is not None, "cold": cold is not None}
         return Explanation(
             tiers=tuple(tier for tier, there in places.items() if there),
             dirty=where is not None,
             ttl_seconds=(found.deadline - engine.clock.now_ms()) / 1000 if found.deadline else None,
             codec=found.codec,
             payload_bytes=len(found.payload),
-            hot_bytes=0 if entry is _UNSET else cost(keys.canonical(cast(keys.Key, key)), entry),
+            hot_bytes=0 if hot is None else hot[3],
             stored_bytes=len(data) if data else 0,
             compression=_COMPRESSIONS[cold.compression] if cold else "",
             dictionary=cold.dictionary if cold else 0,

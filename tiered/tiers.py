@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from tiered import files, keys, record
+from tiered import codec, files, keys, record
 from tiered.checkpointer import Checkpointer
 from tiered.clock import Clock
 from tiered.cold import Cold, Reader, State, translated
@@ -45,7 +45,8 @@ from tiered.errors import (
     StoreFullError,
 )
 from tiered.expiry import next_cycle
-from tiered.hot import HotTier, entry_of, value_of
+from tiered.heap import is_packed
+from tiered.hot import hot_tier
 from tiered.journal import Dirty, Journal
 from tiered.maintenance import MAINTENANCE
 from tiered.recovery import Plan
@@ -110,7 +111,7 @@ class Tiers:
         self.watchers: list[weakref.ref[Watcher]] = []
         self.views: list[weakref.ref[Pinning]] = []
         self._views_counted = 0
-        self.hot = HotTier(settings.eviction, settings.memory)
+        self.hot = hot_tier(settings.eviction, settings.memory)
         self.lock = threading.RLock()
         self.owned: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
         self.changed = threading.Condition(self.lock)
@@ -296,41 +297,38 @@ class Tiers:
             cold.path, f"damaged record under stored key {stored_key[:60]!r}: {error}; restore it from a backup"
         )
 
-    def entry_of(self, stored_key: bytes, found: Dirty) -> Any:
-        """The hot entry of a record.  Raises `CorruptionError` where its codec cannot read it."""
+    def value_of(self, stored_key: bytes, found: Dirty) -> Any:
+        """The value of a record.  Raises `CorruptionError` where its codec cannot read it."""
         try:
-            return entry_of(found.codec, found.payload)
+            return codec.decode(found.codec, found.payload)
         except ValueError as error:
+            if is_packed(found.codec, found.payload):
+                raise  # Perhaps of a registered type, and its own.
             raise self._damaged(self.cold, stored_key, error) from None
 
-    def value_of(self, stored_key: bytes, found: Dirty) -> Any:
-        """The value of a record.  Raises `CorruptionError` as `entry_of`."""
-        return value_of(self.entry_of(stored_key, found))
-
-    def promote(self, key: Any, stored_key: bytes, where: Where, generation: int, entry: Any, deadline: int) -> None:
+    def promote(self, key: Any, stored_key: bytes, where: Where, generation: int, found: Dirty) -> None:
         """Keep a value that was read without the lock, if it is still the newest."""
         if self.owned():
             return
         with self.lock:
             if generation == self.generation and not self.closed and self.dirty(stored_key) == where:
-                self.hot.put(key if key.__class__ is str else keys.canonical(key), entry, deadline)
+                plain = key if key.__class__ is str else keys.canonical(key)
+                self.hot.put(plain, found.codec, found.payload, found.deadline)
                 self.counters.promotions += 1
 
-    def promote_many(self, located: Sequence[tuple[Any, bytes, Where, Any, int]], generation: int) -> None:
-        """`promote` for each `(key, stored key, where, entry, deadline)`, under the lock once."""
+    def promote_many(self, located: Sequence[tuple[Any, bytes, Where, Dirty]], generation: int) -> None:
+        """`promote` for each `(key, stored key, where, record)`, under the lock once."""
         if self.owned():
             return
         with self.lock:
             if generation != self.generation or self.closed:
                 return
-            kept = [found for found in located if not self.buffers or self.dirty(found[1]) == found[2]]
-            lasting = [found for found in kept if not found[4]]
-            names = [found[0] if found[0].__class__ is str else keys.canonical(found[0]) for found in lasting]
-            self.hot.put_many(names, [found[3] for found in lasting], 0)
-            for key, _, _, entry, deadline in kept:
-                if deadline:
-                    self.hot.put(keys.canonical(key), entry, deadline)
-            self.counters.promotions += len(kept)
+            put = self.hot.put
+            for key, stored_key, where, found in located:
+                if not self.buffers or self.dirty(stored_key) == where:
+                    plain = key if key.__class__ is str else keys.canonical(key)
+                    put(plain, found.codec, found.payload, found.deadline)
+                    self.counters.promotions += 1
 
     def _load_dictionary(self, number: int) -> bytes:
         with self.cold.read() as reader:

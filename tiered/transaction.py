@@ -31,7 +31,6 @@ from tiered import codec, keys, ranges
 from tiered.arrays import is_numpy_scalar, writable
 from tiered.errors import BatchTooLargeError, ClosedError, ConflictError
 from tiered.handle import Handle
-from tiered.hot import Expiring, entry_of, value_of
 from tiered.journal import Dirty
 from tiered.mapping import ABSENT, ONE, RangedMapping
 from tiered.moment import passing
@@ -139,14 +138,13 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
         if encoded not in self._pending:
             with engine.lock:
                 self._check()
-                entry = engine.hot.table.get(key, UNSET)
-                if entry is not UNSET and entry.__class__ is not Expiring:
+                hot = engine.hot.peek(key)
+                if hot is not None and not hot[2]:
                     self._reads.keys.add(keys.stored(encoded))
                     engine.hot.hit(key)
-                else:
-                    entry = UNSET
-            if entry is not UNSET:
-                return value_of(entry)
+            # Decoded without the lock: it may be the user's code.
+            if hot is not None and not hot[2]:
+                return codec.decode(hot[0], hot[1])
         found = self._find(encoded)
         return ABSENT if found is None else engine.value_of(keys.stored(encoded), found)
 
@@ -247,8 +245,7 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
 
     def _put(self, key: K, value: Any, deadline: int) -> None:
         number, payload = codec.encode(value)
-        entry = value if type(value) in codec.PLAIN_TYPES else entry_of(number, payload)
-        self._pend(Change(self._canonical(key), keys.encode(key), False, number, payload, entry, deadline))
+        self._pend(Change(self._canonical(key), keys.encode(key), False, number, payload, deadline))
 
     @staticmethod
     def _canonical(key: Any) -> Any:
@@ -342,8 +339,7 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
         found = self._find(encoded)
         if found is None:
             return None
-        entry = self._engine.entry_of(keys.stored(encoded), found)
-        self._pend(Change(self._canonical(key), encoded, False, found.codec, found.payload, entry, deadline))
+        self._pend(Change(self._canonical(key), encoded, False, found.codec, found.payload, deadline))
         return found.deadline
 
     def __ior__(self, other: Any) -> Transaction[K, V]:

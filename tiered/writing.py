@@ -37,11 +37,10 @@ class Batch:
         self.encoded: list[bytes] = []
         self.codecs: list[int] = []
         self.payloads: list[bytes] = []
-        self.entries: list[Any] = []
 
     def adders(self) -> tuple[Callable[[Any], None], ...]:
         """What appends to each of the columns, in the order above."""
-        columns: tuple[list[Any], ...] = (self.keys, self.encoded, self.codecs, self.payloads, self.entries)
+        columns: tuple[list[Any], ...] = (self.keys, self.encoded, self.codecs, self.payloads)
         return tuple(column.append for column in columns)
 
     def size(self) -> int:
@@ -57,7 +56,6 @@ class Change(NamedTuple):
     deleted: bool = False
     codec: int = 0
     payload: bytes = b""
-    entry: Any = None
     deadline: int = 0
 
     @property
@@ -153,7 +151,7 @@ class Writing(Checkpoints):
         self._room_until = min(segment.capacity - CLOSE_BYTES, segment.position + max(size, 4096))
         self._rebudget()
 
-    def put(self, key: Any, encoded: bytes, number: int, payload: bytes, entry: Any, deadline: int) -> int:
+    def put(self, key: Any, encoded: bytes, number: int, payload: bytes, deadline: int) -> int:
         """Write one record, making room for it where that was not reserved.  Returns its sequence number."""
         size = _RECORD_BYTES + len(encoded) + len(payload)
         buffer = self._active
@@ -170,10 +168,9 @@ class Writing(Checkpoints):
             # The old value goes before the new one can be read from the buffer: who has seen the
             # new one must not find the old one hot.
             hot = self.hot
-            if key in hot.table:
-                hot.discard(key)
+            hot.discard(key)
             buffer.put(stored_key, position, deadline)
-            hot.put_new(key, entry, deadline)
+            hot.put(key, number, payload, deadline)
             if self.watchers:
                 self.tell((stored_key,))
         except BaseException:
@@ -211,7 +208,7 @@ class Writing(Checkpoints):
             for key in batch.keys:
                 self.hot.discard(key)
             buffer.put_many(stored_keys, positions, deadlines)
-            self.hot.put_many(batch.keys, batch.entries, deadline)
+            self.hot.put_many(batch.keys, batch.codecs, batch.payloads, deadline)
             if self.watchers:
                 self.tell(stored_keys)
         except BaseException:
@@ -247,7 +244,7 @@ class Writing(Checkpoints):
             buffer.put_many(stored_keys, places, deadlines)
             for change in changes:
                 if not change.deleted:
-                    self.hot.put(change.key, change.entry, change.deadline)
+                    self.hot.put(change.key, change.codec, change.payload, change.deadline)
             if self.watchers:
                 self.tell(stored_keys)
         except BaseException:
@@ -287,4 +284,6 @@ class Writing(Checkpoints):
         return self.journal.last
 
     def _trim_due(self) -> bool:
-        return self.hot.evicted_bytes - self._trimmed_bytes > self.settings.memory // TRIM_SHARE
+        return (
+            not self.hot.in_budget and self.hot.evicted_bytes - self._trimmed_bytes > self.settings.memory // TRIM_SHARE
+        )

@@ -10,7 +10,7 @@
  * Other code may run meanwhile: a finalizer, when a container is allocated; the hook for extensions; `__hash__` of a key.  The payload's
  * buffer is held, so that it does not move; a list that is not full yet is kept from the garbage collector, and so
  * from whoever looks at all objects; and nothing is kept in the decoder but the keys, each taken with a reference of its own. */
-#include "native.h"
+#include "decoder.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -333,17 +333,23 @@ read_item(Input *in)
     }
 }
 
+PyObject *
+tiered_decode(PyObject *decoder, const unsigned char *payload, Py_ssize_t size)
+{
+    Input in = {(Decoder *)decoder, payload, payload + size, size, 0, 0};
+    PyObject *value = read_item(&in);
+    if (value != NULL && in.at != in.end)
+        Py_CLEAR(value);
+    return value;
+}
+
 static PyObject *
 decode(Decoder *self, PyObject *payload)
 {
     Py_buffer buffer;
     if (PyObject_GetBuffer(payload, &buffer, PyBUF_SIMPLE) < 0)
         return NULL;
-    const unsigned char *start = buffer.buf;
-    Input in = {self, start, start + buffer.len, buffer.len, 0, 0};
-    PyObject *value = read_item(&in);
-    if (value != NULL && in.at != in.end)
-        Py_CLEAR(value);
+    PyObject *value = tiered_decode((PyObject *)self, buffer.buf, buffer.len);
     PyBuffer_Release(&buffer);
     if (value == NULL && !PyErr_Occurred())
         return PyObject_CallOneArg(self->twin, payload);
@@ -442,6 +448,12 @@ static PyTypeObject DecoderType = {
     .tp_clear = (inquiry)clear,
     .tp_dealloc = (destructor)dealloc,
 };
+
+int
+tiered_is_decoder(PyObject *object)
+{
+    return Py_IS_TYPE(object, &DecoderType);
+}
 
 int
 tiered_add_decoder(PyObject *module)

@@ -2,6 +2,7 @@
  *
  * Its twin, `keys._encode`, defines the bytes.  What does not fit into a frame of this function, and so all that is near
  * a limit or over it, goes to the twin, as other types do.  No other code runs before a key is encoded: see `encoder.c`. */
+#include "keys.h"
 #include "utf8.h"
 
 #include <stddef.h>
@@ -9,7 +10,7 @@
 #include <string.h>
 
 enum { END = 0, BYTES = 1, STR = 2, TUPLE = 5, INT_ZERO = 0x14, ESCAPE = 0xFF };
-enum { ROOM = 512, DEPTH_MAX = 32 };
+enum { ROOM = TIERED_KEY_ROOM, DEPTH_MAX = 32 };
 
 typedef struct {
     PyObject_HEAD
@@ -17,10 +18,7 @@ typedef struct {
     PyObject *twin;
 } KeyEncoder;
 
-typedef struct {
-    unsigned char data[ROOM];
-    Py_ssize_t size;
-} Output;
+typedef TieredKeyBytes Output;
 
 /* These return whether they could; `inside` says that the item is an element of a tuple. */
 
@@ -111,6 +109,13 @@ put_key(Output *out, PyObject *item, int depth)
     return depth == 0 || put_byte(out, END);
 }
 
+int
+tiered_key_bytes(PyObject *key, TieredKeyBytes *out)
+{
+    out->size = 0;
+    return put_key(out, key, 0);
+}
+
 static PyObject *
 call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *names)
 {
@@ -118,8 +123,7 @@ call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *names)
     if (PyVectorcall_NARGS(flags) != 1 || names != NULL)
         return PyErr_Format(PyExc_TypeError, "encode() takes one key");
     Output out;
-    out.size = 0;
-    if (put_key(&out, args[0], 0))
+    if (tiered_key_bytes(args[0], &out))
         return PyBytes_FromStringAndSize((const char *)out.data, out.size);
     return PyObject_CallOneArg(self->twin, args[0]);
 }

@@ -1,0 +1,710 @@
+/* Records in segments: the hot tier as C sees it.
+ *
+ * A record lies in one piece: header, deadline if it has one, encoded key, value.  It is found through the index and
+ * hangs in a list from the one used last to the one used longest ago; both refer to it by its place, and since a
+ * record's own links and key lead back to whoever refers to it, it can be moved.  So the arena has no holes that
+ * nothing fits into: when the heads are full, the segment with the least in it is emptied into them.  So much is
+ * kept free that this moves few bytes for each byte written (SLACK), which is less than any allocator that
+ * leaves records where they are loses to sizes that don't fit.
+ *
+ * What a removed record leaves is filled again by one of just its size; sizes are rounded so that there often is one.
+ *
+ * Deadlines are in a wheel of seconds (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", 1987), whose links are in the records too.
+ *
+ * A value larger than a quarter of a segment is in pages of its own, and its record says where.
+ *
+ * Everything counts: segments as a whole once they are begun, index and outside values by pages, and the tables.
+ * After a fork the child finds zeros (`tiered_map`), which read as an empty index; the first change there starts anew.
+ * Nothing here calls Python or waits; the interpreter lock is the only lock there is.
+ */
+#include "arena_record.h"
+
+#include <stdlib.h>
+
+#define SEGMENTS_WANTED 128
+#define SEGMENT_BYTES_MIN (16u << 10)
+#define SEGMENT_BYTES_MAX (1u << 20)
+/* Free or dead bytes, in segments: two, and one of every SLACK_SHARE. */
+#define SLACK_SHARE 32
+#define VALUE_SHARE_MAX 8 /* As in tiered/hot.py. */
+#define OUTSIDE_MAX 16384 /* A process may have 65,530 mappings. */
+/* What one call does at most. */
+#define EVICTIONS_MAX 20000
+#define SHRINK_EVICTIONS_MAX 2000
+#define MOVED_BYTES_MAX (2u << 20)
+#define REBUILD_BYTES_MAX (4u << 20)
+/* With fewer segments than this, their slack is too much of the whole. */
+#define SEGMENTS_FEW 12
+
+
+/* -- order of use and deadlines ---------------------------------------------------------------- */
+
+static inline void
+unlink_use(Arena *a, const Record *r)
+{
+    *(r->newer ? &at(a, r->newer)->older : &a->newest) = r->older;
+    *(r->older ? &at(a, r->older)->newer : &a->oldest) = r->newer;
+}
+
+static inline void
+link_newest(Arena *a, Record *r, uint32_t place)
+{
+    r->older = a->newest;
+    r->newer = 0;
+    *(a->newest ? &at(a, a->newest)->newer : &a->oldest) = place;
+    a->newest = place;
+}
+
+/* The first of the list that a record without a sooner one is in. */
+static uint32_t *
+due_head(Arena *a, const Record *r, uint32_t place)
+{
+    return a->pending == place ? &a->pending : &a->wheel[deadline_of(r) / 1000 % ARENA_WHEEL_SLOTS];
+}
+
+static void
+link_due(Arena *a, Record *r, uint32_t place)
+{
+    /* What is due in a second that was looked through already is looked at next. */
+    int64_t second = deadline_of(r) / 1000;
+    uint32_t *head = second <= a->second ? &a->pending : &a->wheel[second % ARENA_WHEEL_SLOTS];
+    Due *due = due_of(r);
+    due->sooner = 0;
+    due->later = *head;
+    if (*head)
+        due_of(at(a, *head))->sooner = place;
+    *head = place;
+}
+
+static void
+unlink_due(Arena *a, Record *r, uint32_t place)
+{
+    Due *due = due_of(r);
+    *(due->sooner ? &due_of(at(a, due->sooner))->later : due_head(a, r, place)) = due->later;
+    if (due->later)
+        due_of(at(a, due->later))->sooner = due->sooner;
+}
+
+/* -- holes: records that were removed ---------------------------------------------------------- */
+
+static void
+list_hole(Arena *a, Record *r, uint32_t place, size_t bytes)
+{
+    uint32_t *head = &a->holes[class_of(a, bytes)];
+    r->kind |= DEAD;
+    r->newer = 0;
+    r->older = *head;
+    if (*head)
+        at(a, *head)->newer = place;
+    *head = place;
+}
+
+static void
+unlist_hole(Arena *a, const Record *r, size_t bytes)
+{
+    *(r->newer ? &at(a, r->newer)->older : &a->holes[class_of(a, bytes)]) = r->older;
+    if (r->older)
+        at(a, r->older)->newer = r->newer;
+}
+
+/* A hole of exactly that size, taken again; 0 if there is none. */
+static uint32_t
+take_hole(Arena *a, size_t bytes)
+{
+    uint32_t place = a->holes[class_of(a, bytes)];
+    if (place) {
+        unlist_hole(a, at(a, place), bytes);
+        segments_retake(&a->segments, place, bytes);
+    }
+    return place;
+}
+
+/* -- values outside ---------------------------------------------------------------------------- */
+
+static size_t
+outside_pages(size_t size)
+{
+    size_t page = tiered_page_bytes();
+    return (size + page - 1) / page * page;
+}
+
+static void
+outside_drop(Arena *a, uint32_t slot)
+{
+    ArenaOutside *o = &a->outside[slot];
+    tiered_unmap(o->map, o->bytes);
+    a->outside_bytes -= o->bytes;
+    a->outside_held--;
+    o->map = NULL;
+    o->bytes = a->outside_free; /* The free ones are a list. */
+    a->outside_free = slot;
+}
+
+/* A slot with pages for a value; UINT32_MAX if there is none. */
+static uint32_t
+outside_take(Arena *a, size_t size)
+{
+    if (a->outside_held == OUTSIDE_MAX)
+        return UINT32_MAX;
+    if (a->outside_free == UINT32_MAX) {
+        uint32_t count = a->outside_count ? a->outside_count * 2 : 16;
+        ArenaOutside *grown = realloc(a->outside, count * sizeof *grown);
+        if (grown == NULL)
+            return UINT32_MAX;
+        a->outside = grown;
+        for (uint32_t slot = a->outside_count; slot < count; slot++) {
+            grown[slot].map = NULL;
+            grown[slot].bytes = slot + 1 < count ? slot + 1 : UINT32_MAX;
+        }
+        a->outside_free = a->outside_count;
+        a->outside_count = count;
+    }
+    size_t bytes = outside_pages(size);
+    void *map = tiered_map(bytes);
+    if (map == NULL)
+        return UINT32_MAX;
+    uint32_t slot = a->outside_free;
+    a->outside_free = (uint32_t)a->outside[slot].bytes;
+    a->outside[slot] = (ArenaOutside){map, bytes};
+    a->outside_bytes += bytes;
+    a->outside_held++;
+    return slot;
+}
+
+/* -- the budget -------------------------------------------------------------------------------- */
+
+/* What counts beside the segments. */
+static size_t
+overhead_bytes(const Arena *a)
+{
+    return sizeof *a + a->segments.count * 9u + a->outside_count * sizeof *a->outside + a->outside_bytes
+        + arena_index_pages(a) * tiered_page_bytes();
+}
+
+size_t
+arena_used_bytes(const Arena *a)
+{
+    return overhead_bytes(a) + segments_committed(&a->segments);
+}
+
+/* Segments that the budget has room for, with `more` bytes outside them. */
+static uint32_t
+segments_allowed(const Arena *a, size_t more)
+{
+    size_t other = overhead_bytes(a) + more;
+    size_t allowed = a->budget_bytes > other ? (a->budget_bytes - other) / a->segments.segment_bytes : 0;
+    return allowed < a->segments.count ? (uint32_t)allowed : a->segments.count;
+}
+
+/* Bytes of records that so many segments may hold. */
+static size_t
+live_limit(const Arena *a, uint32_t allowed)
+{
+    size_t whole = (size_t)allowed * a->segments.segment_bytes;
+    size_t slack = 2 * a->segments.segment_bytes + whole / SLACK_SHARE;
+    return whole > slack ? whole - slack : 0;
+}
+
+/* Moves a record to where there is room for it, and has everything that refers to it follow. */
+static bool
+move(Arena *a, uint32_t place, size_t bytes)
+{
+    Segments *s = &a->segments;
+    uint32_t target = segments_take(s, bytes);
+    if (target == 0 && segments_open(s))
+        target = segments_take(s, bytes);
+    if (target == 0)
+        return false;
+    *arena_link_to_place(a, place) = target;
+    Record *r = at(a, place);
+    *(r->newer ? &at(a, r->newer)->older : &a->newest) = target;
+    *(r->older ? &at(a, r->older)->newer : &a->oldest) = target;
+    if (r->kind & EXPIRING) {
+        Due *due = due_of(r);
+        *(due->sooner ? &due_of(at(a, due->sooner))->later : due_head(a, r, place)) = target;
+        if (due->later)
+            due_of(at(a, due->later))->sooner = target;
+    }
+    memcpy(at(a, target), r, bytes);
+    r->kind |= DEAD;
+    a->moved_bytes += bytes;
+    return true;
+}
+
+/* Empties a segment into the heads, so that it is free; false if there is no room to do so. */
+static bool
+empty(Arena *a, uint32_t segment)
+{
+    Segments *s = &a->segments;
+    segments_close(s, segment);
+    size_t end = segment * s->segment_bytes + s->filled[segment];
+    size_t offset = segment * s->segment_bytes + segment_first(s, segment);
+    bool all = true;
+    while (offset < end) {
+        uint32_t place = (uint32_t)(offset >> s->unit_shift);
+        Record *r = at(a, place);
+        size_t bytes = record_bytes(a, r);
+        if (r->kind & DEAD)
+            unlist_hole(a, r, bytes);
+        else if (move(a, place, bytes))
+            segments_drop(s, place, bytes);
+        else
+            all = false;
+        offset += bytes;
+    }
+    if (all) {
+        segments_free(s, segment);
+        return true;
+    }
+    /* What was there and is not any more is a hole. */
+    for (offset = segment * s->segment_bytes + segment_first(s, segment); offset < end;) {
+        Record *r = at(a, (uint32_t)(offset >> s->unit_shift));
+        size_t bytes = record_bytes(a, r);
+        if (r->kind & DEAD)
+            list_hole(a, r, (uint32_t)(offset >> s->unit_shift), bytes);
+        offset += bytes;
+    }
+    return false;
+}
+
+static void
+remove_linked(Arena *a, uint32_t place, uint32_t *link)
+{
+    Record *r = at(a, place);
+    *link = r->chain;
+    unlink_use(a, r);
+    if (r->kind & EXPIRING) {
+        unlink_due(a, r, place);
+        a->expiring--;
+    }
+    if (r->kind & OUTSIDE)
+        outside_drop(a, outside_slot(r));
+    a->count--;
+    a->payload_bytes -= (uint64_t)r->key_size + r->value_size;
+    size_t bytes = record_bytes(a, r);
+    list_hole(a, r, place, bytes);
+    if (segments_drop(&a->segments, place, bytes))
+        empty(a, segment_of(&a->segments, place));
+    if (a->bucket_count > BUCKETS_MIN && a->count < a->bucket_count / 2)
+        arena_shrink_index(a);
+}
+
+bool
+arena_evict(Arena *a)
+{
+    uint32_t place = a->oldest;
+    if (place == 0)
+        return false;
+    const Record *r = at(a, place);
+    a->evictions++;
+    a->evicted_bytes += record_bytes(a, r) + (r->kind & OUTSIDE ? outside_pages(r->value_size) : 0);
+    remove_linked(a, place, arena_link_to_place(a, place));
+    return true;
+}
+
+/* Has the segments keep to the budget with `more` bytes outside, within what one call may do; true when they do. */
+static bool
+keep_budget(Arena *a, size_t more, unsigned evictions)
+{
+    Segments *s = &a->segments;
+    uint64_t moved_until = a->moved_bytes + MOVED_BYTES_MAX;
+    for (;;) {
+        uint32_t allowed = segments_allowed(a, more);
+        if (s->live_bytes > live_limit(a, allowed) && a->oldest) {
+            if (evictions-- == 0 || !arena_evict(a))
+                return false;
+            continue;
+        }
+        if (s->held + s->warm <= allowed || s->held + s->warm == 0)
+            return overhead_bytes(a) + more + segments_committed(s) <= a->budget_bytes;
+        if (s->warm) {
+            segments_release(s, allowed > s->held ? allowed - s->held : 0);
+            continue;
+        }
+        uint32_t segment = segments_emptiest(s);
+        if (a->moved_bytes >= moved_until || segment == SEGMENT_NONE || !empty(a, segment))
+            return false;
+    }
+}
+
+/* A place for a new record; 0 if none can be made within what one call may do. */
+static uint32_t
+make_room(Arena *a, size_t size)
+{
+    Segments *s = &a->segments;
+    uint32_t allowed = segments_allowed(a, 0);
+    size_t limit = live_limit(a, allowed);
+    for (unsigned evictions = EVICTIONS_MAX; s->live_bytes + size > limit;)
+        if (evictions-- == 0 || !arena_evict(a))
+            return 0;
+    uint64_t moved_until = a->moved_bytes + MOVED_BYTES_MAX;
+    for (;;) {
+        uint32_t place = take_hole(a, size);
+        if (place || (place = segments_take(s, size)))
+            return place;
+        /* One is left for what is moved. */
+        if (s->held + 1 < allowed && segments_open(s))
+            continue;
+        uint32_t segment = segments_emptiest(s);
+        if (a->moved_bytes >= moved_until || segment == SEGMENT_NONE || !empty(a, segment))
+            return 0;
+    }
+}
+
+/* -- what callers do --------------------------------------------------------------------------- */
+
+static void
+reset(Arena *a)
+{
+    memset(a->wheel, 0, sizeof a->wheel);
+    memset(a->holes, 0, sizeof a->holes);
+    a->pending = 0;
+    a->newest = a->oldest = 0;
+    a->count = a->expiring = 0;
+    a->payload_bytes = 0;
+    a->bucket_count = BUCKETS_MIN;
+    a->bucket_mask = 1023;
+    a->index[0] = 1;
+}
+
+void
+arena_clear(Arena *a)
+{
+    for (uint32_t slot = 0; slot < a->outside_count; slot++)
+        if (a->outside[slot].map != NULL)
+            outside_drop(a, slot);
+    segments_clear(&a->segments);
+    tiered_release(a->index, a->index_bytes);
+    reset(a);
+}
+
+/* Whether this is a child that found zeros: everything is forgotten then. */
+static inline void
+notice_fork(Arena *a)
+{
+    if (a->index[0] == 0)
+        arena_clear(a);
+}
+
+static size_t
+index_bytes_for(size_t bytes)
+{
+    size_t page = tiered_page_bytes();
+    return (bytes / 6 + page) / page * page + page;
+}
+
+static size_t
+segment_bytes_for(size_t budget_bytes)
+{
+    size_t segment = SEGMENT_BYTES_MIN;
+    while (segment < SEGMENT_BYTES_MAX && segment * 2 * SEGMENTS_WANTED <= budget_bytes)
+        segment *= 2;
+    return segment < tiered_page_bytes() ? tiered_page_bytes() : segment;
+}
+
+bool
+arena_begin(Arena *a, size_t budget_bytes, const uint64_t seed[2])
+{
+    memset(a, 0, sizeof *a);
+    memcpy(a->seed, seed, sizeof a->seed);
+    a->budget_bytes = budget_bytes;
+    a->hit_action = ARENA_HIT_MOVES_TO_FRONT;
+    a->outside_free = UINT32_MAX;
+    size_t segment = segment_bytes_for(budget_bytes);
+    size_t bytes = budget_bytes < ARENA_BUDGET_MIN ? ARENA_BUDGET_MIN : budget_bytes;
+    if (!segments_begin(&a->segments, bytes, segment))
+        return false;
+    a->index_bytes = index_bytes_for(bytes);
+    a->index = tiered_map(a->index_bytes);
+    if (a->index == NULL) {
+        segments_end(&a->segments);
+        return false;
+    }
+    reset(a);
+    return true;
+}
+
+void
+arena_end(Arena *a)
+{
+    if (a->index == NULL)
+        return;
+    for (uint32_t slot = 0; slot < a->outside_count; slot++)
+        if (a->outside[slot].map != NULL)
+            outside_drop(a, slot);
+    free(a->outside);
+    segments_end(&a->segments);
+    tiered_unmap(a->index, a->index_bytes);
+    memset(a, 0, sizeof *a);
+}
+
+/* Begins anew with segments of the size that suits another budget; what was used last is copied, up to a bound. */
+static bool
+rebuild(Arena *a, size_t budget_bytes)
+{
+    static Arena fresh; /* Large for a stack; nobody else is here, by the interpreter lock. */
+    if (!arena_begin(&fresh, budget_bytes, a->seed))
+        return false;
+    fresh.hit_action = a->hit_action;
+    fresh.second = a->second;
+    uint32_t place = a->newest;
+    size_t bytes = 0, limit = budget_bytes < REBUILD_BYTES_MAX ? budget_bytes : REBUILD_BYTES_MAX, forgotten = a->count;
+    while (place && at(a, place)->older && (bytes += arena_record_bytes(a, place)) < limit)
+        place = at(a, place)->older;
+    for (; place; place = at(a, place)->newer) {
+        ArenaValue value;
+        ArenaKey key = arena_record(a, place, &value);
+        arena_put(&fresh, &key, value.kind, value.data, value.size, value.deadline);
+    }
+    forgotten -= fresh.count;
+    fresh.evictions = a->evictions + forgotten;
+    fresh.evicted_bytes = a->evicted_bytes;
+    fresh.moved_bytes = a->moved_bytes + bytes;
+    arena_end(a);
+    *a = fresh;
+    return true;
+}
+
+/* Whether the budget has become so small that its few segments are mostly slack. */
+static bool
+too_few_segments(const Arena *a)
+{
+    return a->budget_bytes / a->segments.segment_bytes < SEGMENTS_FEW
+        && segment_bytes_for(a->budget_bytes) < a->segments.segment_bytes;
+}
+
+bool
+arena_shrink(Arena *a)
+{
+    notice_fork(a);
+    if (too_few_segments(a)) {
+        for (unsigned evictions = SHRINK_EVICTIONS_MAX; a->segments.live_bytes + a->outside_bytes > a->budget_bytes;)
+            if (evictions-- == 0 || !arena_evict(a))
+                return false;
+        if (!rebuild(a, a->budget_bytes))
+            return false;
+    }
+    return keep_budget(a, 0, SHRINK_EVICTIONS_MAX);
+}
+
+bool
+arena_resize(Arena *a, size_t budget_bytes)
+{
+    notice_fork(a);
+    if (segment_bytes_for(budget_bytes) >= 8 * a->segments.segment_bytes)
+        return rebuild(a, budget_bytes);
+    a->budget_bytes = budget_bytes;
+    if (budget_bytes <= a->segments.bytes)
+        return true;
+    size_t wanted = index_bytes_for(budget_bytes);
+    if (wanted > a->index_bytes) {
+        uint32_t *index = tiered_map(wanted);
+        if (index == NULL)
+            return false;
+        memcpy(index, a->index, arena_index_pages(a) * tiered_page_bytes());
+        tiered_unmap(a->index, a->index_bytes);
+        a->index = index;
+        a->index_bytes = wanted;
+    }
+    return segments_extend(&a->segments, budget_bytes);
+}
+
+static void
+value_at(const Arena *a, uint32_t place, ArenaValue *found)
+{
+    Record *r = at(a, place);
+    found->place = place;
+    found->kind = r->kind & KIND_MASK;
+    found->deadline = r->kind & EXPIRING ? deadline_of(r) : 0;
+    found->size = r->value_size;
+    found->data = r->kind & OUTSIDE ? a->outside[outside_slot(r)].map : key_of(r) + r->key_size;
+}
+
+bool
+arena_find(const Arena *a, const ArenaKey *key, ArenaValue *found)
+{
+    if (a->index[0] == 0)
+        return false;
+    uint32_t place = *link_to(a, key);
+    if (place)
+        value_at(a, place, found);
+    return place != 0;
+}
+
+void
+arena_hit(Arena *a, uint32_t place)
+{
+    Record *r = at(a, place);
+    switch (a->hit_action) {
+    case ARENA_HIT_MOVES_TO_FRONT:
+        if (a->newest != place) {
+            unlink_use(a, r);
+            link_newest(a, r, place);
+        }
+        break;
+    case ARENA_HIT_MARKS:
+        r->uses = 1;
+        break;
+    case ARENA_HIT_COUNTS:
+        r->uses += r->uses < UINT8_MAX;
+        break;
+    default:
+        break;
+    }
+}
+
+bool
+arena_discard(Arena *a, const ArenaKey *key)
+{
+    notice_fork(a);
+    uint32_t *link = link_to(a, key);
+    if (*link == 0)
+        return false;
+    remove_linked(a, *link, link);
+    return true;
+}
+
+/* Where an old value takes as much room as the new one it is written over. */
+static bool
+overwrite(Arena *a, uint32_t place, unsigned kind, const unsigned char *data, size_t size)
+{
+    Record *r = at(a, place);
+    if (r->kind & (EXPIRING | OUTSIDE))
+        return false;
+    if (rounded(a, sizeof(Record) + r->key_size + size) != record_bytes(a, r))
+        return false;
+    a->payload_bytes += (uint64_t)size - r->value_size;
+    r->value_size = (uint32_t)size;
+    r->kind = (uint8_t)kind;
+    r->uses = 0;
+    memcpy(key_of(r) + r->key_size, data, size);
+    if (a->newest != place) {
+        unlink_use(a, r);
+        link_newest(a, r, place);
+    }
+    return true;
+}
+
+bool
+arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char *data, size_t size, int64_t deadline)
+{
+    notice_fork(a);
+    uint32_t *link = link_to(a, key);
+    if (*link) {
+        if (deadline == 0 && overwrite(a, *link, kind, data, size))
+            return true;
+        remove_linked(a, *link, link);
+    }
+    if (key->size >= ARENA_KEY_BYTES_MAX || size > a->budget_bytes / VALUE_SHARE_MAX)
+        return false;
+    if (too_few_segments(a) && (!arena_shrink(a) || too_few_segments(a)))
+        return false;
+    size_t head = sizeof(Record) + key->size + 1 + (deadline ? sizeof(Due) : 0);
+    size_t total = rounded(a, head + size);
+    uint32_t slot = UINT32_MAX;
+    if (head + sizeof slot > a->segments.segment_bytes / 2)
+        return false; /* A key of kilobytes, in a small arena. */
+    if (total > a->segments.segment_bytes / 4) {
+        if (!keep_budget(a, outside_pages(size), EVICTIONS_MAX))
+            return false;
+        total = rounded(a, head + sizeof slot);
+        slot = outside_take(a, size);
+        if (slot == UINT32_MAX)
+            return false;
+    }
+    uint32_t place = make_room(a, total);
+    if (place == 0) {
+        if (slot != UINT32_MAX)
+            outside_drop(a, slot);
+        return false;
+    }
+    Record *r = at(a, place);
+    r->value_size = (uint32_t)size;
+    r->key_size = (uint16_t)(key->size + 1);
+    r->kind = (uint8_t)(kind | (deadline ? EXPIRING : 0) | (slot != UINT32_MAX ? OUTSIDE : 0));
+    r->uses = 0;
+    unsigned char *own = key_of(r);
+    own[0] = key->code;
+    memcpy(own + 1, key->data, key->size);
+    if (slot != UINT32_MAX) {
+        memcpy(own + r->key_size, &slot, sizeof slot);
+        memcpy(a->outside[slot].map, data, size);
+    } else {
+        memcpy(own + r->key_size, data, size);
+    }
+    link = bucket_of(a, hash_of(a, key->code, key->data, key->size));
+    r->chain = *link;
+    *link = place;
+    link_newest(a, r, place);
+    if (deadline) {
+        due_of(r)->deadline_low = (uint32_t)deadline;
+        due_of(r)->deadline_high = (uint32_t)((uint64_t)deadline >> 32);
+        link_due(a, r, place);
+        a->expiring++;
+    }
+    a->count++;
+    a->payload_bytes += (uint64_t)r->key_size + size;
+    if (a->count > a->bucket_count)
+        arena_grow_index(a);
+    if (arena_used_bytes(a) > a->budget_bytes)
+        keep_budget(a, 0, SHRINK_EVICTIONS_MAX);
+    return true;
+}
+
+size_t
+arena_expire(Arena *a, int64_t now_ms, size_t limit)
+{
+    notice_fork(a);
+    int64_t over = now_ms / 1000 - 1; /* The last second that is wholly over. */
+    size_t forgotten = 0, looks = limit * 8;
+    if (a->second < over - ARENA_WHEEL_SLOTS)
+        a->second = over - ARENA_WHEEL_SLOTS;
+    while (a->expiring && forgotten < limit && looks) {
+        if (a->pending == 0) {
+            if (a->second >= over)
+                break;
+            uint32_t *slot = &a->wheel[++a->second % ARENA_WHEEL_SLOTS];
+            a->pending = *slot;
+            *slot = 0;
+            continue;
+        }
+        uint32_t place = a->pending;
+        Record *r = at(a, place);
+        looks--;
+        if (deadline_of(r) / 1000 <= over) {
+            remove_linked(a, place, arena_link_to_place(a, place));
+            forgotten++;
+        } else {
+            /* Of a later turn of the wheel. */
+            unlink_due(a, r, place);
+            link_due(a, r, place);
+        }
+    }
+    if (a->expiring == 0 && a->second < over)
+        a->second = over;
+    return forgotten;
+}
+
+uint32_t
+arena_after(const Arena *a, uint32_t place)
+{
+    if (a->index[0] == 0)
+        return 0;
+    return place ? at(a, place)->newer : a->oldest;
+}
+
+ArenaKey
+arena_record(const Arena *a, uint32_t place, ArenaValue *value)
+{
+    Record *r = at(a, place);
+    value_at(a, place, value);
+    unsigned char *own = key_of(r);
+    return (ArenaKey){own + 1, r->key_size - 1u, own[0]};
+}
+
+size_t
+arena_record_bytes(const Arena *a, uint32_t place)
+{
+    const Record *r = at(a, place);
+    return record_bytes(a, r) + (r->kind & OUTSIDE ? a->outside[outside_slot(r)].bytes : 0);
+}

@@ -1,0 +1,90 @@
+/* The hot tier's memory: records in segments, an index over them, their order of use, and their deadlines.
+ * See arena.c. */
+#ifndef TIERED_ARENA_H
+#define TIERED_ARENA_H
+
+#include "segments.h"
+
+#define ARENA_BUDGET_MIN (64u << 10)
+#define ARENA_KEY_BYTES_MAX (32u << 10)
+#define ARENA_WHEEL_SLOTS 1024
+#define ARENA_SIZE_CLASSES 832
+
+/* What a hit does to a record: a policy chooses. */
+enum { ARENA_HIT_NOTHING, ARENA_HIT_MARKS, ARENA_HIT_COUNTS, ARENA_HIT_MOVES_TO_FRONT };
+
+/* A key: the first byte of its encoding, and the rest, so that the text of a `str` need not be copied. */
+typedef struct {
+    const unsigned char *data;
+    size_t size;
+    unsigned char code;
+} ArenaKey;
+
+/* A value as it is found: in the arena, good until the next call that may change it. */
+typedef struct {
+    const unsigned char *data;
+    size_t size;
+    unsigned kind;
+    int64_t deadline; /* In milliseconds; 0 is none. */
+    uint32_t place;
+} ArenaValue;
+
+typedef struct {
+    void *map;
+    size_t bytes;
+} ArenaOutside;
+
+typedef struct {
+    Segments segments;
+    size_t budget_bytes;
+    uint64_t seed[2];
+    int hit_action;
+
+    uint32_t *index; /* The mapping: a word that says whether it is still there, then the buckets. */
+    size_t index_bytes;
+    uint32_t bucket_count, bucket_mask;
+
+    uint32_t holes[ARENA_SIZE_CLASSES]; /* What was removed and can be filled again, by size. */
+    uint32_t newest, oldest;
+    size_t count;
+
+    uint32_t wheel[ARENA_WHEEL_SLOTS], pending;
+    int64_t second; /* All slots up to this one were looked through. */
+    size_t expiring;
+
+    ArenaOutside *outside;
+    uint32_t outside_count, outside_free;
+    size_t outside_bytes, outside_held;
+
+    uint64_t payload_bytes; /* Of keys and values. */
+    uint64_t evictions, evicted_bytes, moved_bytes;
+} Arena;
+
+bool arena_begin(Arena *a, size_t budget_bytes, const uint64_t seed[2]);
+void arena_end(Arena *a);
+void arena_clear(Arena *a);
+
+bool arena_find(const Arena *a, const ArenaKey *key, ArenaValue *found);
+/* Notes a use of what was found just now. */
+void arena_hit(Arena *a, uint32_t place);
+/* Keeps a value, evicting others; false if it is not kept, and then nothing is under the key. */
+bool arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char *data, size_t size, int64_t deadline);
+bool arena_discard(Arena *a, const ArenaKey *key);
+/* Forgets what was used longest ago; false if there is nothing. */
+bool arena_evict(Arena *a);
+/* Evicts and moves what a smaller budget asks for, a bounded part of it; true when it is kept. */
+bool arena_shrink(Arena *a);
+/* Another budget, from now on: `arena_shrink` enforces it.  False if there is no address space for a larger one. */
+bool arena_resize(Arena *a, size_t budget_bytes);
+/* Forgets up to `limit` of those whose deadline's second is over; returns how many. */
+size_t arena_expire(Arena *a, int64_t now_ms, size_t limit);
+
+size_t arena_used_bytes(const Arena *a);
+/* The records from the one used longest ago on: the first, and the one after a place; 0 at the end. */
+uint32_t arena_after(const Arena *a, uint32_t place);
+ArenaKey arena_record(const Arena *a, uint32_t place, ArenaValue *value);
+size_t arena_record_bytes(const Arena *a, uint32_t place);
+/* NULL if everything adds up, else what does not; looks at every record. */
+const char *arena_check(const Arena *a);
+
+#endif

@@ -1,0 +1,160 @@
+/* `Hits`: what answers `store[key]`, `store.get(key)` and `key in store` where the key is hot (tiered/store.py).
+ *
+ * A store inherits it, so that a hit is one C function called by the interpreter, without a frame of Python.  What is not
+ * hot, has a deadline, or has a key of an unusual kind is a question for the methods `_load` and `_has`. */
+#include "pyarena.h"
+
+#include <structmember.h>
+
+typedef struct {
+    PyObject_HEAD
+    ArenaObject *arena; /* NULL: nothing is a hit. */
+    Py_ssize_t hits;
+} HitsObject;
+
+static PyObject *load_name, *has_name;
+
+static int
+hits_traverse(HitsObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->arena);
+    return 0;
+}
+
+static int
+hits_clear(HitsObject *self)
+{
+    Py_CLEAR(self->arena);
+    return 0;
+}
+
+static void
+hits_dealloc(HitsObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    hits_clear(self);
+    type->tp_free((PyObject *)self);
+}
+
+/* The value under a key that is hot; NULL with an error set or none. */
+static inline PyObject *
+hit(HitsObject *self, PyObject *key)
+{
+    ArenaObject *arena = self->arena;
+    if (arena == NULL)
+        return NULL;
+    Py_INCREF(arena); /* Decoding may let go of it. */
+    PyObject *value = tiered_arena_lookup(arena, key, TIERED_BELOW_NOW, 0);
+    Py_DECREF(arena);
+    self->hits += value != NULL;
+    return value;
+}
+
+static PyObject *
+hits_subscript(HitsObject *self, PyObject *key)
+{
+    PyObject *value = hit(self, key);
+    if (value != NULL || PyErr_Occurred())
+        return value;
+    return PyObject_CallMethodOneArg((PyObject *)self, load_name, key);
+}
+
+static PyObject *
+hits_get(HitsObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
+{
+    PyObject *fallback = count == 2 ? args[1] : Py_None;
+    Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
+    if (named == 1 && count == 1 && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "default") == 0)
+        fallback = args[1];
+    else if (named || count < 1 || count > 2)
+        return PyErr_Format(PyExc_TypeError, "get() takes a key and perhaps a default");
+    PyObject *value = hit(self, args[0]);
+    if (value != NULL || PyErr_Occurred())
+        return value;
+    return PyObject_CallMethodObjArgs((PyObject *)self, load_name, args[0], fallback, NULL);
+}
+
+static int
+hits_contains(HitsObject *self, PyObject *object)
+{
+    TieredKey key;
+    ArenaValue found;
+    int known = self->arena ? tiered_key(object, &key) : 0;
+    if (known < 0)
+        return -1;
+    if (known) {
+        bool there = arena_find(&self->arena->arena, &key.key, &found) && !found.deadline;
+        tiered_key_end(&key);
+        if (there)
+            return 1;
+    }
+    PyObject *answer = PyObject_CallMethodOneArg((PyObject *)self, has_name, object);
+    if (answer == NULL)
+        return -1;
+    int there = PyObject_IsTrue(answer);
+    Py_DECREF(answer);
+    return there;
+}
+
+static PyObject *
+get_arena(HitsObject *self, void *closure)
+{
+    return Py_NewRef(self->arena ? (PyObject *)self->arena : Py_None);
+}
+
+static int
+set_arena(HitsObject *self, PyObject *value, void *closure)
+{
+    if (value == NULL || (value != Py_None && !PyObject_TypeCheck(value, &TieredArenaType))) {
+        PyErr_SetString(PyExc_TypeError, "an Arena or None");
+        return -1;
+    }
+    Py_XSETREF(self->arena, value == Py_None ? NULL : (ArenaObject *)Py_NewRef(value));
+    return 0;
+}
+
+static PyGetSetDef hits_getset[] = {
+    {"_tier", (getter)get_arena, (setter)set_arena, "The arena that answers, None if none does.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMemberDef hits_members[] = {
+    {"_hits", T_PYSSIZET, offsetof(HitsObject, hits), 0, "Values that were found hot."},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyMethodDef hits_methods[] = {
+    {"get", (PyCFunction)(void (*)(void))hits_get, METH_FASTCALL | METH_KEYWORDS, "The value under `key`, or `default`."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMappingMethods hits_as_mapping = {.mp_subscript = (binaryfunc)hits_subscript};
+static PySequenceMethods hits_as_sequence = {.sq_contains = (objobjproc)hits_contains};
+
+static PyTypeObject HitsType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "tiered._native.Hits",
+    .tp_doc = "Answers reads of what is hot; what is not goes to `_load(key[, default])` and `_has(key)`.",
+    .tp_basicsize = sizeof(HitsObject),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .tp_new = PyType_GenericNew,
+    .tp_traverse = (traverseproc)hits_traverse,
+    .tp_clear = (inquiry)hits_clear,
+    .tp_dealloc = (destructor)hits_dealloc,
+    .tp_methods = hits_methods,
+    .tp_members = hits_members,
+    .tp_getset = hits_getset,
+    .tp_as_mapping = &hits_as_mapping,
+    .tp_as_sequence = &hits_as_sequence,
+};
+
+int
+tiered_add_hits(PyObject *module)
+{
+    load_name = PyUnicode_InternFromString("_load");
+    has_name = PyUnicode_InternFromString("_has");
+    if (load_name == NULL || has_name == NULL)
+        return -1;
+    return PyModule_AddType(module, &HitsType);
+}

@@ -1,0 +1,546 @@
+/* The arena as Python sees it (tiered/arena.py).
+ *
+ * Locking.  The interpreter lock is all there is: between finding a record and having made an object of it, or between
+ * the first and the last change of a call, no Python code runs.  Keys are encoded before, which for unusual ones is Python
+ * code; values are copied out first and decoded then, from the copy, since that may collect garbage, run finalizers, and
+ * so use or change this very arena.  Objects of `str` and `bytes` are made in place: the collector does not track those.
+ * Signal handlers run between bytecodes only.  So every call is atomic, for threads, handlers and finalizers alike. */
+#include "pyarena.h"
+
+#include "decoder.h"
+
+#include <structmember.h>
+#include <string.h>
+
+#define CODEC_MASK 0x07
+#define ASCII 0x10 /* A text that is ASCII. */
+#define COPY_BYTES_MAX 4096 /* On the stack; a larger payload is copied into an object. */
+
+/* -- keys and values --------------------------------------------------------------------------- */
+
+/* The key of any object; -1 with an error set. */
+static int
+encoded_key(ArenaObject *self, PyObject *object, TieredKey *key)
+{
+    int known = tiered_key(object, key);
+    if (known)
+        return known;
+    PyObject *bytes = PyObject_CallOneArg(self->encode_key, object);
+    if (bytes == NULL)
+        return -1;
+    if (!PyBytes_CheckExact(bytes)) {
+        Py_DECREF(bytes);
+        PyErr_SetString(PyExc_TypeError, "a key is encoded to bytes");
+        return -1;
+    }
+    tiered_key_of_bytes(bytes, key);
+    Py_DECREF(bytes);
+    return 1;
+}
+
+static int
+is_ascii(const unsigned char *data, size_t size)
+{
+    uint64_t bits = 0, word;
+    for (; size >= 8; size -= 8, data += 8) {
+        memcpy(&word, data, 8);
+        bits |= word;
+    }
+    while (size--)
+        bits |= *data++;
+    return !(bits & 0x8080808080808080u);
+}
+
+/* What a payload stands for, decoded from a copy: other code may run, and this record move or go. */
+static PyObject *
+decoded(ArenaObject *self, const ArenaValue *found, int number)
+{
+    PyObject *decoder = self->decoders[number];
+    unsigned char copy[COPY_BYTES_MAX];
+    if (number == CODEC_MSGPACK && found->size <= sizeof copy && tiered_is_decoder(decoder)) {
+        size_t size = found->size;
+        memcpy(copy, found->data, size);
+        arena_hit(&self->arena, found->place);
+        PyObject *value = tiered_decode(decoder, copy, (Py_ssize_t)size);
+        if (value != NULL || PyErr_Occurred())
+            return value;
+        PyObject *payload = PyBytes_FromStringAndSize((const char *)copy, (Py_ssize_t)size);
+        value = payload ? PyObject_CallOneArg(decoder, payload) : NULL;
+        Py_XDECREF(payload);
+        return value;
+    }
+    PyObject *payload = PyBytes_FromStringAndSize((const char *)found->data, (Py_ssize_t)found->size);
+    if (payload == NULL)
+        return NULL;
+    arena_hit(&self->arena, found->place);
+    PyObject *value = PyObject_CallOneArg(decoder, payload);
+    Py_DECREF(payload);
+    return value;
+}
+
+/* The value that was found, which counts as a use of it: from here on the record may be gone. */
+static PyObject *
+value_of(ArenaObject *self, const ArenaValue *found)
+{
+    PyObject *value;
+    int number = found->kind & CODEC_MASK;
+    if (found->kind & ASCII) {
+        value = PyUnicode_New((Py_ssize_t)found->size, 127);
+        if (value != NULL)
+            memcpy(PyUnicode_DATA(value), found->data, found->size);
+    } else if (number == CODEC_BYTES) {
+        value = PyBytes_FromStringAndSize((const char *)found->data, (Py_ssize_t)found->size);
+    } else {
+        return decoded(self, found, number);
+    }
+    if (value != NULL)
+        arena_hit(&self->arena, found->place);
+    return value;
+}
+
+PyObject *
+tiered_arena_lookup(ArenaObject *self, PyObject *object, int64_t now_ms, int any)
+{
+    TieredKey key;
+    ArenaValue found;
+    int known = any ? encoded_key(self, object, &key) : tiered_key(object, &key);
+    if (known <= 0)
+        return NULL;
+    bool there = arena_find(&self->arena, &key.key, &found);
+    tiered_key_end(&key);
+    if (!there || (found.deadline && (now_ms == TIERED_BELOW_NOW || found.deadline <= now_ms)))
+        return NULL;
+    return value_of(self, &found);
+}
+
+/* -- Arena ------------------------------------------------------------------------------------- */
+
+static PyObject *
+arena_new(PyTypeObject *type, PyObject *args, PyObject *named)
+{
+    static char *names[] = {"budget_bytes", "encode_key", "decoders", "seed", NULL};
+    Py_ssize_t budget, seed_size;
+    PyObject *encode_key, *decoders;
+    const char *seed_bytes;
+    uint64_t seed[2];
+    if (!PyArg_ParseTupleAndKeywords(args, named, "nOO!y#:Arena", names, &budget, &encode_key, &PyDict_Type, &decoders,
+            &seed_bytes, &seed_size))
+        return NULL;
+    if (budget < 0 || seed_size != sizeof seed) {
+        PyErr_SetString(PyExc_ValueError, "a budget is not negative, a seed has 16 bytes");
+        return NULL;
+    }
+    memcpy(seed, seed_bytes, sizeof seed);
+    ArenaObject *self = (ArenaObject *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    if (!arena_begin(&self->arena, (size_t)budget, seed)) {
+        Py_DECREF(self);
+        return PyErr_Format(PyExc_MemoryError, "no address space for a budget of %zd bytes", budget);
+    }
+    self->encode_key = Py_NewRef(encode_key);
+    for (int number = CODEC_BYTES; number <= CODEC_LAST; number++) {
+        PyObject *id = PyLong_FromLong(number);
+        PyObject *decoder = id ? PyDict_GetItemWithError(decoders, id) : NULL;
+        Py_XDECREF(id);
+        if (decoder == NULL) {
+            if (!PyErr_Occurred())
+                PyErr_Format(PyExc_ValueError, "no decoder for codec id %d", number);
+            Py_DECREF(self);
+            return NULL;
+        }
+        self->decoders[number] = Py_NewRef(decoder);
+    }
+    return (PyObject *)self;
+}
+
+static int
+arena_traverse(ArenaObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->encode_key);
+    for (int number = CODEC_BYTES; number <= CODEC_LAST; number++)
+        Py_VISIT(self->decoders[number]);
+    return 0;
+}
+
+static int
+arena_tp_clear(ArenaObject *self)
+{
+    return 0; /* It refers to functions of modules only, and is needed to the last. */
+}
+
+static void
+arena_dealloc(ArenaObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    arena_end(&self->arena);
+    Py_CLEAR(self->encode_key);
+    for (int number = CODEC_BYTES; number <= CODEC_LAST; number++)
+        Py_CLEAR(self->decoders[number]);
+    type->tp_free((PyObject *)self);
+}
+
+static PyObject *
+arena_get(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count < 1 || count > 2)
+        return PyErr_Format(PyExc_TypeError, "get(key, default=None)");
+    PyObject *value = tiered_arena_lookup(self, args[0], TIERED_BELOW_NOW, 1);
+    if (value != NULL || PyErr_Occurred())
+        return value;
+    return Py_NewRef(count == 2 ? args[1] : Py_None);
+}
+
+static PyObject *
+arena_get_at(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 3)
+        return PyErr_Format(PyExc_TypeError, "get_at(key, now_ms, default)");
+    long long now_ms = PyLong_AsLongLong(args[1]);
+    if (now_ms == -1 && PyErr_Occurred())
+        return NULL;
+    PyObject *value = tiered_arena_lookup(self, args[0], now_ms, 1);
+    return value != NULL || PyErr_Occurred() ? value : Py_NewRef(args[2]);
+}
+
+static PyObject *
+arena_deadline(ArenaObject *self, PyObject *object)
+{
+    TieredKey key;
+    ArenaValue found;
+    if (encoded_key(self, object, &key) < 0)
+        return NULL;
+    bool there = arena_find(&self->arena, &key.key, &found);
+    tiered_key_end(&key);
+    return there ? PyLong_FromLongLong(found.deadline) : Py_NewRef(Py_None);
+}
+
+static PyObject *
+arena_peek(ArenaObject *self, PyObject *object)
+{
+    TieredKey key;
+    ArenaValue found;
+    if (encoded_key(self, object, &key) < 0)
+        return NULL;
+    bool there = arena_find(&self->arena, &key.key, &found);
+    tiered_key_end(&key);
+    if (!there)
+        return Py_NewRef(Py_None);
+    int number = found.kind & CODEC_MASK;
+    size_t bytes = arena_record_bytes(&self->arena, found.place);
+    int64_t deadline = found.deadline;
+    PyObject *payload = PyBytes_FromStringAndSize((const char *)found.data, (Py_ssize_t)found.size);
+    return payload == NULL ? NULL : Py_BuildValue("iNLn", number, payload, (long long)deadline, (Py_ssize_t)bytes);
+}
+
+static PyObject *
+arena_hit_method(ArenaObject *self, PyObject *object)
+{
+    TieredKey key;
+    ArenaValue found;
+    if (encoded_key(self, object, &key) < 0)
+        return NULL;
+    bool there = arena_find(&self->arena, &key.key, &found);
+    tiered_key_end(&key);
+    if (!there) {
+        PyErr_SetObject(PyExc_KeyError, object);
+        return NULL;
+    }
+    arena_hit(&self->arena, found.place);
+    Py_RETURN_NONE;
+}
+
+static int
+arena_contains(ArenaObject *self, PyObject *object)
+{
+    TieredKey key;
+    ArenaValue found;
+    if (encoded_key(self, object, &key) < 0)
+        return -1;
+    bool there = arena_find(&self->arena, &key.key, &found);
+    tiered_key_end(&key);
+    return there;
+}
+
+static int
+put_one(ArenaObject *self, PyObject *object, PyObject *codec, PyObject *payload, long long deadline)
+{
+    long number = PyLong_AsLong(codec);
+    if (number == -1 && PyErr_Occurred())
+        return -1;
+    Py_buffer view;
+    if (PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE) < 0)
+        return -1;
+    TieredKey key;
+    int kept = -1;
+    if (number < CODEC_BYTES || number > CODEC_LAST) {
+        /* Of a later version: nothing here could read it. */
+        if (encoded_key(self, object, &key) > 0) {
+            arena_discard(&self->arena, &key.key);
+            tiered_key_end(&key);
+            kept = 0;
+        }
+    } else if (encoded_key(self, object, &key) > 0) {
+        unsigned kind = (unsigned)number;
+        if (number == CODEC_STR && is_ascii(view.buf, (size_t)view.len))
+            kind |= ASCII;
+        kept = arena_put(&self->arena, &key.key, kind, view.buf, (size_t)view.len, deadline);
+        tiered_key_end(&key);
+    }
+    PyBuffer_Release(&view);
+    return kept;
+}
+
+static PyObject *
+arena_put_method(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 4)
+        return PyErr_Format(PyExc_TypeError, "put(key, codec, payload, deadline)");
+    long long deadline = PyLong_AsLongLong(args[3]);
+    if (deadline == -1 && PyErr_Occurred())
+        return NULL;
+    int kept = put_one(self, args[0], args[1], args[2], deadline);
+    return kept < 0 ? NULL : PyBool_FromLong(kept);
+}
+
+static PyObject *
+arena_put_many(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 4 || !PyList_CheckExact(args[0]) || !PyList_CheckExact(args[1]) || !PyList_CheckExact(args[2]))
+        return PyErr_Format(PyExc_TypeError, "put_many(keys, codecs, payloads, deadline), three lists");
+    long long deadline = PyLong_AsLongLong(args[3]);
+    if (deadline == -1 && PyErr_Occurred())
+        return NULL;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[0]); i++) {
+        if (i >= PyList_GET_SIZE(args[1]) || i >= PyList_GET_SIZE(args[2]))
+            return PyErr_Format(PyExc_ValueError, "put_many() was given lists of different lengths");
+        PyObject *key = Py_NewRef(PyList_GET_ITEM(args[0], i)), *payload = Py_NewRef(PyList_GET_ITEM(args[2], i));
+        int kept = put_one(self, key, PyList_GET_ITEM(args[1], i), payload, deadline);
+        Py_DECREF(key);
+        Py_DECREF(payload);
+        if (kept < 0)
+            return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+arena_discard_method(ArenaObject *self, PyObject *object)
+{
+    TieredKey key;
+    if (encoded_key(self, object, &key) < 0)
+        return NULL;
+    bool there = arena_discard(&self->arena, &key.key);
+    tiered_key_end(&key);
+    return PyBool_FromLong(there);
+}
+
+/* The values of those keys of a list that are there and never expire, put into a dict; returns the others, in order,
+ * for each of which the dict has a place, `absent`. */
+static PyObject *
+arena_get_many(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 3 || !PyList_CheckExact(args[0]) || !PyDict_CheckExact(args[1]))
+        return PyErr_Format(PyExc_TypeError, "get_many(keys, found, absent)");
+    PyObject *missing = PyList_New(0);
+    for (Py_ssize_t i = 0; missing != NULL && i < PyList_GET_SIZE(args[0]); i++) {
+        PyObject *key = Py_NewRef(PyList_GET_ITEM(args[0], i));
+        PyObject *value = tiered_arena_lookup(self, key, TIERED_BELOW_NOW, 1);
+        int wrong = value == NULL && PyErr_Occurred();
+        if (!wrong)
+            wrong = PyDict_SetItem(args[1], key, value ? value : args[2]) < 0 || (!value && PyList_Append(missing, key) < 0);
+        Py_XDECREF(value);
+        Py_DECREF(key);
+        if (wrong)
+            Py_CLEAR(missing);
+    }
+    return missing;
+}
+
+static PyObject *
+arena_encoded_keys(ArenaObject *self, PyObject *Py_UNUSED(ignored))
+{
+    Arena *a = &self->arena;
+    PyObject *keys = PyList_New((Py_ssize_t)a->count); /* May collect garbage, and so change the arena. */
+    if (keys == NULL)
+        return NULL;
+    Py_ssize_t at = 0;
+    for (uint32_t place = arena_after(a, 0); place && at < PyList_GET_SIZE(keys); place = arena_after(a, place)) {
+        ArenaValue value;
+        ArenaKey key = arena_record(a, place, &value);
+        PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)key.size + 1);
+        if (bytes == NULL) {
+            Py_DECREF(keys);
+            return NULL;
+        }
+        PyBytes_AS_STRING(bytes)[0] = (char)key.code;
+        memcpy(PyBytes_AS_STRING(bytes) + 1, key.data, key.size);
+        PyList_SET_ITEM(keys, at++, bytes);
+    }
+    if (PyList_SetSlice(keys, at, PyList_GET_SIZE(keys), NULL) < 0)
+        Py_CLEAR(keys);
+    return keys;
+}
+
+static PyObject *
+arena_evict_method(ArenaObject *self, PyObject *Py_UNUSED(ignored))
+{
+    Arena *a = &self->arena;
+    uint32_t place = arena_after(a, 0);
+    if (place == 0)
+        Py_RETURN_NONE;
+    ArenaValue value;
+    ArenaKey key = arena_record(a, place, &value);
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)key.size + 1);
+    if (bytes == NULL)
+        return NULL;
+    PyBytes_AS_STRING(bytes)[0] = (char)key.code;
+    memcpy(PyBytes_AS_STRING(bytes) + 1, key.data, key.size);
+    Py_ssize_t size = (Py_ssize_t)arena_record_bytes(a, place);
+    arena_evict(a);
+    return Py_BuildValue("Nn", bytes, size);
+}
+
+static PyObject *
+arena_expire_method(ArenaObject *self, PyObject *args)
+{
+    long long now_ms;
+    Py_ssize_t limit;
+    if (!PyArg_ParseTuple(args, "Ln:expire", &now_ms, &limit))
+        return NULL;
+    return PyLong_FromSize_t(arena_expire(&self->arena, now_ms, limit < 0 ? 0 : (size_t)limit));
+}
+
+static PyObject *
+arena_shrink_method(ArenaObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(arena_shrink(&self->arena));
+}
+
+static PyObject *
+arena_clear_method(ArenaObject *self, PyObject *Py_UNUSED(ignored))
+{
+    arena_clear(&self->arena);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+arena_check_method(ArenaObject *self, PyObject *Py_UNUSED(ignored))
+{
+    const char *wrong = arena_check(&self->arena);
+    return PyUnicode_FromString(wrong ? wrong : "");
+}
+
+static Py_ssize_t
+arena_length(ArenaObject *self)
+{
+    return arena_after(&self->arena, 0) ? (Py_ssize_t)self->arena.count : 0;
+}
+
+static PyObject *
+get_budget(ArenaObject *self, void *closure)
+{
+    return PyLong_FromSize_t(self->arena.budget_bytes);
+}
+
+static int
+set_budget(ArenaObject *self, PyObject *value, void *closure)
+{
+    Py_ssize_t bytes = value == NULL ? -1 : PyLong_AsSsize_t(value);
+    if (bytes < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "a budget is not negative");
+        return -1;
+    }
+    if (arena_resize(&self->arena, (size_t)bytes))
+        return 0;
+    PyErr_Format(PyExc_MemoryError, "no address space for a budget of %zd bytes", bytes);
+    return -1;
+}
+
+static PyObject *
+get_used(ArenaObject *self, void *closure)
+{
+    return PyLong_FromSize_t(arena_used_bytes(&self->arena));
+}
+
+static PyObject *
+get_entry_bytes(ArenaObject *self, void *closure)
+{
+    return PyLong_FromUnsignedLongLong(self->arena.segments.live_bytes + self->arena.outside_bytes);
+}
+
+static PyObject *
+get_address(ArenaObject *self, void *closure)
+{
+    return PyLong_FromVoidPtr(self->arena.segments.map);
+}
+
+static PyGetSetDef arena_getset[] = {
+    {"budget_bytes", (getter)get_budget, (setter)set_budget, "What it may use; shrink() enforces a smaller one.", NULL},
+    {"used_bytes", (getter)get_used, NULL, "Memory that it takes: segments, index, values outside, tables.", NULL},
+    {"entry_bytes", (getter)get_entry_bytes, NULL, "Memory of the records in it.", NULL},
+    {"address", (getter)get_address, NULL, "Where the segments are, for tests that damage them.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+#define COUNTER(name, field, type, doc) {name, type, offsetof(ArenaObject, arena.field), READONLY, doc}
+static PyMemberDef arena_members[] = {
+    COUNTER("payload_bytes", payload_bytes, T_ULONGLONG, "Bytes of encoded keys and values."),
+    COUNTER("evictions", evictions, T_ULONGLONG, "Records that left for others."),
+    COUNTER("evicted_bytes", evicted_bytes, T_ULONGLONG, "What they took."),
+    COUNTER("moved_bytes", moved_bytes, T_ULONGLONG, "Bytes of records that were moved."),
+    COUNTER("outside_bytes", outside_bytes, T_PYSSIZET, "Memory of values outside the segments."),
+    COUNTER("expiring", expiring, T_PYSSIZET, "Records that have a deadline."),
+    COUNTER("segment_bytes", segments.segment_bytes, T_PYSSIZET, "Size of a segment."),
+    {NULL, 0, 0, 0, NULL},
+};
+
+#define METHOD(name, function, flags, doc) {name, (PyCFunction)(void (*)(void))(function), flags, doc}
+static PyMethodDef arena_methods[] = {
+    METHOD("get", arena_get, METH_FASTCALL, "get(key, default=None): the value of a key that has no deadline; counts as a use."),
+    METHOD("get_at", arena_get_at, METH_FASTCALL, "get_at(key, now_ms, default): the value of a key whose deadline has not passed."),
+    METHOD("get_many", arena_get_many, METH_FASTCALL, "get_many(keys, found, absent): `get` into a dict; the keys without a value."),
+    METHOD("deadline", arena_deadline, METH_O, "deadline(key): in milliseconds, 0 for none; None if the key is not there."),
+    METHOD("hit", arena_hit_method, METH_O, "hit(key): note a use; KeyError if the key is not there."),
+    METHOD("peek", arena_peek, METH_O, "peek(key): codec, payload, deadline and bytes taken, or None; is no use of it."),
+    METHOD("put", arena_put_method, METH_FASTCALL, "put(key, codec, payload, deadline): whether it is kept."),
+    METHOD("put_many", arena_put_many, METH_FASTCALL, "put_many(keys, codecs, payloads, deadline): `put` for each."),
+    METHOD("discard", arena_discard_method, METH_O, "discard(key): forget it; whether it was there."),
+    METHOD("encoded_keys", arena_encoded_keys, METH_NOARGS, "encoded_keys(): all, the one used longest ago first."),
+    METHOD("evict", arena_evict_method, METH_NOARGS, "evict(): the encoded key used longest ago and its bytes, which leaves."),
+    METHOD("expire", arena_expire_method, METH_VARARGS, "expire(now_ms, limit): forget what is due; how many."),
+    METHOD("shrink", arena_shrink_method, METH_NOARGS, "shrink(): evict down to the budget; False if there is more to do."),
+    METHOD("clear", arena_clear_method, METH_NOARGS, "clear(): forget everything, and give the memory back."),
+    METHOD("wrong", arena_check_method, METH_NOARGS, "wrong(): what does not add up, '' if all does; looks at every record."),
+    {NULL, NULL, 0, NULL},
+};
+
+static PySequenceMethods arena_as_sequence = {
+    .sq_length = (lenfunc)arena_length,
+    .sq_contains = (objobjproc)arena_contains,
+};
+
+PyTypeObject TieredArenaType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "tiered._native.Arena",
+    .tp_doc = "Arena(budget_bytes, encode_key, decoders, seed): hot records in a memory of their own.",
+    .tp_basicsize = sizeof(ArenaObject),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .tp_new = arena_new,
+    .tp_traverse = (traverseproc)arena_traverse,
+    .tp_clear = (inquiry)arena_tp_clear,
+    .tp_dealloc = (destructor)arena_dealloc,
+    .tp_methods = arena_methods,
+    .tp_members = arena_members,
+    .tp_getset = arena_getset,
+    .tp_as_sequence = &arena_as_sequence,
+};
+
+int
+tiered_add_arena(PyObject *module)
+{
+    return PyModule_AddType(module, &TieredArenaType);
+}
