@@ -9,7 +9,7 @@ from typing import Any
 from zlib import crc32
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tiered import pending, record
@@ -107,6 +107,7 @@ def test_lengths_that_lie_end_the_scan_and_are_refused_as_places(key_size, paylo
 
 
 @compiled_only
+@example([-1_099_511_627_766])
 @given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(0, 300), max_size=5))
 def test_places_outside_their_segment_are_refused(places):
     maps = [memoryview(bytes(segment([(PUT, b"key", b"payload", 0)])))]

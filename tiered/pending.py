@@ -175,7 +175,7 @@ def _find(place: int, maps: list[memoryview], time_ms: int) -> tuple[int, int, b
     if place == DELETED:
         return None
     index, position = place >> _SEGMENT_SHIFT, place & _POSITION
-    if index >= len(maps) or position + RECORD.size > len(maps[index]):
+    if not 0 <= index < len(maps) or position + RECORD.size > len(maps[index]):
         raise ValueError("a place outside its segment")
     data = maps[index]
     _, _, _, _, key_size, codec, _, payload_size, _, _, deadline = RECORD.unpack_from(data, position)

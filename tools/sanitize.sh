@@ -5,7 +5,7 @@
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup test
-tests=(tests/test_compiled.py tests/test_codec.py tests/test_journal.py tests/test_keys.py tests/test_hot.py tests/test_store.py)
+tests=(tests/test_compiled.py tests/test_codec.py tests/test_journal.py tests/test_keys.py tests/test_hot.py tests/test_pending.py tests/test_store.py)
 [ $# -eq 0 ] || tests=("$@")
 
 copy=$(mktemp -d)
