@@ -203,7 +203,12 @@ class Job:
                 return self._copy_step()
             if applier is None or self._slices_held:
                 return False
-            return applier.slice() or (quiet and applier.settle())
+            if not applier.slice():
+                return quiet and applier.settle()
+            if not applier.merged:
+                return True
+            applier.merged = False
+            return self._event("merged", used=applier.cold.used_bytes())
         except UnsettledError as error:  # Nothing may be applied any more, to either cold tier.
             self.abandon()
             return self._failure("failed", error)
