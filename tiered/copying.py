@@ -3,7 +3,7 @@
 `copy_moment` is a generator: each step writes one section of records, read under one LMDB
 read transaction, so that whoever drives it (the helper process between two checkpoints, the
 maintenance thread between two ticks, a caller who waits) can do other work in
-between.  Closed early, it leaves nothing behind.  Memory: a section of each layer (`cold_state`), or the largest record.
+between.  Closed early, it leaves nothing behind.  Memory: a section of each layer, or the largest record.
 
 Checkpoints go on meanwhile; they cannot use again the pages that the moment sees, so the
 file of the cold tier grows by what is rewritten until the copy is done.
