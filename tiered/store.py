@@ -1,9 +1,9 @@
 """`Store`, the mapping: it forwards to the engine, and answers hits by itself.
 
-A hit takes no lock.  It is one lookup in the hot tier's table and one move in its
-order, each atomic in CPython with its interpreter lock; where the entry leaves between the
-two, the value is simply read again from below.  Closing and forking take the table away (`handles`), so that
-every later call comes to the engine, or to what stands in for it.
+A hit takes no lock.  In the compiled arena it is one C function, which nothing interrupts; in Python one lookup in the
+hot tier's table and one move in its order, each atomic in CPython with its interpreter lock, and where the
+entry leaves between the two, the value is simply read again from below (`hot`).  Closing and forking take the hot
+tier away (`handle`), so that every later call comes to the engine, or to what stands in for it.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
 
         def __getitem__(self, key: K) -> V: ...
         @overload  # type: ignore[override]
-        def get(self, key: K) -> V | None: ...
+        def get(self, key: K, /) -> V | None: ...
         @overload
-        def get(self, key: K, default: V | T) -> V | T: ...
-        def get(self, key: K, default: Any = None) -> Any: ...
+        def get(self, key: K, /, default: V | T) -> V | T: ...
+        def get(self, key: K, /, default: Any = None) -> Any: ...
 
     def _value(self, key: Any) -> Any:
         return self.get(key, ABSENT)
