@@ -71,6 +71,18 @@ async def all_of(source: Any) -> list[Any]:
     return [item async for item in source]
 
 
+@pytest.mark.parametrize("use", [lambda store: "k" in store, iter, list])
+def test_what_cannot_be_awaited_is_refused_with_what_can(opened: Opened, use: Callable[[Any], Any]) -> None:
+    async def main() -> None:
+        async with opened() as store:
+            await store.set("k", 1)
+            for mapping in (store, store.sub("part")):
+                with pytest.raises(TypeError, match=r"await store\.contains\(key\)|async for"):
+                    use(mapping)
+
+    asyncio.run(main())
+
+
 def test_importing_tiered_does_not_bring_the_facade() -> None:
     assert not hasattr(tiered, "AsyncStore")
     assert "aio" not in tiered.__all__
