@@ -59,7 +59,7 @@ class Reads:
             if self.keys or self.spans:
                 self.conflict = "the store was cleared"
         elif stored_key in self.keys or any(span.holds(stored_key) for span in self.spans):
-            self.conflict = f"stored key {stored_key[:60]!r} was written"
+            self.conflict = f"{keys.shown(stored_key)} was written"
 
     def lives_until(self, deadline: int) -> None:
         """Something that was read expires at `deadline`."""
