@@ -34,6 +34,15 @@ def test_open_without_a_path_is_a_temporary_store_removed_on_close() -> None:
     assert not path.exists()
 
 
+def test_an_empty_path_is_refused_and_makes_no_store_of_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(tiered.ConfigError, match="names no directory"):
+        tiered.open("")
+    assert not list(tmp_path.iterdir())
+
+
 def test_sync_waits_until_all_that_was_written_is_on_disk(opener: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store = opener(durability="checkpoint", stepwise=True)
     store["k"] = 1
