@@ -115,6 +115,19 @@ def test_in_place_or_popitem_and_atomic_pop_and_setdefault(opener: Any) -> None:
     assert not list(store.keys(prefix=("first",)))
 
 
+@pytest.mark.parametrize("text", ["ab", b"ab"])
+def test_one_text_is_no_iterable_of_keys(opener: Any, text: Any) -> None:
+    store = opener()
+    store.update({"a": 1, "b": 2})
+    with store.transaction() as txn, store.view() as view:
+        for mapping in (store, txn, view, store.sub("part"), view.sub("part")):
+            for name in ("get_many", "delete_many"):
+                if hasattr(mapping, name):
+                    with pytest.raises(TypeError, match="is one key: put it into a list"):
+                        getattr(mapping, name)(text)
+    assert dict(store) == {"a": 1, "b": 2}
+
+
 def test_len_equals_what_iteration_yields_expired_keys_excluded(opener: Any, clock: Any) -> None:
     store = opener(clock=clock, stepwise=True)
     store.update(dict.fromkeys(range(10)))
