@@ -157,7 +157,7 @@ class AsyncMapping(Generic[K, V]):
     def __aiter__(self) -> AsyncIterator[K]:
         return self.keys()
 
-    # Without these two, Python would ask `__getitem__` for 0, 1, 2 and so on, and get a coroutine each time, without end.
+    # Without these two, Python would ask `__getitem__` for 0, 1, 2 and so on, and get coroutines without end.
     def __contains__(self, key: object) -> NoReturn:
         raise TypeError("`in` cannot be awaited: use `await store.contains(key)`")
 
