@@ -26,6 +26,24 @@ def test_a_store_is_generic_and_open_gives_one_of_any() -> None:
     assert str(get_type_hints(tiered.open)["return"]) == "tiered.store.Store[typing.Any, typing.Any]"
 
 
+def test_what_is_for_users_is_there_when_asked_for_and_completed_without_the_rest() -> None:
+    code = """
+        import sys, tiered
+        before = set(sys.modules)
+        shown = set(dir(tiered))
+        assert {*tiered.__all__, "aio", "migrate", "__version__"} <= shown, shown
+        assert not {"engine", "journal"} & shown, shown
+        assert not {"tiered.aio", "tiered.migrate"} & before
+        tiered.aio.open, tiered.migrate.from_shelve
+        try:
+            tiered.nonsense
+        except AttributeError as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("module 'tiered' has no attribute 'nonsense'\n", "")
+
+
 def test_open_without_a_path_is_a_temporary_store_removed_on_close() -> None:
     with tiered.open() as store:
         store["k"] = 1
