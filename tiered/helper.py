@@ -13,9 +13,10 @@ Messages are msgpack maps, one after the other.  To the helper:
 
 and from it:
 
-    event   opened, applied, compacted, compaction_failed, copied, snapshot_made, snapshot_failed, closed, failed
+    event   opened, applied, merged, compacted, compaction_failed, copied, snapshot_made, snapshot_failed,
+            closed, failed
     store   as above
-    ...     applied: until, state; copied: request, done, total; snapshot_made: request, info;
+    ...     applied: until, state, used; merged: used; copied: request, done, total; snapshot_made: request, info;
             failed: error (name of the class), path, message; all: memory, written
 
 The helper takes a store's APPLY lock at `open` and gives it up at `close`.  After a
