@@ -1,8 +1,8 @@
 """`Store`, the mapping: it forwards to the engine, and answers hits by itself.
 
-A hit takes no lock.  It is one lookup in the hot tier's table and one move in its
-order, each atomic in CPython with its interpreter lock; where the entry leaves between the
-two, the value is simply read again from below.  Closing and forking take the table away (`handles`), so that
+A hit takes no lock.  It is one call of `Hits` (`hot`), which is atomic in CPython with its interpreter lock: in C where the
+arena is, else one lookup in the twin's table and one move in its order, and where the entry leaves between the two, the
+value is simply read again from below.  Closing and forking take the hot tier away (`handle`), so that
 every later call comes to the engine, or to what stands in for it.
 """
 
