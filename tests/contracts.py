@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tiered import keys
+from tiered.cold_state import run_name
 from tiered.eviction import Policy
 
 KEYS: list[Any] = ["", "a", "b\0c", "é", "\ud800", b"", b"a", b"\xff\0", 0, 1, -1, 2**70, -(2**70), 256]
@@ -300,12 +301,12 @@ class PolicyContract:
 
 
 def stored_bytes_of(store: Any, key: Any) -> dict[str, bytes]:
-    """A key's record in each tree of the cold tier."""
+    """A key's record in each layer of the cold tier, the newest first."""
     engine, found = store._engine, {}
     stored_key = keys.stored(keys.encode(key))
     with engine.cold.read() as reader:
-        for name in ("recent", "records"):
-            data = reader.txn.get(stored_key, db=getattr(engine.cold, name))
+        for name in (*map(run_name, reader.state().runs), "records"):
+            data = reader.txn.get(stored_key, db=engine.cold.databases[name])
             if data is not None:
                 found[name] = data
     return found
@@ -318,7 +319,7 @@ def damage(store: Any, key: Any, at: int = -1) -> None:
     flipped[at] ^= 1
     cold = store._engine.cold
     with cold.update() as update:
-        update.txn.put(keys.stored(keys.encode(key)), bytes(flipped), db=getattr(cold, name))
+        update.txn.put(keys.stored(keys.encode(key)), bytes(flipped), db=cold.databases[name])
 
 
 def set_aside(store: Any) -> None:
@@ -336,4 +337,5 @@ def evict(store: Any) -> None:
 def merge(store: Any) -> None:
     """Move the cold tier's newer records behind."""
     with store._engine.cold.update() as update:
-        update.merge(b"", 1 << 30)
+        while update.current.runs:
+            update.merge(1 << 30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import os
 import random
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tiered import codec, keys
+from tiered.arena import ArenaTier
 from tiered.native import native
 
 pytestmark = pytest.mark.skipif(native is None, reason="needs the compiled part: a C compiler, and no TIERED_PURE=1")
@@ -503,6 +505,32 @@ def test_threads_read_and_write_while_the_budget_goes_up_and_down() -> None:
         thread.join()
     assert failures == []
     assert tier.wrong() == ""
+
+
+def test_the_collector_is_told_of_a_class_as_often_as_an_arena_refers_to_it() -> None:
+    assert gc.get_referents(ArenaTier("lru", MB)).count(ArenaTier) == 1
+
+
+LOCKED = """
+import ctypes, os, sys
+from tiered import codec, keys
+from tiered.native import native
+tier = native.Arena(1 << 20, keys.encode, codec.DECODERS, bytes(16))
+for number in range(2000):
+    tier.put(number, 2, b"value", 0)
+if ctypes.CDLL(None, use_errno=True).mlockall(1):
+    sys.exit("not allowed")
+tier.clear()
+assert (tier.get(7), len(tier), tier.wrong()) == (None, 0, ""), (tier.get(7), len(tier), tier.wrong())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mlockall")
+def test_nothing_is_left_of_what_was_cleared_where_the_memory_is_locked() -> None:
+    done = subprocess.run([sys.executable, "-c", LOCKED], capture_output=True, text=True, timeout=60)
+    if "not allowed" in done.stderr:
+        pytest.skip("the system does not let this user lock memory")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_keys_made_to_collide_under_one_seed_do_not_under_another() -> None:

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiered
-from tiered import checkpoint, files, keys, record
+from tiered import checkpoint, cold_update, files, keys, record
 from tiered.checkpoint import Applier
-from tiered.cold import Cold, deadline_key
+from tiered.cold import Cold
+from tiered.cold_state import RUNS, deadline_key, run_name
 from tiered.compression import Decompressor
 from tiered.errors import CorruptionError
 from tiered.journal import CLEAR, DELETE, PUT, SETTING, Journal, SegmentFile
@@ -222,7 +223,7 @@ def test_a_failure_in_the_middle_changes_nothing_and_the_next_try_succeeds(drive
             def fail(*arguments):
                 raise MemoryError("as if there were none left")
 
-            patch.setattr(f"tiered.cold.Update.{name}", fail)
+            patch.setattr(f"tiered.cold_update.Update.{name}", fail)
             with pytest.raises(MemoryError):
                 driven.applier.apply([segment], driven.journal.last)
         assert driven.cold.state() == before
@@ -231,12 +232,11 @@ def test_a_failure_in_the_middle_changes_nothing_and_the_next_try_succeeds(drive
     assert driven.contents() == {b"a": (b"new", 0), b"b": (b"new", 0)}
 
 
-def test_a_merge_comes_when_recent_has_grown_and_goes_on_between_applies(driven, monkeypatch):
-    monkeypatch.setattr(checkpoint, "RECENT_RECORDS_MIN", 40)
+def test_a_merge_comes_when_runs_have_grown_and_goes_on_between_applies(driven, monkeypatch):
+    monkeypatch.setattr(checkpoint, "RUNS_RECORDS_MIN", 40)
     monkeypatch.setattr(checkpoint, "MERGE_RECORDS", 16)
     uniform = random.Random(4)
     model: dict[bytes, tuple[bytes, int]] = {}
-    most = 0
     for round_ in range(60):
         names = [b"key %04d" % uniform.randrange(2000) for _ in range(10)]
         records = [delete(name) if uniform.random() < 0.2 else put(name, b"%d" % round_) for name in names]
@@ -252,12 +252,12 @@ def test_a_merge_comes_when_recent_has_grown_and_goes_on_between_applies(driven,
             driven.applier.slice()
         assert driven.contents() == model
         with driven.cold.read() as reader:
-            most = max(most, reader.entries("recent"))
+            # One merge starts at as many as `records` has, and copies two for each that comes meanwhile.
+            assert reader.entries(RUNS) <= 2 * max(40, reader.entries("records")), "it keeps pace with steady writes"
     driven.slices()
     assert driven.contents() == model
     with driven.cold.read() as reader:
         assert reader.entries("records") > 0
-    assert most <= 200, "a merge keeps pace with steady writes"
 
 
 # Compaction
@@ -290,7 +290,7 @@ interleaved = st.lists(
 def test_compaction_between_applies_gives_the_same_content(before, steps):
     with tempfile.TemporaryDirectory(dir=SHM) as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "COPY_RECORDS", 5)
-        patch.setattr(checkpoint, "RECENT_RECORDS_MIN", 10)
+        patch.setattr(checkpoint, "RUNS_RECORDS_MIN", 10)
         patch.setattr(checkpoint, "MERGE_RECORDS", 4)
         driven = Driven(Path(name))
         model: dict[bytes, tuple[bytes, int]] = {}
@@ -351,7 +351,7 @@ def test_a_compacted_tier_has_all_records_in_one_tree_and_takes_less_disk(driven
         pass
     assert driven.contents() == expected
     with driven.applier.cold.read() as reader:
-        assert reader.entries("recent") == 0
+        assert reader.entries(RUNS) == 0
         assert reader.entries("records") == len(expected)
     assert (driven.directory / "cold-0002" / "data.mdb").stat().st_size < 0.8 * used
     driven.cold.close()
@@ -412,7 +412,7 @@ def test_a_damaged_record_stops_compaction_by_name_and_the_old_tier_stays(driven
     with driven.cold.update() as update:
         data = bytearray(update.newest(b"key %06d" % 50))
         data[-1] ^= 1
-        update.txn.put(b"key %06d" % 50, bytes(data), db=driven.cold.recent)
+        update.txn.put(b"key %06d" % 50, bytes(data), db=driven.cold.databases[run_name(update.current.runs[0])])
     with pytest.raises(CorruptionError, match="key 000050"):
         for _ in driven.applier.compaction():
             pass
@@ -491,3 +491,44 @@ def test_after_a_failure_no_other_work_is_tried_before_something_is_handed_over(
     else:
         with pytest.raises(tiered.PoisonedError):
             store["b"] = 2
+
+
+# Runs
+
+
+def test_runs_stay_few_and_records_are_copied_a_few_times_only(driven, monkeypatch):
+    monkeypatch.setattr(checkpoint, "RUNS_RECORDS_MIN", 1 << 30)
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 0)
+    copied, most = 0, 0
+    fold = cold_update.Update.fold
+
+    def counted(self, *arguments):
+        nonlocal copied
+        moved = fold(self, *arguments)
+        copied += moved
+        return moved
+
+    monkeypatch.setattr(cold_update.Update, "fold", counted)
+    for round_ in range(64):
+        driven.apply(*(put(b"key %04d" % (number * 64 + round_), b"x") for number in range(10)))
+        driven.slices()
+        most = max(most, len(driven.cold.state().runs))
+    assert most <= 5, "each is larger than those before it together"
+    assert copied <= 64 * 10 * 6
+    assert len(driven.contents()) == 640
+
+
+def test_a_quiet_time_leaves_one_run_and_then_nothing_more_is_written(driven, monkeypatch):
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 0)
+    for count in (70, 20, 5):
+        driven.apply(*(put(b"key %04d" % number, b"%d" % count) for number in range(count)))
+        driven.slices()
+    assert len(driven.cold.state().runs) == 3
+    while driven.applier.settle():
+        pass
+    assert len(driven.cold.state().runs) == 1
+    assert driven.contents() == {b"key %04d" % n: (b"5" if n < 5 else b"20" if n < 20 else b"70", 0) for n in range(70)}
+    before = driven.cold.get_at(b"key")[1]
+    assert not driven.applier.slice()
+    assert not driven.applier.settle()
+    assert driven.cold.get_at(b"key")[1] == before

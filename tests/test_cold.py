@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import tempfile
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiered import compression, record
-from tiered.cold import Cold, State, deadline_key
+from tiered import cold_state, cold_update, compression, record
+from tiered.cold import Cold
+from tiered.cold_state import RUNS, SLOTS, State, deadline_key, run_name, sealed
 from tiered.compression import Compressor, Decompressor
 from tiered.errors import CorruptionError, FormatError, StoreFullError
 
@@ -78,6 +80,7 @@ steps = st.lists(
         st.tuples(st.just("write"), changes),
         st.tuples(st.just("write"), changes),
         st.tuples(st.just("merge"), st.integers(1, 4)),
+        st.tuples(st.just("fold"), st.integers(1, 4)),
         st.tuples(st.just("merge all")),
         st.tuples(st.just("expire"), st.sampled_from([5, 10, 25, 30]), st.integers(1, 10)),
         st.tuples(st.just("clear")),
@@ -87,13 +90,14 @@ steps = st.lists(
 )
 
 
-@given(steps)
+@given(steps, st.sampled_from([0, 3, 1024]))
 @settings(max_examples=200, deadline=None)
-def test_content_counts_and_expiry_index_are_exact_after_any_steps(steps):
-    with tempfile.TemporaryDirectory(dir=SHM) as name:
+def test_content_counts_and_expiry_index_are_exact_after_any_steps(steps, small):
+    with tempfile.TemporaryDirectory(dir=SHM) as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cold_update, "SMALL_RUN_RECORDS", small)
+        patch.setattr(cold_update, "_CHUNK_RECORDS", 2)
         cold = Cold(Path(name) / "cold-0001", create=True)
         model: dict[bytes, tuple[bytes, int]] = {}
-        after = b""
         try:
             for step in steps:
                 if step[0] == "write":
@@ -102,11 +106,14 @@ def test_content_counts_and_expiry_index_are_exact_after_any_steps(steps):
                     model = {key: new for key, new in model.items() if new is not None}
                 elif step[0] == "merge":
                     with cold.update() as update:
-                        after, _ = update.merge(after, step[1])
+                        update.merge(step[1])
+                elif step[0] == "fold":
+                    with cold.update() as update:
+                        update.fold(step[1])
                 elif step[0] == "merge all":
                     with cold.update() as update:
-                        assert update.merge(b"", 1000)[0] == b""
-                        assert update.entries("recent") == 0
+                        while update.current.runs:
+                            update.merge(1000)
                 elif step[0] == "expire":
                     due = sorted((new[1], key) for key, new in model.items() if 0 < new[1] <= step[1])
                     with cold.update() as update:
@@ -136,10 +143,10 @@ def test_scans_of_any_bounds_agree_with_brute_force(first, then, last, moved, st
         try:
             write(cold, first)
             with cold.update() as update:
-                update.merge(b"", 1000)
+                update.merge(1000)
             write(cold, then)
             with cold.update() as update:
-                update.merge(b"", moved)
+                update.merge(moved)
             write(cold, last)
             model = sorted((key, new) for key, new in (first | then | last).items() if new is not None)
             expected = [item for item in model if item[0] >= start and (stop is None or item[0] < stop)]
@@ -152,34 +159,32 @@ def test_a_merge_in_slices_leaves_every_read_right_and_counts_untouched(cold):
     model = {b"key %03d" % number: (b"old", 0) for number in range(0, 100, 2)}
     write(cold, model)
     with cold.update() as update:
-        update.merge(b"", 1000)
+        update.merge(1000)
     changed = {b"key %03d" % number: (b"new", number) for number in range(0, 100, 3)}
     changed |= {b"key %03d" % number: None for number in range(0, 100, 4)}
     write(cold, changed)
     model = {key: new for key, new in (model | changed).items() if new is not None}
-    before, after, slices = cold.state(), b"", 0
-    while True:
+    before, slices = cold.state(), 0
+    while cold.state().runs:
         with cold.update() as update:
-            after, moved = update.merge(after, 7)
+            assert update.merge(7) <= 7
         slices += 1
-        assert moved <= 7
         assert contents(cold) == sorted(model.items())
-        assert cold.state() == before
-        if not after:
-            break
+        after = cold.state()
+        for name in ("applied", "records", "stored_bytes", "packed_bytes"):
+            assert getattr(after, name) == getattr(before, name)
     assert slices > 5
     with cold.read() as reader:
-        assert reader.entries("recent") == 0
+        assert reader.entries(RUNS) == 0
         assert reader.entries("records") == len(model)
 
 
 def test_writes_between_the_slices_of_a_merge_are_not_lost(cold):
     model = {b"key %03d" % number: (b"old", 0) for number in range(50)}
     write(cold, model)
-    after = b""
     for round_ in range(20):
         with cold.update() as update:
-            after, _ = update.merge(after, 5)
+            update.merge(5)
         new = {b"key %03d" % ((round_ * 7) % 50): (b"round %d" % round_, 0), b"key %03d" % ((round_ * 3) % 50): None}
         write(cold, new)
         model = {key: value for key, value in (model | new).items() if value is not None}
@@ -191,16 +196,16 @@ def test_a_deletion_leaves_a_marker_only_over_something(cold):
     write(cold, {b"a": (b"x", 0), b"b": (b"x", 0)})
     write(cold, {b"a": None, b"never there": None})
     with cold.read() as reader:
-        assert reader.entries("recent") == 1, "nothing lies behind, so nothing needs hiding"
+        assert reader.entries(RUNS) == 2, "a marker over what is there, none over what is not"
     with cold.update() as update:
-        update.merge(b"", 100)
+        update.merge(100)
     write(cold, {b"b": None})
     with cold.read() as reader:
-        assert (reader.entries("recent"), reader.entries("records")) == (1, 1)
+        assert (reader.entries(RUNS), reader.entries("records")) == (1, 1)
     with cold.update() as update:
-        update.merge(b"", 100)
+        update.merge(100)
     with cold.read() as reader:
-        assert (reader.entries("recent"), reader.entries("records")) == (0, 0)
+        assert (reader.entries(RUNS), reader.entries("records")) == (0, 0)
 
 
 @pytest.mark.parametrize("merged", [False, True])
@@ -209,7 +214,7 @@ def test_expiry_never_removes_a_key_that_was_rewritten(cold, merged, again):
     write(cold, {b"a": (b"old", 100), b"b": (b"stays", 0), b"c": (b"goes", 50)})
     if merged:
         with cold.update() as update:
-            update.merge(b"", 100)
+            update.merge(100)
     write(cold, {b"a": again})
     with cold.update() as update:
         update.expire(99, 100)
@@ -222,7 +227,7 @@ def test_expiry_never_removes_a_key_that_was_rewritten(cold, merged, again):
 def test_an_expired_record_does_not_uncover_an_older_one_behind_it(cold):
     write(cold, {b"a": (b"oldest", 0)})
     with cold.update() as update:
-        update.merge(b"", 100)
+        update.merge(100)
     write(cold, {b"a": (b"newer", 100)})
     with cold.update() as update:
         update.expire(100, 10)
@@ -259,7 +264,7 @@ def test_an_update_in_which_an_exception_is_raised_changes_nothing(cold, error):
         update.put_settings({"save": "1 1"})
         update.put_dictionary(1, b"dictionary")
         update.expire(100, 10)
-        update.merge(b"", 100)
+        update.merge(100)
         update.current.applied = 99
         raise error
     assert cold.state() == before
@@ -337,22 +342,18 @@ def test_records_appended_to_a_fresh_tier_are_counted(cold):
 
 def damaged(cold: Cold, database: str, key: bytes, data: bytes) -> None:
     with cold.update() as update:
-        update.txn.put(key, data, db=cold._databases[database])
+        update.txn.put(key, data, db=cold.databases[database])
         update.finish = lambda: None
 
 
 def test_a_newer_format_is_refused_by_name(cold):
-    from tiered.cold import _sealed
-
-    damaged(cold, "meta", b"state", _sealed({"format": 2, "applied": 5}))
+    damaged(cold, "meta", b"state", sealed({"format": 2, "applied": 5}))
     with pytest.raises(FormatError, match="format 2; this version knows 1"):
         cold.state()
 
 
 def test_a_field_of_the_state_that_is_not_known_is_ignored(cold):
-    from tiered.cold import _sealed
-
-    damaged(cold, "meta", b"state", _sealed({"format": 1, "applied": 5, "blocks": 7}))
+    damaged(cold, "meta", b"state", sealed({"format": 1, "applied": 5, "blocks": 7}))
     assert cold.state() == State(applied=5)
 
 
@@ -378,8 +379,9 @@ def test_a_damaged_dictionary_is_told_by_name(cold, data):
 def test_a_damaged_record_can_be_replaced_and_deleted(cold, garbage):
     """Only reading it is an error: who writes a key anew repairs it."""
     write(cold, {b"a": (b"x", 0), b"b": (b"x", 0)})
-    damaged(cold, "recent", b"a", garbage)
-    damaged(cold, "recent", b"b", garbage)
+    newest = run_name(cold.state().runs[0])
+    damaged(cold, newest, b"a", garbage)
+    damaged(cold, newest, b"b", garbage)
     write(cold, {b"a": (b"repaired", 9), b"b": None})
     assert contents(cold) == [(b"a", (b"repaired", 9))]
     assert cold.state().records == 1
@@ -435,3 +437,111 @@ def test_files_are_private(tmp_path):
     for name in ("data.mdb", "lock.mdb"):
         assert (tmp_path / "cold-0001" / name).stat().st_mode & 0o777 == 0o600
     cold.close()
+
+
+# Runs
+
+
+def layers_of(cold: Cold) -> list[list[bytes]]:
+    """The keys in each layer, newest first."""
+    with cold.read() as reader:
+        return [[key for key, _ in reader.txn.cursor(database)] for database in reader.layers]
+
+
+def test_a_small_run_takes_what_comes_next_and_a_large_one_does_not(cold, monkeypatch):
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 2)
+    write(cold, {b"b": (b"x", 0)})
+    write(cold, {b"a": (b"x", 0), b"b": (b"y", 0)})
+    assert layers_of(cold) == [[b"a", b"b"], []]
+    write(cold, {b"b": (b"z", 0)})
+    assert layers_of(cold) == [[b"b"], [a_b := b"a", b"b"], []]
+    assert contents(cold) == [(a_b, (b"x", 0)), (b"b", (b"z", 0))]
+
+
+def test_runs_never_run_out_of_slots_however_slowly_they_are_folded_and_merged(cold, monkeypatch):
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 0)
+    uniform, model = random.Random(3), {}
+    for round_ in range(120):
+        new = dict.fromkeys(uniform.sample(KEYS, 4), (b"round %d" % round_, 0))
+        write(cold, new)
+        model |= new
+        with cold.update() as update:
+            # Now and then; each goes on where it was.
+            if uniform.random() < 0.3:
+                update.fold(1)
+            if not update.current.folding and uniform.random() < 0.2:
+                update.merge(1)
+        assert contents(cold) == sorted(model.items())
+        state = cold.state()
+        assert len({*state.runs, state.fold_slot} - {-1}) <= SLOTS - 1
+    assert_holds(cold, model)
+
+
+def test_what_expires_while_its_run_is_being_folded_does_not_come_back(cold, monkeypatch):
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 0)
+    write(cold, {b"a": (b"goes", 10), b"b": (b"x", 0)})
+    write(cold, {b"c": (b"x", 0), b"d": (b"x", 0)})
+    with cold.update() as update:
+        assert update.fold(1)
+        assert update.current.folding, "it goes on"
+        assert update.expire(10, 10) == 1
+        while update.current.folding:
+            update.fold(1)
+    assert len(cold.state().runs) == 1
+    assert_holds(cold, {b"b": (b"x", 0), b"c": (b"x", 0), b"d": (b"x", 0)})
+
+
+@pytest.mark.parametrize("copy", ["fold", "merge"])
+def test_a_run_that_is_being_copied_takes_nothing_more(cold, monkeypatch, copy):
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 0)
+    write(cold, {b"a": (b"x", 0), b"b": (b"x", 0)})
+    write(cold, {b"c": (b"x", 0), b"d": (b"old", 0)})
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 1024)
+    with cold.update() as update:
+        getattr(update, copy)(2)
+    write(cold, {b"a": (b"new", 0), b"d": None})
+    with cold.update() as update:
+        while update.current.folding or update.current.merging:
+            getattr(update, copy)(2)
+    assert contents(cold) == [(b"a", (b"new", 0)), (b"b", (b"x", 0)), (b"c", (b"x", 0))]
+
+
+def test_of_runs_that_are_folded_the_newest_version_of_a_key_stays(cold, monkeypatch):
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 0)
+    for round_ in range(3):
+        write(cold, dict.fromkeys(KEYS[round_ : round_ + 4], (b"round %d" % round_, 0)))
+    with cold.update() as update:
+        update.fold(100)
+    assert_holds(cold, {key: (b"round %d" % min(at, 2), 0) for at, key in enumerate(KEYS[:6])})
+
+
+def test_a_read_passes_over_a_run_as_far_as_it_is_merged(cold):
+    write(cold, dict.fromkeys(KEYS, (b"x", 0)))
+    with cold.update() as update:
+        update.merge(4)
+    (slot,) = cold.state().runs
+    with cold.update() as update:  # As if to see where it looks.
+        for key in KEYS:
+            update.txn.put(key, record.pack_marker(key), db=cold.databases[run_name(slot)])
+    assert [cold.get(key) is not None for key in KEYS] == [True] * 4 + [False] * (len(KEYS) - 4)
+    with cold.update() as update:
+        update.clear()
+
+
+def test_large_records_are_merged_a_few_at_a_time(cold, monkeypatch):
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 0)
+    monkeypatch.setattr(cold_update, "_SLICE_BYTES", 100_000)
+    model = {b"key %03d" % number: (os.urandom(10_000), 0) for number in range(60)}
+    write(cold, dict(list(model.items())[:40]))
+    write(cold, dict(list(model.items())[20:]))
+    moved = []
+    while cold.state().runs:
+        with cold.update() as update:
+            moved.append(update.merge(1000))
+    assert max(moved) <= 40
+    assert len(moved) >= 3
+    assert contents(cold) == sorted(model.items())
+
+
+def test_the_docstring_describes_everything_that_the_state_holds() -> None:
+    assert [name for name in State.__annotations__ if name not in (cold_state.__doc__ or "")] == []

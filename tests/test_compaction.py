@@ -15,6 +15,7 @@ from programs import helper_pid, line_of, running, wait_until
 
 import tiered
 from tiered import checkpoint, files
+from tiered.cold_update import Update
 from tiered.helper import Job
 
 
@@ -267,7 +268,7 @@ def test_a_compaction_that_fails_leaves_the_store_as_it_was(opener: Any, monkeyp
         raise tiered.StoreFullError(store.path, "the disk is full")
 
     for name in ("append_records", "put_dictionary", "put_settings"):
-        monkeypatch.setattr(checkpoint.Update, name, full)
+        monkeypatch.setattr(Update, name, full)
         if name != "put_dictionary":
             with pytest.raises(tiered.StoreFullError):
                 store.compact()

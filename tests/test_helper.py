@@ -376,3 +376,18 @@ def test_a_segment_handed_over_again_because_its_word_was_lost_comes_before_late
         buffer.handed_over = False
     store.save()
     assert dict(store) == {0: 0, 1: 1}
+
+
+def test_a_close_leaves_few_runs_to_whoever_opens_the_store_next(opener: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tiered.cold_update.SMALL_RUN_RECORDS", 0)
+    store = opener(save="", stepwise=True)
+    engine = store._engine
+    for count in (70, 20, 5):
+        for number in range(count):
+            store[number] = count
+        store.save()
+    assert len(engine.cold.state().runs) == 3
+    path = store.path
+    store.close()
+    again = opener(path=path, flag="r")
+    assert len(again._engine.cold.state().runs) == 1

@@ -141,7 +141,7 @@ def test_deadlines_pass_for_a_reader_as_for_the_writer(opener: Any, clock: Any) 
     assert len(reader) == 2
     agree(reader, writer)
     reader.tick()
-    assert "short" not in reader._table, "a value that expired does not stay hot"
+    assert "short" not in reader._engine.hot, "a value that expired does not stay hot"
     writer.touch("long", None)
     clock.sleep(100)
     agree(reader, writer)
@@ -327,7 +327,7 @@ def test_a_value_read_before_a_checkpoint_is_not_kept_hot_after_it(writer: Any, 
         reader.refresh()
     writer.save()
     reader.refresh()
-    engine.promote("a", stored, where, generation, "old", found.deadline)
+    engine.promote("a", stored, where, generation, found)
     assert reader["a"] == "new"
 
 
@@ -454,7 +454,7 @@ def test_a_busy_writer_leaves_hot_what_it_does_not_write(writer: Any, reader: An
         reader.refresh()
         writer.save()
         reader.refresh()
-    assert set(reader._table) == set(range(5, 100))
+    assert set(reader._engine.hot) == set(range(5, 100))
     assert [reader[number] for number in range(6)] == ["new"] * 5 + ["v" * 50]
 
 
@@ -480,7 +480,7 @@ def test_a_segment_is_read_to_its_end_though_its_name_is_gone(writer: Any, reade
     writer["a"] = 2
     writer.save()
     reader.refresh()
-    assert set(reader._table) == {"b"}
+    assert set(reader._engine.hot) == {"b"}
     assert reader["a"] == 2
 
 
@@ -702,7 +702,7 @@ def crashed(opener: Any, tmp_path: Path) -> Path:
 def _put(store: Any, key: Any, value: Any) -> None:
     """A write that leaves what is set aside as it is."""
     encoded, (number, payload) = keys.encode(key), codec.encode(value)
-    store._engine.put(key, encoded, number, payload, value, 0)
+    store._engine.put(key, encoded, number, payload, 0)
 
 
 def outcome(path: Path, flag: str) -> Any:

@@ -127,7 +127,7 @@ def test_what_is_written_while_it_is_made_is_not_in_it(opener: Any, tmp_path: Pa
 
 
 def test_the_batches_of_a_snapshot_are_what_a_scan_gives(tmp_path: Path) -> None:
-    """Newer records, deletion markers and large values in the tree in front, all over the one behind."""
+    """Newer records, deletion markers and large values in runs, over one another and over what lies behind them."""
     from tiered import record
 
     cold = Cold(tmp_path / "cold-0001", create=True)
@@ -138,7 +138,10 @@ def test_the_batches_of_a_snapshot_are_what_a_scan_gives(tmp_path: Path) -> None
     keys = [b"\x02%05d" % number for number in range(30_000)]
     with cold.update() as update:
         update.write([stored(key, b"old") for key in keys])
-        update.merge(b"", 1 << 30)
+        while update.current.runs:
+            update.merge(1 << 30)
+    with cold.update() as update:
+        update.write([stored(key, b"newer" * 9) for key in keys[::5]])
     with cold.update() as update:
         update.write(
             [(key, None, 0, 0) if at % 7 == 0 else stored(key, b"new" * at) for at, key in enumerate(keys[::11])]
@@ -148,8 +151,32 @@ def test_the_batches_of_a_snapshot_are_what_a_scan_gives(tmp_path: Path) -> None
         found = list(copying.batches(reader))
         assert [item for batch in found for item in zip(*batch, strict=True)] == list(reader.scan())
         assert len(found) > 10
-        assert max(sum(map(len, datas)) for _, datas in found) < 3 * snapshot.BODY_BYTES
+        assert len(reader.layers) == 3
+        assert max(sum(map(len, datas)) for _, datas in found) > snapshot.BODY_BYTES, "or there is nothing to cut"
+        cut = list(copying.sections(iter(found)))
+        assert [item for batch in cut for item in zip(*batch, strict=True)] == list(reader.scan())
+        assert max(sum(map(len, datas)) for _, datas in cut) <= snapshot.BODY_BYTES
     cold.close()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "counts"),
+    [
+        ([0] * (snapshot.BODY_RECORDS_MAX + 1), [snapshot.BODY_RECORDS_MAX, 1]),
+        ([snapshot.BODY_BYTES, 1], [1, 1]),
+        ([snapshot.BODY_BYTES - 1, 1, 1], [2, 1]),
+        ([1, 5 * snapshot.BODY_BYTES, 1], [1, 1, 1]),
+        ([], []),
+    ],
+)
+def test_a_section_ends_at_its_bytes_or_its_records_or_with_one_that_is_larger(
+    sizes: list[int], counts: list[int]
+) -> None:
+    keys, datas = [b"%d" % at for at in range(len(sizes))], [bytes(size) for size in sizes]
+    cut = list(copying.sections(iter([(keys, datas)])))
+    assert [len(part) for part, _ in cut] == counts
+    assert [key for part, _ in cut for key in part] == keys
+    assert [data for _, part in cut for data in part] == datas
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

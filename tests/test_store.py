@@ -93,6 +93,15 @@ def test_what_is_no_key_is_a_type_error_everywhere(store: Any, key: Any) -> None
     assert len(store) == 0
 
 
+def test_the_default_of_get_may_be_named_and_the_key_may_not(store: Any) -> None:
+    store["key"] = "value"
+    get = store.get
+    assert (get("key", default=1), get("no", default=1), get("no", 1), get("no")) == ("value", 1, 1, None)
+    for arguments, named in (((), {}), ((), {"key": "key"}), (("key", 1, 2), {}), (("key",), {"other": 1})):
+        with pytest.raises(TypeError):
+            get(*arguments, **named)
+
+
 def test_a_key_above_32_kib_is_refused_and_one_of_exactly_that_length_is_not(store: Any) -> None:
     longest = "k" * (keys.KEY_BYTES_MAX - 1)
     store[longest] = 1
@@ -235,7 +244,7 @@ def test_a_damaged_record_is_no_reason_to_lose_or_refuse_others(store: Any) -> N
     with pytest.raises(tiered.CorruptionError):
         list(store.values())
     with pytest.raises(tiered.CorruptionError):
-        store.get_many("abc")
+        store.get_many([*"abc"])
     assert list(store) == ["a", "b", "c"]
     store["d"] = 1
     store.save()

@@ -467,7 +467,7 @@ def test_reads_go_on_while_a_checkpoint_is_being_applied(opener: Any, monkeypatc
     store.save()
     store["k"] = "dirty"
     evict(store)
-    from tiered.cold import Update
+    from tiered.cold_update import Update
 
     write, found = Update.write, list[Any]()
 

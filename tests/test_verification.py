@@ -15,7 +15,8 @@ from programs import line_of, run, running, succeed, tell
 
 import tiered
 from tiered import codec, files, journal, record
-from tiered.cold import Cold, deadline_key
+from tiered.cold import Cold
+from tiered.cold_state import deadline_key
 
 CRASHED = """
 import os, sys, tiered
@@ -255,7 +256,7 @@ def test_a_record_under_a_key_that_is_none_is_found(store_path: Path) -> None:
 def test_damage_to_what_the_store_knows_of_itself_is_found(store_path: Path, name: str) -> None:
     cold = Cold(store_path / "cold-0001")
     with cold._env.begin(write=True) as txn:
-        txn.put(name.encode(), b"nonsense", db=cold._databases["meta"])
+        txn.put(name.encode(), b"nonsense", db=cold.databases["meta"])
     cold.close()
     assert what(store_path) == {"damaged store"}
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tiered import keys, record
-from tiered.cold import Reader, deadline_key, split_deadline
+from tiered.cold_reader import Reader
+from tiered.cold_state import deadline_key, split_deadline
 from tiered.engine import Engine
 from tiered.errors import CorruptionError
 from tiered.journal import Dirty

@@ -7,10 +7,10 @@ compresses, and commits all of it, with the sequence number reached, in one LMDB
 transaction.  Applying the same segments again changes nothing.
 
 Everything else an applier does comes in slices, each a short transaction, so that an
-apply never waits long: removing more of what expired, merging `recent` into
-`records`, training a dictionary, and compaction.  While a merge is on, each apply
-is followed by slices worth twice its records, which is what keeps `recent` small
-under steady writes.
+apply never waits long: removing more of what expired, folding runs and merging them into
+`records` (`cold_update`), training a dictionary, and compaction.  While something is to fold
+or to merge, each apply is followed by slices worth a few times its records, which is what
+keeps runs few under steady writes.
 
 Compaction copies one moment of the cold tier, in key order, into a new environment.
 Segments applied meanwhile are kept (open, even when their names are gone) and applied to the copy
@@ -26,11 +26,16 @@ trainer's window.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from tiered import files, record
-from tiered.cold import Cold, Reader, Update
+from tiered.cold import Cold
+from tiered.cold_reader import Reader
+from tiered.cold_state import RUNS
+from tiered.cold_update import Update
 from tiered.compression import DICTIONARY_ID_MAX, Compressor, Decompressor, Dictionary, Trainer
 from tiered.errors import CorruptionError, StoreError
 from tiered.journal import SegmentFile
@@ -38,7 +43,11 @@ from tiered.pending import Pending
 
 EXPIRE_RECORDS = 4096
 MERGE_RECORDS = 32_768
-RECENT_RECORDS_MIN = 8192
+COPIES_PER_WRITE = 4
+"""How many records may be copied, where runs are due for it, for each that was just written."""
+SETTLE_TIMES = 8
+"""How many old records may be copied for a new one when there is nothing else to do."""
+RUNS_RECORDS_MIN = 8192
 COPY_RECORDS = 4096
 COPY_BYTES = 8 << 20
 CATCH_UP_RECORDS = 32_768
@@ -66,8 +75,6 @@ class Applier:
                 self._dictionary = Dictionary(state.dictionary, reader.dictionary(state.dictionary))
         self._compressor = Compressor(compression, self._dictionary)
         self._expiry_behind = True
-        self._merging = False
-        self._merge_after = b""
         self._owed = 0
         self._applied_since: list[tuple[Sequence[SegmentFile], int]] | None = None
 
@@ -83,8 +90,8 @@ class Applier:
         written = self._apply_to(self.cold, segments, until, observe=True)
         if self._applied_since is not None:
             self._applied_since.append((segments, until))
-        if self._merging:
-            self._owed += 2 * written
+        if self._copies_due():
+            self._owed += COPIES_PER_WRITE * written
         return written
 
     def _apply_to(self, cold: Cold, segments: Sequence[SegmentFile], until: int, observe: bool) -> int:
@@ -128,14 +135,27 @@ class Applier:
         if self._expiry_behind:
             self._expire_slice()
             return True
-        if self._merging or self._merge_due():
-            self._merge_slice()
+        moved = self._copy_slice()
+        if moved:
+            self._owed -= moved
             return True
         self._owed = 0
         if self._compression.startswith("zstd") and self._trainer.due():
             self._train()
             return True
         return False
+
+    def settle(self, most: int = sys.maxsize) -> bool:
+        """Fold runs further than writing alone is worth, so that reads find fewer of them; False if there are none.
+
+        That is a slice, too.  `most` limits the records copied.
+        """
+        with self.cold.read() as reader:
+            state = reader.state()
+            if not (state.folding or reader.foldable(state, SETTLE_TIMES, most)):
+                return False
+        with self.cold.update() as update:
+            return update.fold(MERGE_RECORDS, SETTLE_TIMES, most) > 0
 
     def _expire_slice(self) -> None:
         with self.cold.read() as reader:
@@ -145,16 +165,23 @@ class Applier:
             with self.cold.update() as update:
                 self._expiry_behind = update.expire(time_ms, EXPIRE_RECORDS) == EXPIRE_RECORDS
 
-    def _merge_due(self) -> bool:
+    def _copies_due(self) -> Literal["fold", "merge", ""]:
+        """Whether runs are to be folded, or merged."""
         with self.cold.read() as reader:
-            recent = reader.entries("recent")
-            return recent > max(RECENT_RECORDS_MIN, reader.entries("records") // 4)
+            state = reader.state()
+            if state.folding or reader.foldable(state):
+                return "fold"
+            enough = reader.entries(RUNS) > max(RUNS_RECORDS_MIN, reader.entries("records"))
+            return "merge" if state.merging or enough else ""
 
-    def _merge_slice(self) -> None:
+    def _copy_slice(self) -> int:
+        """Copy some records of runs into others or into `records`; how many, 0 where nothing is due."""
+        due = self._copies_due()
+        if not due:
+            return 0
         with self.cold.update() as update:
-            self._merge_after, moved = update.merge(self._merge_after, MERGE_RECORDS)
-        self._merging = bool(self._merge_after)
-        self._owed = max(0, self._owed - moved) if self._merging else 0
+            # What expired may have left runs with nothing in them: that they went counts as one.
+            return max(1, update.fold(MERGE_RECORDS) if due == "fold" else update.merge(MERGE_RECORDS))
 
     def _train(self) -> None:
         with self.cold.read() as reader:
@@ -200,7 +227,6 @@ class Applier:
                 update.current.moved = True
             self._switch(number)
             self.cold = fresh
-            self._merging, self._merge_after = False, b""
         finally:
             self._applied_since = None
             if self.cold is not fresh and fresh is not None:

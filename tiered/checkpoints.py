@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from tiered import files
 from tiered.checkpointer import Checkpointer, HelperCheckpointer, InlineCheckpointer
-from tiered.cold import State
+from tiered.cold_state import State
 from tiered.errors import CorruptionError, StoreError, StoreFullError
 from tiered.helper import Event
 from tiered.log import LOG

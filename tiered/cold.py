@@ -3,16 +3,15 @@
 Databases of the environment:
 
     records       stored key -> record (`record`)
-    recent        the same, newer; a deletion marker hides a record in `records`
+    run-NN        the same, newer; a deletion marker hides a record in the layers behind (`cold_state`)
     expiry        deadline (8 bytes, big-endian) + stored key -> nothing
     dictionaries  id (2 bytes, big-endian) -> CRC-32 (4 bytes, little-endian) + dictionary
     meta          "state" -> what `State` holds, "settings" -> remembered settings (both msgpack, after a CRC-32)
 
-Checkpoints go into `recent`, since a B-tree rewrites a page for every scattered key
-and a small tree has few pages; `merge` moves them on in key order.  Every live record
-with a deadline has exactly one entry in `expiry`, and every entry there has its
-record: the writer reads the old record of each key it writes, which also keeps the
-count of records exact.  The cost is one lookup per written key, in key order.
+Checkpoints become runs (`cold_update`).  Every live record with a deadline has exactly one entry in
+`expiry`, and every entry there has its record: the writer reads the old record of each
+key it writes, which also keeps the count of records exact.  The cost is a lookup in
+every layer for each key written, in key order.
 
 How an environment is opened: `environment`.
 
@@ -26,23 +25,21 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
-from zlib import crc32
+from typing import Any, NamedTuple
 
 import lmdb
-import msgpack
 
 from tiered import files, record
-from tiered.compression import payload_size
+from tiered.cold_reader import Reader
+from tiered.cold_state import DATABASES, State, run_name
+from tiered.cold_update import Update
 from tiered.environment import READERS_MAX, open_environment, reserve_lock_file
 from tiered.errors import (
     ClosedError,
     CorruptionError,
-    FormatError,
     LockedError,
     StoreError,
     StoreFullError,
@@ -50,9 +47,6 @@ from tiered.errors import (
 from tiered.log import LOG
 
 CLOSE_WAIT_SECONDS = 5.0
-FORMAT = 1
-_DATABASES = ("records", "recent", "expiry", "dictionaries", "meta")
-_DEADLINE_BYTES = 8
 _DAMAGE = (
     lmdb.CorruptedError,
     lmdb.PageNotFoundError,
@@ -64,25 +58,13 @@ _DAMAGE = (
 )
 
 
-Change = tuple[bytes, "bytes | None", int, int]
-"""A stored key; its record, None for a deletion; the record's deadline; its payload's length before compression."""
+class _Layout(NamedTuple):
+    """The layers as of a transaction; those `behind` are enough for keys below `merged_to`."""
 
-
-class State(SimpleNamespace):
-    """What the cold tier knows of itself; written with every checkpoint.  `vars()` of it is what is written."""
-
-    format: int = FORMAT
-    applied: int = 0
-    time_ms: int = 0
-    records: int = 0
-    stored_bytes: int = 0
-    packed_bytes: int = 0
-    dictionary: int = 0
-    dictionary_next: int = 1
-    moved: bool = False
-
-    def __init__(self, **values: Any) -> None:
-        super().__init__(**{name: values.get(name, getattr(State, name)) for name in State.__annotations__})
+    transaction: int
+    layers: list[Any]
+    merged_to: bytes
+    behind: list[Any]
 
 
 @contextmanager
@@ -114,27 +96,6 @@ def translated(path: Path) -> Iterator[None]:
         raise StoreError(path, f"{error}") from error
 
 
-def deadline_key(deadline: int, stored_key: bytes) -> bytes:
-    """Key in the expiry index."""
-    return deadline.to_bytes(_DEADLINE_BYTES, "big") + stored_key
-
-
-def split_deadline(entry: bytes) -> tuple[int, bytes]:
-    """Deadline and stored key of an entry of the expiry index."""
-    return int.from_bytes(entry[:_DEADLINE_BYTES], "big"), entry[_DEADLINE_BYTES:]
-
-
-def _sealed(value: object) -> bytes:
-    packed = cast(bytes, msgpack.packb(value))
-    return crc32(packed).to_bytes(4, "little") + packed
-
-
-def _unsealed(path: Path, what: str, data: bytes) -> Any:
-    if len(data) < 4 or crc32(data[4:]) != int.from_bytes(data[:4], "little"):
-        raise CorruptionError(path, f"checksum mismatch in {what}; restore the store from a backup")
-    return msgpack.unpackb(data[4:])
-
-
 class Cold:
     """One LMDB environment."""
 
@@ -164,14 +125,18 @@ class Cold:
             undo.pop_all()
 
     def _open(self, create: bool, undo: ExitStack, mend: bool = False) -> None:
-        self._env = open_environment(self.directory, self._readonly, len(_DATABASES))
+        self._env = open_environment(self.directory, self._readonly, len(DATABASES))
         undo.callback(self._env.close)
         self._status = self.path.stat()
         self._check_file(mend)
-        self._databases = {name: self._env.open_db(name.encode(), create=create) for name in _DATABASES}
-        self.records = self._databases["records"]
-        self.recent = self._databases["recent"]
-        self.expiry = self._databases["expiry"]
+        if create:
+            with self._env.begin(write=True) as txn:  # One sync for all of them.
+                for name in DATABASES:
+                    self._env.open_db(name.encode(), txn=txn)
+        self.databases = {name: self._env.open_db(name.encode(), create=False) for name in DATABASES}
+        self.records = self.databases["records"]
+        self.expiry = self.databases["expiry"]
+        self._layout = _Layout(-1, [], b"", [])
 
     def file_bytes(self) -> int:
         """Bytes of all pages, free ones included."""
@@ -273,6 +238,26 @@ class Cold:
             self._users.pop()
             raise
 
+    def layers(self, state: State) -> list[Any]:
+        """The databases that hold records, newest first."""
+        return [*(self.databases[run_name(slot)] for slot in state.runs), self.records]
+
+    def layers_of(self, txn: Any) -> list[Any]:
+        """The layers that a read transaction sees."""
+        return self._layout_of(txn).layers
+
+    def _layout_of(self, txn: Any) -> _Layout:
+        """That of the transaction before, unless something was committed since."""
+        layout, transaction = self._layout, txn.id()
+        if layout.transaction != transaction:
+            state = Reader(self, txn).state()
+            layers = self.layers(state)
+            merged = {self.databases[run_name(slot)] for slot in state.merging}
+            behind = [database for database in layers if database not in merged]
+            # Replaced as a whole, by whichever thread comes last.
+            self._layout = layout = _Layout(transaction, layers, state.merged_to, behind)
+        return layout
+
     def end(self, reader: Reader) -> None:
         """End a transaction that `begin` began."""
         try:
@@ -289,16 +274,21 @@ class Cold:
         self._enter()
         try:
             with self._env.begin() as txn:
-                number = txn.id()
-                data = txn.get(stored_key, None, self.recent)
-                if data is None:
-                    return txn.get(stored_key, None, self.records), number
+                transaction, layers, merged_to, behind = self._layout
+                if transaction != txn.id():
+                    transaction, layers, merged_to, behind = self._layout_of(txn)
+                for database in layers if stored_key >= merged_to else behind:
+                    data = txn.get(stored_key, None, database)
+                    if data is not None:
+                        break
+                else:
+                    return None, transaction
         except lmdb.Error:
             with translated(self.path):
                 raise
         finally:
             self._users.pop()
-        return None if record.is_marker(data) else data, number
+        return None if record.is_marker(data) else data, transaction
 
     @contextmanager
     def update(self) -> Iterator[Update]:
@@ -332,295 +322,3 @@ class Cold:
         """Bytes of pages in use, free pages excluded."""
         with self.read() as reader:
             return reader.used_bytes()
-
-
-class _Access:
-    """What reading and writing transactions share."""
-
-    def __init__(self, cold: Cold, txn: Any) -> None:
-        self.cold = cold
-        self.txn = txn
-
-    def newest(self, stored_key: bytes) -> bytes | None:
-        """The record under a key, markers resolved."""
-        data = self.txn.get(stored_key, None, self.cold.recent)
-        if data is None:
-            data = self.txn.get(stored_key, None, self.cold.records)
-        return None if data is None or record.is_marker(data) else cast(bytes, data)
-
-    def newest_many(self, stored_keys: Sequence[bytes]) -> list[bytes | None]:
-        """`newest` for each of many keys, ascending: two calls of LMDB's binding for all of them."""
-        with self.txn.cursor(self.cold.recent) as cursor:
-            found = dict(cursor.getmulti(stored_keys))
-        rest = [stored_key for stored_key in stored_keys if stored_key not in found] if found else stored_keys
-        with self.txn.cursor(self.cold.records) as cursor:
-            found.update(cursor.getmulti(rest))
-        datas = map(found.get, stored_keys)
-        return [None if data is None or record.is_marker(data) else data for data in datas]
-
-    def entries(self, database: str) -> int:
-        """How many entries a database has."""
-        return int(self.txn.stat(self.cold._databases[database])["entries"])
-
-    def used_bytes(self) -> int:
-        """Bytes of the pages that hold something."""
-        total = 2  # The two meta pages.
-        for name in _DATABASES:
-            stat = self.txn.stat(self.cold._databases[name])
-            total += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-        return int(total * stat["psize"])
-
-    def state(self) -> State:
-        """The state as of this transaction.  Raises `FormatError` for a newer format, `CorruptionError`."""
-        data = self.txn.get(b"state", db=self.cold._databases["meta"])
-        if data is None:
-            raise CorruptionError(self.cold.path, "has no state; restore the store from a backup")
-        values = _unsealed(self.cold.path, "the store's state", data)
-        if values.get("format") != FORMAT:
-            raise FormatError(self.cold.path, f"format {values.get('format')}; this version knows {FORMAT}")
-        return State(**values)
-
-    def settings(self) -> dict[str, object]:
-        """The settings remembered in the store."""
-        data = self.txn.get(b"settings", db=self.cold._databases["meta"])
-        return {} if data is None else cast("dict[str, object]", _unsealed(self.cold.path, "the settings", data))
-
-    def dictionary(self, number: int) -> bytes:
-        """A trained dictionary by id; KeyError if there is none."""
-        data = self.txn.get(number.to_bytes(2, "big"), db=self.cold._databases["dictionaries"])
-        if data is None:
-            raise KeyError(number)
-        if len(data) < 4 or crc32(data[4:]) != int.from_bytes(data[:4], "little"):
-            raise CorruptionError(self.cold.path, f"checksum mismatch in dictionary {number}")
-        return cast(bytes, data[4:])
-
-    def has_deadline(self, entry: bytes) -> bool:
-        """Whether the expiry index has an entry."""
-        return self.txn.get(entry, db=self.cold.expiry) is not None
-
-    def dictionary_numbers(self) -> list[int]:
-        """Ids of all dictionaries."""
-        with self.txn.cursor(self.cold._databases["dictionaries"]) as cursor:
-            return [int.from_bytes(key, "big") for key in cursor.iternext(values=False)]
-
-    def scan(
-        self, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Live records with `start <= key < stop` in key order, `recent` over `records`."""
-        front = self.walk(self.cold.recent, start, stop, reverse)
-        behind = self.walk(self.cold.records, start, stop, reverse)
-        newer, older = next(front, None), next(behind, None)
-        while newer is not None or older is not None:
-            if older is None or (newer is not None and (newer[0] >= older[0] if reverse else newer[0] <= older[0])):
-                assert newer is not None
-                if older is not None and older[0] == newer[0]:
-                    older = next(behind, None)
-                if not record.is_marker(newer[1]):
-                    yield newer
-                newer = next(front, None)
-            else:
-                yield older
-                older = next(behind, None)
-
-    def walk(
-        self, database: Any, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Entries of one database with `start <= key < stop` in key order."""
-        with self.txn.cursor(database) as cursor:
-            if not reverse:
-                if not (cursor.set_range(start) if start else cursor.first()):
-                    return
-                for item in cursor:
-                    if stop is not None and item[0] >= stop:
-                        return
-                    yield item
-                return
-            found = cursor.set_range(stop) if stop is not None else False
-            if not (cursor.prev() if found else cursor.last()):
-                return
-            for item in cursor.iterprev():
-                if item[0] < start:
-                    return
-                yield item
-
-    def due(self, until_ms: int, start: bytes = b"") -> Iterator[bytes]:
-        """Entries of the expiry index with a deadline up to `until_ms`, from `start` on, in order."""
-        limit = (until_ms + 1).to_bytes(_DEADLINE_BYTES, "big")
-        with self.txn.cursor(self.cold.expiry) as cursor:
-            if cursor.set_range(start) if start else cursor.first():
-                for key in cursor.iternext(values=False):
-                    if key >= limit:
-                        return
-                    yield key
-
-
-class Reader(_Access):
-    """A read transaction."""
-
-    @property
-    def number(self) -> int:
-        """The number of the write transaction whose outcome it sees."""
-        return int(self.txn.id())
-
-
-class Update(_Access):
-    """A write transaction.  `current`, the state, is written back when it ends."""
-
-    def __init__(self, cold: Cold, txn: Any) -> None:
-        super().__init__(cold, txn)
-        self._meta = cold._databases["meta"]
-        self.current = self.state() if txn.get(b"state", db=self._meta) else State()
-
-    def finish(self) -> None:
-        """Write the state back."""
-        self.txn.put(b"state", _sealed(vars(self.current)), db=self._meta)
-
-    def put_settings(self, settings: dict[str, object]) -> None:
-        """Remember these settings."""
-        self.txn.put(b"settings", _sealed(settings), db=self._meta)
-
-    def put_dictionary(self, number: int, data: bytes) -> None:
-        """Keep a dictionary; it must be committed no later than the first record that uses it."""
-        sealed = crc32(data).to_bytes(4, "little") + data
-        self.txn.put(number.to_bytes(2, "big"), sealed, db=self.cold._databases["dictionaries"])
-
-    def write(self, changes: Sequence[Change]) -> None:
-        """Make these the state of their keys.  Keys ascending, each once."""
-        txn, cold, state = self.txn, self.cold, self.current
-        behind_any = self.entries("records") > 0
-        front_any = self.entries("recent") > 0
-        puts: list[tuple[bytes, bytes]] = []
-        index_puts: list[tuple[bytes, bytes]] = []
-        get, recent, records, is_marker = txn.get, cold.recent, cold.records, record.is_marker
-        added = stored_bytes = packed_bytes = 0
-        for key, data, deadline, size in changes:
-            front = get(key, None, recent) if front_any else None
-            # Whether `records` has the key matters where `recent` has nothing to say, and
-            # for a deletion, which needs a marker only over something.
-            behind = get(key, None, records) if behind_any and (front is None or data is None) else None
-            old = behind if front is None else (None if is_marker(front) else front)
-            if old is not None:
-                self._forget(key, old)
-            if data is not None:
-                added += 1
-                stored_bytes += len(data)
-                packed_bytes += size
-                if deadline:
-                    index_puts.append((deadline_key(deadline, key), b""))
-                puts.append((key, data))
-            elif behind is not None:
-                puts.append((key, record.pack_marker(key)))
-            elif front is not None:
-                txn.delete(key, db=recent)
-        state.records += added
-        state.stored_bytes += stored_bytes
-        state.packed_bytes += packed_bytes
-        if puts:
-            with txn.cursor(recent) as cursor:
-                cursor.putmulti(puts)
-        if index_puts:
-            index_puts.sort()
-            with txn.cursor(cold.expiry) as cursor:
-                cursor.putmulti(index_puts)
-
-    def _forget(self, key: bytes, old: bytes) -> None:
-        """A live record is replaced or goes: undo what it counted for, its deadline included."""
-        self._uncount(old)
-        if deadline := record.deadline_of(old):
-            self.txn.delete(deadline_key(deadline, key), db=self.cold.expiry)
-
-    def _uncount(self, old: bytes) -> None:
-        state = self.current
-        state.records -= 1
-        state.stored_bytes -= len(old)
-        state.packed_bytes -= _packed_size(old)
-
-    def expire(self, until_ms: int, limit: int) -> int:
-        """Remove up to `limit` records whose deadline has passed; returns how many entries were due."""
-        due = [key for _, key in zip(range(limit), self.due(until_ms), strict=False)]
-        removed: list[bytes] = []
-        for entry in due:
-            self.txn.delete(entry, db=self.cold.expiry)
-            deadline, stored_key = split_deadline(entry)
-            data = self.newest(stored_key)
-            # Only the deadline in the record itself counts: the key may have been written again.
-            if data is not None and record.deadline_of(data) == deadline:
-                self._uncount(data)
-                removed.append(stored_key)
-        for stored_key in sorted(removed):
-            self.txn.delete(stored_key, db=self.cold.recent)
-            self.txn.delete(stored_key, db=self.cold.records)
-        return len(due)
-
-    def merge(self, after: bytes, limit: int) -> tuple[bytes, int]:
-        """Move up to `limit` records from `recent`, from `after` on, into `records`, in key order.
-
-        Returns where to go on (b"" when the end was reached) and how many were moved.
-        """
-        items: list[tuple[bytes, bytes]] = []
-        with self.txn.cursor(self.cold.recent) as cursor:
-            if cursor.set_range(after) if after else cursor.first():
-                for item in cursor:
-                    items.append(item)
-                    if len(items) >= limit:
-                        break
-        puts: list[tuple[bytes, bytes]] = []
-        for key, data in items:
-            if record.is_marker(data):
-                self.txn.delete(key, db=self.cold.records)
-            else:
-                puts.append((key, data))
-        if puts:
-            with self.txn.cursor(self.cold.records) as cursor:
-                append = not cursor.last() or cursor.key() < puts[0][0]
-                _all_put(self.cold.path, cursor.putmulti(puts, append=append), len(puts))
-        if len(items) == self.entries("recent"):
-            self.txn.drop(self.cold.recent, delete=False)
-        else:
-            with self.txn.cursor(self.cold.recent) as cursor:
-                if items and cursor.set_key(items[0][0]):
-                    for _ in items:
-                        cursor.delete()
-        return (items[-1][0] + b"\0" if len(items) == limit else b""), len(items)
-
-    def append_records(self, items: Sequence[tuple[bytes, bytes]]) -> None:
-        """Put records after all there are: how a compacted or restored cold tier is filled."""
-        index_puts = []
-        for key, data in items:
-            self.current.records += 1
-            self.current.stored_bytes += len(data)
-            self.current.packed_bytes += _packed_size(data)
-            if deadline := record.deadline_of(data):
-                index_puts.append((deadline_key(deadline, key), b""))
-        with self.txn.cursor(self.cold.records) as cursor:
-            _all_put(self.cold.path, cursor.putmulti(list(items), append=True), len(items))
-        if index_puts:
-            with self.txn.cursor(self.cold.expiry) as cursor:
-                cursor.putmulti(sorted(index_puts))
-
-    def clear(self) -> None:
-        """Delete every record; dictionaries and settings stay."""
-        for database in (self.cold.records, self.cold.recent, self.cold.expiry):
-            self.txn.drop(database, delete=False)
-        state = self.current
-        state.records = state.stored_bytes = state.packed_bytes = 0
-
-
-def _all_put(path: Path, counts: tuple[int, int], wanted: int) -> None:
-    """LMDB leaves out, without a word, what is appended and does not come after all there is."""
-    if counts[1] != wanted:
-        raise CorruptionError(path, f"{wanted - counts[1]} records are not in order; restore the store from a backup")
-
-
-def _packed_size(data: bytes) -> int:
-    """Length of a record's payload before compression; 0 where damage makes it unknown."""
-    if len(data) < record.HEADER.size:
-        return 0
-    flags = data[7]
-    at = record.HEADER.size
-    if flags:
-        if flags & record.HAS_DEADLINE:
-            at += 8
-        if flags & record.HAS_KEY:
-            at += 2 + int.from_bytes(data[at : at + 2], "little")
-    return payload_size(data[6], data[at:])

@@ -33,6 +33,7 @@ Self = TypeVar("Self", bound="Handle")
 READS = frozenset(
     [
         "acknowledged",
+        "alive",
         "begin",
         "check_readable",
         "configure",

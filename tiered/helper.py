@@ -53,6 +53,8 @@ from tiered.snapshot import SnapshotInfo
 
 APPLY_WAIT_SECONDS = 30.0
 """How long to wait for a helper of a killed program to finish its transaction."""
+SETTLE_RECORDS_MAX = 131_072
+"""What a close may spend on it: about 0.1 s."""
 COPYING_SHARE = 0.3
 """While checkpoints wait, copying a snapshot takes this much time of what each of them took."""
 COPIED_SECONDS = 0.1
@@ -161,8 +163,11 @@ class Job:
         self._peak = max(self._peak, rss_anon_bytes())
         return {"event": name, "store": self.store, "memory": self._peak, "written": written_bytes(), **details}
 
-    def step(self) -> Event | bool:
-        """Do the next piece of work: an event to tell, True for more to do, False for nothing to do."""
+    def step(self, quiet: bool = False) -> Event | bool:
+        """Do the next piece of work: an event to tell, True for more to do, False for nothing to do.
+
+        `quiet` says that nothing was asked for in a while.
+        """
         if self._ended:  # The cold tier may be closed at any moment, or be somebody else's.
             finished, self._finished = self._finished, None
             return finished or False
@@ -183,8 +188,11 @@ class Job:
                 return event
             self._applied_last = False
             if self._finished is not None and not waiting:
+                # Whoever opens the store next reads it as it is left; what a dropped compaction leaves goes then.
+                with contextlib.suppress(StoreError, OSError):
+                    if applier and applier.settle(SETTLE_RECORDS_MAX):
+                        return True
                 finished = self._finished
-                # What a dropped compaction leaves goes at the next open.
                 with contextlib.suppress(StoreError, OSError):
                     self.abandon()
                 self._finished = None
@@ -193,7 +201,9 @@ class Job:
                 return self._compact_step()
             if self._copyings and not waiting:
                 return self._copy_step()
-            return applier.slice() if applier and not self._slices_held else False
+            if applier is None or self._slices_held:
+                return False
+            return applier.slice() or (quiet and applier.settle())
         except UnsettledError as error:  # Nothing may be applied any more, to either cold tier.
             self.abandon()
             return self._failure("failed", error)
@@ -308,9 +318,11 @@ def serve(parent: int) -> None:
         os.dup2(null.fileno(), 1)
     jobs: dict[int, Job] = {}
     unpacker = msgpack.Unpacker()
-    busy = False
+    busy = quiet = False
     while os.getppid() == parent:
-        if select.select([0], [], [], 0 if busy else _IDLE_SECONDS)[0]:
+        asked = bool(select.select([0], [], [], 0 if busy else _IDLE_SECONDS)[0])
+        quiet = not asked and (quiet or not busy)
+        if asked:
             data = os.read(0, 1 << 16)
             if not data:
                 return
@@ -321,7 +333,7 @@ def serve(parent: int) -> None:
                     _send(out, event)
         busy = False
         for store, job in list(jobs.items()):
-            result = job.step()
+            result = job.step(quiet)
             busy = busy or bool(result)
             if isinstance(result, dict):
                 _send(out, result)

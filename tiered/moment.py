@@ -22,7 +22,8 @@ from collections.abc import Iterable, Iterator
 from operator import itemgetter
 
 from tiered import keys, record
-from tiered.cold import deadline_key, split_deadline, translated
+from tiered.cold import translated
+from tiered.cold_state import deadline_key, split_deadline
 from tiered.journal import Dirty
 from tiered.tiers import Tiers
 from tiered.write_buffer import WriteBuffer

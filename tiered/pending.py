@@ -19,7 +19,7 @@ from zlib import crc32
 import msgpack
 
 from tiered import keys, record
-from tiered.cold import Change
+from tiered.cold_state import Change
 from tiered.compression import Compressor
 from tiered.errors import CorruptionError
 from tiered.journal import CLEAR, CLOSE, DELETE, HEADER_BYTES, PUT, RECORD, RECORD_MAGIC, SETTING, SegmentFile
@@ -175,7 +175,7 @@ def _find(place: int, maps: list[memoryview], time_ms: int) -> tuple[int, int, b
     if place == DELETED:
         return None
     index, position = place >> _SEGMENT_SHIFT, place & _POSITION
-    if index >= len(maps) or position + RECORD.size > len(maps[index]):
+    if not 0 <= index < len(maps) or position + RECORD.size > len(maps[index]):
         raise ValueError("a place outside its segment")
     data = maps[index]
     _, _, _, _, key_size, codec, _, payload_size, _, _, deadline = RECORD.unpack_from(data, position)

@@ -13,16 +13,19 @@
 
 Numbers are little-endian and never change meaning.  The checksum takes in the key,
 so a record found under another key is damage, not a value.  A deletion marker has
-no payload; it hides an older record in the tree behind (`cold`).  A header costs
+no payload; it hides an older record in the layers behind (`cold_state`).  A header costs
 10 bytes of disk for most records; a longer checksum was not worth 4 more.
 """
 
 from __future__ import annotations
 
 import struct
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import NamedTuple
 from zlib import crc32
+
+from tiered.native import native
 
 HEADER = struct.Struct("<IBBBBH")
 assert HEADER.size == 10
@@ -94,7 +97,7 @@ def deadline_of(data: bytes) -> int:
     return 0
 
 
-def unpack(stored_key: bytes, data: bytes) -> Record | None:
+def _unpack(stored_key: bytes, data: bytes) -> Record | None:
     """The parts of `data`, or None for a deletion marker.  Raises ValueError if it is not what was stored."""
     if len(data) < HEADER.size:
         raise ValueError("record shorter than its header")
@@ -109,6 +112,8 @@ def unpack(stored_key: bytes, data: bytes) -> Record | None:
     if flags & IS_MARKER:
         return None
     at, deadline, full_key = HEADER.size, 0, b""
+    if len(data) - at < (_DEADLINE.size if flags & HAS_DEADLINE else 0) + (_KEY_LENGTH.size if flags & HAS_KEY else 0):
+        raise ValueError("record shorter than its header")
     if flags & HAS_DEADLINE:
         deadline = _DEADLINE.unpack_from(data, at)[0]
         at += _DEADLINE.size
@@ -118,3 +123,6 @@ def unpack(stored_key: bytes, data: bytes) -> Record | None:
         full_key = data[at : at + length]
         at += length
     return Record(codec, compression, dictionary, deadline, full_key, data[at:])
+
+
+unpack: Callable[[bytes, bytes], Record | None] = _unpack if native is None else partial(native.unpack, Record)

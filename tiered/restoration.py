@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tiered import config, files, keys, record
-from tiered.cold import Cold, Update
+from tiered.cold import Cold
+from tiered.cold_update import Update
 from tiered.errors import (
     CorruptionError,
     LockedError,

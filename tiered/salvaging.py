@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 
 from tiered import files, keys, record, recovery
 from tiered.checkpoint import COPY_BYTES, COPY_RECORDS, Applier
-from tiered.cold import Cold, Reader
+from tiered.cold import Cold
+from tiered.cold_reader import Reader
 from tiered.compression import Decompressor
 from tiered.config import Settings
 from tiered.errors import CorruptionError, NotAStoreError

@@ -1,9 +1,9 @@
 """`Store`, the mapping: it forwards to the engine, and answers hits by itself.
 
-A hit takes no lock.  It is one call of `Hits` (`hot`), which is atomic in CPython with its interpreter lock: in C where the
-arena is, else one lookup in the twin's table and one move in its order, and where the entry leaves between the two, the
-value is simply read again from below.  Closing and forking take the hot tier away (`handle`), so that
-every later call comes to the engine, or to what stands in for it.
+A hit takes no lock.  In the compiled arena it is one C function, which nothing interrupts; in Python one lookup in the
+hot tier's table and one move in its order, each atomic in CPython with its interpreter lock, and where the
+entry leaves between the two, the value is simply read again from below (`hot`).  Closing and forking take the hot
+tier away (`handle`), so that every later call comes to the engine, or to what stands in for it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tiered.errors import ConfigError
 from tiered.handle import Ended, Handle, Inherited
 from tiered.hot import Hits, HotTier
 from tiered.journal import Dirty, record_bytes
-from tiered.mapping import ABSENT, ONE, Pairs, RangedMapping, pairs_of
+from tiered.mapping import ABSENT, ONE, Pairs, RangedMapping, keys_of, pairs_of
 from tiered.moment import passing
 from tiered.sharing import TEMPORARY
 from tiered.snapshot import SnapshotInfo
@@ -61,10 +61,10 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
 
         def __getitem__(self, key: K) -> V: ...
         @overload  # type: ignore[override]
-        def get(self, key: K) -> V | None: ...
+        def get(self, key: K, /) -> V | None: ...
         @overload
-        def get(self, key: K, default: V | T) -> V | T: ...
-        def get(self, key: K, default: Any = None) -> Any: ...
+        def get(self, key: K, /, default: V | T) -> V | T: ...
+        def get(self, key: K, /, default: Any = None) -> Any: ...
 
     def _value(self, key: Any) -> Any:
         return self.get(key, ABSENT)
@@ -125,7 +125,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         """The values of those keys that exist, in the order asked for.  Cold ones are read in one transaction."""
         engine = self._engine
         engine.check_readable()
-        names, found = list(wanted), dict[K, Any]()
+        names, found = list(keys_of(wanted)), dict[K, Any]()
         tier = self._tier
         missing = names if tier is None else tier.get_many(names, found, _UNSET)
         if missing and tier is not None and tier.expiring:
@@ -364,7 +364,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
     def delete_many(self, unwanted: Iterable[K]) -> int:
         """Delete many keys, in chunks as `set_many`; returns how many of them existed."""
         engine = self._engine
-        source = iter(unwanted)
+        source = iter(keys_of(unwanted))
         removed = 0
         while chunk := {keys.encode(key): key for key in islice(source, CHUNK_RECORDS)}:
             engine.refuse_reentry()

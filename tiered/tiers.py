@@ -31,7 +31,9 @@ from typing import Any, Protocol, cast
 from tiered import codec, files, keys, record
 from tiered.checkpointer import Checkpointer
 from tiered.clock import Clock
-from tiered.cold import Cold, Reader, State, translated
+from tiered.cold import Cold, translated
+from tiered.cold_reader import Reader
+from tiered.cold_state import State
 from tiered.compression import ZSTD, Decompressor
 from tiered.config import Settings
 from tiered.errors import (
@@ -54,7 +56,7 @@ from tiered.stats import Counters
 from tiered.write_buffer import WriteBuffer
 
 BUFFER_SHARE = 2
-"""The write buffer takes at most the budget divided by this."""
+"""The write buffer, active and set aside, takes about the budget divided by this; nine sixteenths at most."""
 SEGMENT_BYTES_MAX = 64 << 20
 
 HOT_SHARE_MIN = 8

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from tiered import codec, files, keys, record, recovery
 from tiered.check import Finding, Findings, check_cold
-from tiered.cold import Cold, Reader, translated
+from tiered.cold import Cold, translated
+from tiered.cold_reader import Reader
 from tiered.compression import Decompressor
 from tiered.errors import CorruptionError, FormatError, NotAStoreError, StoreError, UnknownTypeError
 from tiered.journal import PUT, Dirty

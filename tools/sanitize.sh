@@ -6,7 +6,7 @@
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup test
-tests=(tests/test_arena.py tests/test_compiled.py tests/test_codec.py tests/test_journal.py tests/test_keys.py tests/test_hot.py tests/test_store.py)
+tests=(tests/test_{arena,compiled,codec,hot,journal,keys,pending,store}.py)
 [ $# -eq 0 ] || tests=("$@")
 
 copy=$(mktemp -d)

@@ -8,9 +8,10 @@ fault       random scenarios, in which every system call fails once and for good
 kill        programs, helpers and both killed at random moments (tests/crash/test_kill.py)
 interrupts  interrupts and signal handlers at every line (tests/test_interrupts.py)
 handles     ten thousand stores opened, shared and closed (tests/test_handles.py)
+machines    random operations and interleavings, ten times as many (tests/test_stateful.py, tests/test_serial.py)
 
-The minutes are shared; the last two take as long as they take, and come first.  Ends with status 1 at the
-first failure, having said how to do the same again.  `tools/test.sh` makes the environment in .venv.
+The minutes are shared; interrupts, handles and machines take as long as they take, and come first.  Ends with
+status 1 at the first failure, having said how to do the same again.  `tools/test.sh` makes the environment in .venv.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = ("interrupts", "handles", "cut", "fault", "kill")
+KINDS = ("interrupts", "handles", "machines", "cut", "fault", "kill")
 KILL_ROUNDS = 40
 
 
@@ -72,6 +73,8 @@ def once(kind: str, library: Path | None, seed: int) -> bool:
         return tested("tests/test_interrupts.py", TIERED_INTERRUPT_STRIDE="1")
     if kind == "handles":
         return tested("tests/test_handles.py", TIERED_HANDLE_CYCLES="10000")
+    if kind == "machines":
+        return all(tested(f"tests/test_{name}.py", TIERED_EXAMPLES="10") for name in ("stateful", "serial"))
     if kind == "kill":
         return tested("tests/crash/test_kill.py", TIERED_KILL_ROUNDS=str(KILL_ROUNDS), TIERED_KILL_SEED=str(seed))
     assert library is not None
@@ -95,7 +98,7 @@ def main() -> int:
             library = importlib.import_module("seam").compiled(Path(folder))
             if library is None:
                 parser.error("cut and fault need a C compiler, and Linux")
-        for kind in ("interrupts", "handles"):
+        for kind in ("interrupts", "handles", "machines"):
             if kind in kinds and not once(kind, library, 0):
                 return 1
         seed = arguments.seed

@@ -21,7 +21,7 @@ EPOCH_MS = 1_700_000_000_000
 State = dict[Any, tuple[Any, "float | None"]]
 """Of each key: its value, and how long it has to live."""
 Step = tuple[Any, ...]
-checkpoint.RECENT_RECORDS_MIN = 8  # So that small stores merge, too.
+checkpoint.RUNS_RECORDS_MIN = 8  # So that small stores merge, too.
 
 SCENARIOS: dict[str, list[Step]] = {
     "create": [("set", "a", 1), ("anew",), ("set", "b", 2), ("close",)],

@@ -157,7 +157,7 @@ arena_new(PyTypeObject *type, PyObject *args, PyObject *named)
 static int
 arena_traverse(ArenaObject *self, visitproc visit, void *arg)
 {
-    Py_VISIT(Py_TYPE(self));
+    /* Not its type: where that is a class made in Python, Python visits it, and twice would be once too often. */
     Py_VISIT(self->encode_key);
     for (int number = CODEC_BYTES; number <= CODEC_LAST; number++)
         Py_VISIT(self->decoders[number]);

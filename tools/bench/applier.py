@@ -21,7 +21,7 @@ from typing import Any
 from measure import MB, device_written_bytes, disk_bytes, fresh_process, rss_anon_bytes, table
 from workload import Workload, temporary_folder
 
-from tiered import checkpoint, codec, cold, compression, files, journal, keys, pending
+from tiered import checkpoint, codec, cold, cold_update, compression, files, journal, keys, pending
 from tiered.journal import PUT, Journal, SegmentFile
 
 ENTRY_BYTES = 130
@@ -31,9 +31,10 @@ PARTS = {
     "read": (pending.Pending, "__init__"),
     "pack": (pending.Pending, "changes"),
     "compress": (compression.Compressor, "compress_all"),
-    "look up and put": (cold.Update, "write"),
+    "look up and put": (cold_update.Update, "write"),
     "observe": (checkpoint.Applier, "_observe"),
-    "merge": (cold.Update, "merge"),
+    "fold": (cold_update.Update, "fold"),
+    "merge": (cold_update.Update, "merge"),
     "train": (checkpoint.Applier, "_train"),
     "slice commit": (checkpoint.Applier, "slice"),
 }
@@ -113,6 +114,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     figures = {name: taken / workload.records * 1e6 for name, taken in parts.seconds.items()}
     reads = workload.reads("uniform", workload.records)
     encodings = [keys.encode(name) for chunk, _ in reads for name in chunk]
+    for encoded in encodings:
+        environment.get(encoded)  # Maps the pages.
     begin = time.process_time()
     for encoded in encodings:
         environment.get(encoded)
@@ -125,6 +128,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         "disk": disk_bytes(directory) / workload.records,
         "peak": (peak - before) / MB,
         "applies": applies,
+        "runs": len(environment.state().runs),
     }
 
 
@@ -156,6 +160,7 @@ def main() -> None:
         rows.append([title, *(result[name] for result in results)])
     rows.append(["growth of RssAnon, MB", *(result["peak"] for result in results)])
     rows.append(["applies", *(result["applies"] for result in results)])
+    rows.append(["runs left", *(result["runs"] for result in results)])
     table(["us per record", *(f"{records:,}" for records in columns)], rows)
 
 

@@ -24,21 +24,20 @@ import lmdb, sys
 from pathlib import Path
 path = Path(sys.argv[1])
 cold = path / (path / "CURRENT").read_text().strip()
-with lmdb.open(str(cold), readonly=True, max_dbs=16, max_readers=4096, lib_version=0) as env:
+with lmdb.open(str(cold), readonly=True, max_dbs=32, max_readers=4096, lib_version=0) as env:
     with env.begin() as txn:
-        for name in ("records", "recent", "expiry"):
-            try:
-                print(txn.stat(env.open_db(name.encode(), txn=txn, create=False))["entries"])
-            except lmdb.NotFoundError:
-                print(0)
+        names = [name for name, _ in txn.cursor()]
+        entries = {name: txn.stat(env.open_db(name, txn=txn, create=False))["entries"] for name in names}
+        runs = sum(count for name, count in entries.items() if name.startswith(b"run-"))
+        print(entries[b"records"], runs, entries[b"expiry"])
 """
 
 
 def entries(path: Path) -> tuple[int, int, int]:
-    """What LMDB holds in `records`, `recent` and `expiry`."""
+    """What LMDB holds in `records`, the runs and `expiry`."""
     out = subprocess.run([sys.executable, "-c", COUNT, str(path)], stdout=subprocess.PIPE, text=True, check=True).stdout
-    records, recent, expiry = map(int, out.split())
-    return records, recent, expiry
+    records, runs, expiry = map(int, out.split())
+    return records, runs, expiry
 
 
 def value(number: int) -> dict[str, Any]:
@@ -98,7 +97,7 @@ def main() -> None:
             store.save()
             file_again = disk_bytes(path)
     print(f"{options.records:,} records expired in one second, {options.others:,} did not; memory {options.memory}")
-    print("entries in LMDB (records, recent, expiry): loaded {:,} {:,} {:,};".format(*loaded), end=" ")
+    print("entries in LMDB (records, runs, expiry): loaded {:,} {:,} {:,};".format(*loaded), end=" ")
     print("at the end {:,} {:,} {:,}".format(*left))
     print(f"records by stats() afterwards: {records:,}; expired records gone after:", end=" ")
     print(f"{gone:.1f} s" if gone is not None else f"not within {options.patience:g} s")

@@ -1,0 +1,174 @@
+"""Reading the cold tier: one transaction, one moment of it."""
+
+from __future__ import annotations
+
+import heapq
+import sys
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, cast
+from zlib import crc32
+
+from tiered import record
+from tiered.cold_state import DATABASES, DEADLINE_BYTES, FOLD_TIMES, FORMAT, RUNS, RUNS_MAX, State, run_name, unsealed
+from tiered.errors import CorruptionError, FormatError
+
+if TYPE_CHECKING:
+    from tiered.cold import Cold
+
+
+class Reader:
+    """A read transaction."""
+
+    def __init__(self, cold: Cold, txn: Any) -> None:
+        self.cold = cold
+        self.txn = txn
+        self._layers: Sequence[Any] | None = None
+
+    @property
+    def number(self) -> int:
+        """The number of the write transaction whose outcome it sees."""
+        return int(self.txn.id())
+
+    @property
+    def layers(self) -> Sequence[Any]:
+        """The databases that hold records, newest first."""
+        if self._layers is None:
+            self._layers = self.cold.layers_of(self.txn)
+        return self._layers
+
+    def newest(self, stored_key: bytes) -> bytes | None:
+        """The record under a key, markers resolved."""
+        for database in self.layers:
+            data = self.txn.get(stored_key, None, database)
+            if data is not None:
+                return None if record.is_marker(data) else cast(bytes, data)
+        return None
+
+    def found(self, stored_keys: Sequence[bytes], layers: Sequence[Any]) -> dict[bytes, bytes]:
+        """The newest record of each of these keys, ascending, that has any in these layers; markers included.
+
+        Cost: one call of LMDB's binding for each layer, a look-up of 0.3 µs for each key and layer.
+        """
+        found: dict[bytes, bytes] = {}
+        for database in layers:
+            with self.txn.cursor(database) as cursor:
+                if here := cursor.getmulti(stored_keys):
+                    found.update(here)
+                    stored_keys = [stored_key for stored_key in stored_keys if stored_key not in found]
+        return found
+
+    def newest_many(self, stored_keys: Sequence[bytes]) -> list[bytes | None]:
+        """`newest` for each of many keys, ascending: one call of LMDB's binding for each layer."""
+        datas = map(self.found(stored_keys, self.layers).get, stored_keys)
+        return [None if data is None or record.is_marker(data) else data for data in datas]
+
+    def entries(self, database: str) -> int:
+        """How many entries a database has; `RUNS` stands for all runs together."""
+        if database == RUNS:
+            return sum(self.entries(run_name(slot)) for slot in self.state().runs)
+        return int(self.txn.stat(self.cold.databases[database])["entries"])
+
+    def foldable(self, state: State, times: int = FOLD_TIMES, most: int = sys.maxsize) -> list[int]:
+        """The newest runs, two or more, to be folded into one, or none.
+
+        As far as each has at most `times` the records of those newer than itself, and all of them no more than
+        `most`; and further than that, where there are too many.
+        """
+        runs = [slot for slot in state.runs if slot not in state.merging]
+        count = total = 0
+        for slot in runs:
+            size = self.entries(run_name(slot))
+            small = size <= times * total and total + size <= most
+            if count and not small and len(runs) - count < RUNS_MAX - 1:
+                break
+            count, total = count + 1, total + size
+        return runs[:count] if count > 1 else []
+
+    def used_bytes(self) -> int:
+        """Bytes of the pages that hold something."""
+        total = 2  # The two meta pages.
+        for name in DATABASES:
+            stat = self.txn.stat(self.cold.databases[name])
+            total += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        return int(total * stat["psize"])
+
+    def state(self) -> State:
+        """The state as of this transaction.  Raises `FormatError` for a newer format, `CorruptionError`."""
+        data = self.txn.get(b"state", db=self.cold.databases["meta"])
+        if data is None:
+            raise CorruptionError(self.cold.path, "has no state; restore the store from a backup")
+        values = unsealed(self.cold.path, "the store's state", data)
+        if values.get("format") != FORMAT:
+            raise FormatError(self.cold.path, f"format {values.get('format')}; this version knows {FORMAT}")
+        return State(**values)
+
+    def settings(self) -> dict[str, object]:
+        """The settings remembered in the store."""
+        data = self.txn.get(b"settings", db=self.cold.databases["meta"])
+        return {} if data is None else cast("dict[str, object]", unsealed(self.cold.path, "the settings", data))
+
+    def dictionary(self, number: int) -> bytes:
+        """A trained dictionary by id; KeyError if there is none."""
+        data = self.txn.get(number.to_bytes(2, "big"), db=self.cold.databases["dictionaries"])
+        if data is None:
+            raise KeyError(number)
+        if len(data) < 4 or crc32(data[4:]) != int.from_bytes(data[:4], "little"):
+            raise CorruptionError(self.cold.path, f"checksum mismatch in dictionary {number}")
+        return cast(bytes, data[4:])
+
+    def has_deadline(self, entry: bytes) -> bool:
+        """Whether the expiry index has an entry."""
+        return self.txn.get(entry, db=self.cold.expiry) is not None
+
+    def dictionary_numbers(self) -> list[int]:
+        """Ids of all dictionaries."""
+        with self.txn.cursor(self.cold.databases["dictionaries"]) as cursor:
+            return [int.from_bytes(key, "big") for key in cursor.iternext(values=False)]
+
+    def scan(
+        self, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Live records with `start <= key < stop` in key order, the newest of each."""
+        if len(self.layers) == 1:
+            yield from self.walk(self.layers[0], start, stop, reverse)
+            return
+        # `merge` takes from the first of those that have a key in common first.
+        walks = [self.walk(database, start, stop, reverse) for database in self.layers]
+        last = None
+        for item in heapq.merge(*walks, key=itemgetter(0), reverse=reverse):
+            if item[0] != last:
+                last = item[0]
+                if not record.is_marker(item[1]):
+                    yield item
+
+    def walk(
+        self, database: Any, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Entries of one database with `start <= key < stop` in key order."""
+        with self.txn.cursor(database) as cursor:
+            if not reverse:
+                if not (cursor.set_range(start) if start else cursor.first()):
+                    return
+                for item in cursor:
+                    if stop is not None and item[0] >= stop:
+                        return
+                    yield item
+                return
+            found = cursor.set_range(stop) if stop is not None else False
+            if not (cursor.prev() if found else cursor.last()):
+                return
+            for item in cursor.iterprev():
+                if item[0] < start:
+                    return
+                yield item
+
+    def due(self, until_ms: int, start: bytes = b"") -> Iterator[bytes]:
+        """Entries of the expiry index with a deadline up to `until_ms`, from `start` on, in order."""
+        limit = (until_ms + 1).to_bytes(DEADLINE_BYTES, "big")
+        with self.txn.cursor(self.cold.expiry) as cursor:
+            if cursor.set_range(start) if start else cursor.first():
+                for key in cursor.iternext(values=False):
+                    if key >= limit:
+                        return
+                    yield key
