@@ -223,7 +223,7 @@ def _decode_str(payload: bytes) -> str:
         return payload.decode("utf-8", "surrogatepass")
 
 
-def _decode_msgpack(payload: bytes) -> object:
+def _decode_msgpack(payload: bytes | bytearray) -> object:
     try:
         return unpackb(payload, strict_map_key=False, ext_hook=_HOOK)
     except _CAUGHT as error:

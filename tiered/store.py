@@ -367,7 +367,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         engine = self._engine
         source = iter(unwanted)
         removed = 0
-        while chunk := {keys.encode(key): keys.canonical(key) for key in islice(source, CHUNK_RECORDS)}:
+        while chunk := {keys.encode(key): keys.canonical(cast(keys.Key, key)) for key in islice(source, CHUNK_RECORDS)}:
             engine.refuse_reentry()
             with self._lock:
                 engine.check_writable()

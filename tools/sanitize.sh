@@ -5,7 +5,7 @@
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup test
-tests=(tests/test_compiled.py tests/test_codec.py tests/test_journal.py tests/test_keys.py tests/test_hot.py tests/test_pending.py tests/test_store.py)
+tests=(tests/test_{arena,compiled,codec,journal,keys,hot,heap,pending,store,write_buffer,cold,checkpoint,compaction,ranges,threads}.py)
 [ $# -eq 0 ] || tests=("$@")
 
 copy=$(mktemp -d)
@@ -13,9 +13,10 @@ trap 'rm -rf "$copy"' EXIT
 cp -r "$root"/{tiered,tests,setup.py,pyproject.toml,README.md,LICENSE} "$copy"
 rm -f "$copy"/tiered/_native*.so
 cd "$copy"
-# Built by setuptools as always, so that it is the same code; -O1 and frame pointers make reports readable.
+# Built by pip and setuptools as always, so that it is the same code; -O1 and frame pointers make reports readable.
 CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1" LDSHARED="gcc -shared" \
-    "$python" setup.py -q build_ext --inplace
+    "$python" -m pip install "${pip_options[@]}" --no-deps --target built .
+cp built/tiered/_native*.so tiered
 compgen -G 'tiered/_native*.so' >/dev/null || fail "the compiled part was not built"
 
 # With malloc in place of Python's own allocator every object has its own guarded memory. Leaks are the interpreter's.
