@@ -71,6 +71,18 @@ async def all_of(source: Any) -> list[Any]:
     return [item async for item in source]
 
 
+@pytest.mark.parametrize("use", [lambda store: "k" in store, iter, list])
+def test_what_cannot_be_awaited_is_refused_with_what_can(opened: Opened, use: Callable[[Any], Any]) -> None:
+    async def main() -> None:
+        async with opened() as store:
+            await store.set("k", 1)
+            for mapping in (store, store.sub("part")):
+                with pytest.raises(TypeError, match=r"await store\.contains\(key\)|async for"):
+                    use(mapping)
+
+    asyncio.run(main())
+
+
 def test_importing_tiered_does_not_bring_the_facade() -> None:
     assert not hasattr(tiered, "AsyncStore")
     assert "aio" not in tiered.__all__
@@ -334,7 +346,7 @@ def test_transactions_of_two_tasks_do_not_mix(opened: Opened) -> None:
                 type(None),
                 tiered.ConflictError,
             ]
-            assert await store.get_many("abc") == {"a": "one", "b": 0}
+            assert await store.get_many([*"abc"]) == {"a": "one", "b": 0}
 
     asyncio.run(main())
 
@@ -498,7 +510,7 @@ def test_threads_see_the_context_variables_of_their_task(opened: Opened) -> None
             await store.set_many((key, who.get()) for key in "ab")
             async with store.transaction() as txn:
                 await txn.set_many((key, who.get()) for key in "cd")
-            assert await store.get_many("abcd") == dict.fromkeys("abcd", "main")
+            assert await store.get_many([*"abcd"]) == dict.fromkeys("abcd", "main")
 
     asyncio.run(main())
 
@@ -753,7 +765,7 @@ def test_a_cancelled_commit_is_whole(opened: Opened) -> None:
             let_go.set()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert await store.get_many("ab") == {"a": 1, "b": 1}
+            assert await store.get_many([*"ab"]) == {"a": 1, "b": 1}
 
     asyncio.run(main())
 

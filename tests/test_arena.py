@@ -143,6 +143,20 @@ def test_a_deadline_that_has_passed_when_it_is_put_is_forgotten_next() -> None:
     assert tier.expire(10_001_000, 10) == 1
 
 
+@pytest.mark.parametrize(("action", "uses", "order"), [(0, 0, "ab"), (1, 1, "ab"), (2, 255, "ab"), (3, 0, "ba")])
+def test_a_hit_does_what_a_policy_asks_for_and_no_more(action: int, uses: int, order: str) -> None:
+    tier = arena()
+    tier.hit_action = action
+    put(tier, "a", "first")
+    put(tier, "b", {"second": 2})
+    for _ in range(300):
+        tier.get("a")
+    assert (tier.uses("a"), tier.uses("b"), tier.uses("c")) == (uses, 0, None)
+    assert listed(tier) == list(order)
+    put(tier, "a", "FIRST")
+    assert tier.uses("a") == 0, "what is written over begins anew"
+
+
 class AgainstAModel(RuleBasedStateMachine):
     """An `OrderedDict` that says what was put, in order of use: the arena holds the newest part of it."""
 
@@ -310,6 +324,7 @@ assert rss() - before < 2 << 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs RssAnon")
+@pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="a sanitizer takes memory of its own")
 def test_the_memory_of_the_process_follows_the_budget_whatever_the_sizes_do_up_and_down() -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY, "16"], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")

@@ -26,12 +26,39 @@ def test_a_store_is_generic_and_open_gives_one_of_any() -> None:
     assert str(get_type_hints(tiered.open)["return"]) == "tiered.store.Store[typing.Any, typing.Any]"
 
 
+def test_what_is_for_users_is_there_when_asked_for_and_completed_without_the_rest() -> None:
+    code = """
+        import sys, tiered
+        before = set(sys.modules)
+        shown = set(dir(tiered))
+        assert {*tiered.__all__, "aio", "migrate", "__version__"} <= shown, shown
+        assert not {"engine", "journal"} & shown, shown
+        assert not {"tiered.aio", "tiered.migrate"} & before
+        tiered.aio.open, tiered.migrate.from_shelve
+        try:
+            tiered.nonsense
+        except AttributeError as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("module 'tiered' has no attribute 'nonsense'\n", "")
+
+
 def test_open_without_a_path_is_a_temporary_store_removed_on_close() -> None:
     with tiered.open() as store:
         store["k"] = 1
         path = Path(store.path)
         assert path.is_dir()
     assert not path.exists()
+
+
+def test_an_empty_path_is_refused_and_makes_no_store_of_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(tiered.ConfigError, match="names no directory"):
+        tiered.open("")
+    assert not list(tmp_path.iterdir())
 
 
 def test_sync_waits_until_all_that_was_written_is_on_disk(opener: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +131,19 @@ def test_in_place_or_popitem_and_atomic_pop_and_setdefault(opener: Any) -> None:
     # As many were put there as were taken.
     assert sum(number >= 0 for number in won) >= 200
     assert not list(store.keys(prefix=("first",)))
+
+
+@pytest.mark.parametrize("text", ["ab", b"ab"])
+def test_one_text_is_no_iterable_of_keys(opener: Any, text: Any) -> None:
+    store = opener()
+    store.update({"a": 1, "b": 2})
+    with store.transaction() as txn, store.view() as view:
+        for mapping in (store, txn, view, store.sub("part"), view.sub("part")):
+            for name in ("get_many", "delete_many"):
+                if hasattr(mapping, name):
+                    with pytest.raises(TypeError, match="is one key: put it into a list"):
+                        getattr(mapping, name)(text)
+    assert dict(store) == {"a": 1, "b": 2}
 
 
 def test_len_equals_what_iteration_yields_expired_keys_excluded(opener: Any, clock: Any) -> None:

@@ -244,7 +244,7 @@ def test_a_damaged_record_is_no_reason_to_lose_or_refuse_others(store: Any) -> N
     with pytest.raises(tiered.CorruptionError):
         list(store.values())
     with pytest.raises(tiered.CorruptionError):
-        store.get_many("abc")
+        store.get_many([*"abc"])
     assert list(store) == ["a", "b", "c"]
     store["d"] = 1
     store.save()

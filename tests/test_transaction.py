@@ -348,6 +348,21 @@ def test_what_was_read_and_then_changed_is_a_conflict(store: Any, read: str, cha
     assert store.stats().last_sequence == sequence
 
 
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [(("user", 7), r"key \('user', 7\) was"), ("k" * 470, "key 'kkk.*k... was"), ("k" * 600, "a long key that begins")],
+    ids=["short", "wide", "long"],
+)
+def test_a_conflict_names_the_key_as_the_program_knows_it(store: Any, key: Any, shown: str) -> None:
+    store[key] = 1
+    txn = store.transaction()
+    txn.get(key)
+    store[key] = 2
+    with pytest.raises(ConflictError, match=shown):
+        txn.get(key)
+    txn.rollback()
+
+
 ABSENCES: dict[str, Callable[[Any], Any]] = {
     "get": lambda txn: txn.get("k"),
     "in": lambda txn: "k" in txn,

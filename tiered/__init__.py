@@ -6,6 +6,8 @@ with tiered.open("users.tiered", memory="256MB") as store:
     store["user:1"] = {"name": "Ada", "born": 1815}
 """
 
+from typing import TYPE_CHECKING
+
 from tiered.check import Finding
 from tiered.errors import (
     BatchTooLargeError,
@@ -41,6 +43,7 @@ from tiered.transaction import Transaction
 from tiered.verification import verify
 from tiered.view import View
 
+__version__ = "0.1.0"
 __all__ = [
     "BatchTooLargeError",
     "ClosedError",
@@ -79,3 +82,23 @@ __all__ = [
     "salvage",
     "verify",
 ]
+
+_WHEN_ASKED_FOR = ("aio", "migrate")
+"""Modules for users that few programs need, and that take time to import."""
+
+if TYPE_CHECKING:
+    from tiered import aio as aio
+    from tiered import migrate as migrate
+else:
+
+    def __getattr__(name: str) -> object:
+        if name not in _WHEN_ASKED_FOR:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+        from importlib import import_module
+
+        return import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    """What is there for users; completions in a shell show no more."""
+    return [*__all__, *_WHEN_ASKED_FOR, "__doc__", "__version__"]

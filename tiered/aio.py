@@ -30,7 +30,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from itertools import islice
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import Any, Generic, NoReturn, TypeVar, cast, overload
 
 from tiered import codec, keys, store
 from tiered.check import Finding
@@ -156,6 +156,13 @@ class AsyncMapping(Generic[K, V]):
 
     def __aiter__(self) -> AsyncIterator[K]:
         return self.keys()
+
+    # Without these two, Python would ask `__getitem__` for 0, 1, 2 and so on, and get coroutines without end.
+    def __contains__(self, key: object) -> NoReturn:
+        raise TypeError("`in` cannot be awaited: use `await store.contains(key)`")
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError("iterate with `async for`")
 
     async def _fetched(self, items: Iterable[T]) -> AsyncIterator[T]:
         source = iter(items)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from tiered import commands
+from tiered import __version__, commands
 
 if TYPE_CHECKING:
     import click
@@ -31,17 +31,10 @@ def main() -> None:
 
 def program() -> click.Group:
     """All commands, as one of click's groups."""
-    from importlib.metadata import PackageNotFoundError, version
-
     import click
 
-    try:
-        number = version("tiered")
-    except PackageNotFoundError:  # A checkout on the path, not installed.
-        number = "of a checkout"
-
     @click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=commands.STATUS)
-    @click.version_option(number, prog_name="tiered")
+    @click.version_option(__version__, prog_name="tiered")
     def group() -> None:
         """Look after stores of tiered."""
 

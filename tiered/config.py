@@ -98,7 +98,9 @@ def parse_ttl(value: object) -> float | None:
         return None
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= TTL_SECONDS_MAX:
         return value
-    raise ConfigError(f"ttl={value!r} is not None or a number of seconds above 0 and up to {TTL_SECONDS_MAX:,}")
+    raise ConfigError(
+        f"ttl={value!r} is no time to live; give seconds, above 0 and up to {TTL_SECONDS_MAX:,}, or None for ever"
+    )
 
 
 def _snapshot_save(value: object) -> SavePoints:

@@ -155,6 +155,14 @@ def is_long(stored_key: bytes) -> bool:
     return len(stored_key) == STORED_BYTES_LONG
 
 
+def shown(stored_key: bytes) -> str:
+    """A stored key for a message."""
+    if is_long(stored_key):
+        return f"a long key that begins with {stored_key[:60]!r}"
+    text = repr(decode(stored_key))
+    return f"key {text}" if len(text) <= 100 else f"key {text[:97]}..."
+
+
 def bound(key: object) -> bytes:
     """A key as `start` (inclusive) or `stop` (exclusive) of a range of *stored* keys.
 

@@ -35,6 +35,13 @@ def pairs_of(given: Pairs[K, V]) -> Mapping[K, V] | Iterable[tuple[K, V]]:
     return cast("Mapping[K, V] | Iterable[tuple[K, V]]", given)
 
 
+def keys_of(given: Iterable[K]) -> Iterable[K]:
+    """What `get_many` and `delete_many` were given; a `TypeError` for one text, whose letters would be the keys."""
+    if isinstance(given, (str, bytes)):
+        raise TypeError(f"an iterable of keys is needed, and a {type(given).__name__} is one key: put it into a list")
+    return given
+
+
 class RangedMapping(Mapping[K, V]):
     """A mapping that iterates in key order, over all of it or a range."""
 
@@ -69,7 +76,7 @@ class RangedMapping(Mapping[K, V]):
 
     def get_many(self, wanted: Iterable[K]) -> dict[K, V]:
         """The values of those keys that exist, in the order asked for."""
-        found = ((key, self._value(key)) for key in wanted)
+        found = ((key, self._value(key)) for key in keys_of(wanted))
         return {key: value for key, value in found if value is not ABSENT}
 
     def __getitem__(self, key: K) -> V:

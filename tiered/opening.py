@@ -44,6 +44,8 @@ def check_arguments(
     if isinstance(lock_timeout, bool) or not isinstance(lock_timeout, (int, float)) or not lock_timeout >= 0:
         raise ConfigError(f"lock_timeout={lock_timeout!r} is not a number of seconds from 0 on")
     name = os.fsdecode(path)
+    if not name:
+        raise ConfigError("path='' names no directory; '.' is the one that this program is in")
     if "\0" in name:
         raise NotAStoreError(name, "no path: it holds a null character")
     directory = Path(os.path.abspath(name))

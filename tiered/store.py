@@ -23,7 +23,7 @@ from tiered.errors import ConfigError
 from tiered.handle import Ended, Handle, Inherited
 from tiered.hot import Hits, HotTier
 from tiered.journal import Dirty, record_bytes
-from tiered.mapping import ABSENT, ONE, Pairs, RangedMapping, pairs_of
+from tiered.mapping import ABSENT, ONE, Pairs, RangedMapping, keys_of, pairs_of
 from tiered.moment import passing
 from tiered.sharing import TEMPORARY
 from tiered.snapshot import SnapshotInfo
@@ -125,7 +125,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         """The values of those keys that exist, in the order asked for.  Cold ones are read in one transaction."""
         engine = self._engine
         engine.check_readable()
-        names, found = list(wanted), dict[K, Any]()
+        names, found = list(keys_of(wanted)), dict[K, Any]()
         tier = self._tier
         missing = names if tier is None else tier.get_many(names, found, _UNSET)
         if missing and tier is not None and tier.expiring:
@@ -364,7 +364,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
     def delete_many(self, unwanted: Iterable[K]) -> int:
         """Delete many keys, in chunks as `set_many`; returns how many of them existed."""
         engine = self._engine
-        source = iter(unwanted)
+        source = iter(keys_of(unwanted))
         removed = 0
         while chunk := {keys.encode(key): key for key in islice(source, CHUNK_RECORDS)}:
             engine.refuse_reentry()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from typing import Any, TypeVar, overload
 
 from tiered import keys
-from tiered.mapping import ONE, Pairs, RangedMapping, pairs_of
+from tiered.mapping import ONE, Pairs, RangedMapping, keys_of, pairs_of
 from tiered.ranges import Range
 from tiered.writing import UNSET
 
@@ -78,7 +78,7 @@ class SubView(RangedMapping[K, V]):
 
     def get_many(self, wanted: Iterable[K]) -> dict[K, V]:
         """The values of those keys that exist, in the order asked for."""
-        names = list(wanted)
+        names = list(keys_of(wanted))
         found = self._whole.get_many(map(self._full, names))
         return {key: found[full] for key in names if (full := self._full(key)) in found}
 
@@ -160,7 +160,7 @@ class Sub(SubView[K, V], MutableMapping[K, V]):
 
     def delete_many(self, unwanted: Iterable[K]) -> int:
         """Delete many keys; returns how many of them existed."""
-        return int(self._whole.delete_many(map(self._full, unwanted)))
+        return int(self._whole.delete_many(map(self._full, keys_of(unwanted))))
 
     def clear(self) -> None:
         """Delete every key of this part, in chunks as `Store.delete_many`."""

@@ -32,7 +32,7 @@ from tiered.arrays import is_numpy_scalar, writable
 from tiered.errors import BatchTooLargeError, ClosedError, ConflictError
 from tiered.handle import Handle
 from tiered.journal import Dirty
-from tiered.mapping import ABSENT, ONE, RangedMapping
+from tiered.mapping import ABSENT, ONE, RangedMapping, keys_of
 from tiered.moment import passing
 from tiered.sub import Sub
 from tiered.writing import UNSET, Change
@@ -59,7 +59,7 @@ class Reads:
             if self.keys or self.spans:
                 self.conflict = "the store was cleared"
         elif stored_key in self.keys or any(span.holds(stored_key) for span in self.spans):
-            self.conflict = f"stored key {stored_key[:60]!r} was written"
+            self.conflict = f"{keys.shown(stored_key)} was written"
 
     def lives_until(self, deadline: int) -> None:
         """Something that was read expires at `deadline`."""
@@ -355,7 +355,7 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
     def delete_many(self, unwanted: Iterable[K]) -> int:
         """Delete many keys; returns how many of them existed."""
         removed = 0
-        for key in unwanted:
+        for key in keys_of(unwanted):
             if key in self:
                 del self[key]
                 removed += 1

@@ -562,6 +562,12 @@ arena_hit(Arena *a, uint32_t place)
     }
 }
 
+unsigned
+arena_uses(const Arena *a, uint32_t place)
+{
+    return at(a, place)->uses;
+}
+
 bool
 arena_discard(Arena *a, const ArenaKey *key)
 {
