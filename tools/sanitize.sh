@@ -20,9 +20,10 @@ for seed in $(seq "${FUZZ_SEEDS:-20}"); do
     ./fuzz_arena "$seed" 100000 || fail "the arena failed: fuzz_arena $seed 100000"
 done
 
-# Built by setuptools as always, so that it is the same code; -O1 and frame pointers make reports readable.
+# Built by pip, as always: the setuptools of the environment may be too old to read pyproject.toml, or not there. -O1 and frame pointers make reports readable.
 CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1" LDSHARED="gcc -shared" \
-    "$python" setup.py -q build_ext --inplace
+    "$python" -m pip install "${pip_options[@]}" --no-deps --target built .
+mv built/tiered/_native*.so tiered || true
 compgen -G 'tiered/_native*.so' >/dev/null || fail "the compiled part was not built"
 
 # With malloc in place of Python's own allocator every object has its own guarded memory. Leaks are the interpreter's.
