@@ -104,7 +104,11 @@ def check_cold(
     """
     path, state, numbers = reader.cold.path, reader.state(), set(reader.dictionary_numbers())
     records = stored_bytes = with_deadline = 0
+    last = b""
     for stored_key, data in reader.scan():
+        if stored_key <= last:  # A page that is whole, and not the one that belongs there.
+            findings.add("order", path, f"{stored_key[:60]!r} comes after {last[:60]!r}")
+        last = stored_key
         records += 1
         stored_bytes += len(data)
         if not records % PROGRESS_RECORDS:

@@ -262,8 +262,13 @@ class Update(Reader):
         items = sorted(newest.items(), key=_first)
         return (items, True) if bound is None else (items[: bisect_right(items, bound, key=_first)], False)
 
-    def append_records(self, items: Sequence[tuple[bytes, bytes]]) -> None:
-        """Put records after all there are: how a compacted or restored cold tier is filled."""
+    def append_records(self, items: Sequence[tuple[bytes, bytes]], ordered: bool = True) -> None:
+        """Put records after all there are: how a compacted or restored cold tier is filled.
+
+        Not `ordered`, they come in any order, and whatever key is there already stays as it is.
+        """
+        if not ordered:
+            items = sorted({key: data for key, data in items if self.newest(key) is None}.items())
         index_puts = []
         for key, data in items:
             self.current.records += 1
@@ -272,7 +277,7 @@ class Update(Reader):
             if deadline := record.deadline_of(data):
                 index_puts.append((deadline_key(deadline, key), b""))
         with self.txn.cursor(self.cold.records) as cursor:
-            _all_put(self.cold.path, cursor.putmulti(list(items), append=True), len(items))
+            _all_put(self.cold.path, cursor.putmulti(list(items), append=ordered), len(items))
         if index_puts:
             with self.txn.cursor(self.cold.expiry) as cursor:
                 cursor.putmulti(sorted(index_puts))

@@ -27,12 +27,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tiered import files, keys, record, recovery
+from tiered.check import Findings, check_cold
 from tiered.checkpoint import COPY_BYTES, COPY_RECORDS, Applier
 from tiered.cold import Cold
 from tiered.cold_reader import Reader
 from tiered.compression import Decompressor
 from tiered.config import Settings
 from tiered.errors import CorruptionError, NotAStoreError
+from tiered.journal import Dirty
 from tiered.log import LOG
 from tiered.opening import check_arguments, lock_applying, named_errors, refuse_network
 
@@ -154,10 +156,27 @@ class _Salvage:
                 reader.settings()
             except CorruptionError as error:
                 self._found(error.message)
+            counted = reader.state().records
             readable = sum(1 for _ in self._good(cold, reader, tell=True))
-            if readable + self.lost_records < reader.state().records:
-                self.lost_records = reader.state().records - readable
+            if readable + self.lost_records != counted:
+                # A page that is not damaged in itself, but is not the one that belongs there.
+                self.lost_all_known = False
+                self._found(f"{readable:,} records can be read where {counted:,} were kept")
+            if len(self.damage) == before:
+                self._read_indexes(reader)
         return len(self.damage) > before
+
+    def _read_indexes(self, reader: Reader) -> None:
+        """Look at what is beside the records, and is made anew with a copy of them."""
+        findings = Findings()
+        try:
+            for number in reader.dictionary_numbers():
+                reader.dictionary(number)
+            check_cold(reader, lambda _, data: Dirty(0, record.deadline_of(data), b"", b""), findings)
+        except CorruptionError as error:
+            self._found(error.message)
+        for finding in findings.closed():
+            self._found(f"{finding.what}: {finding.detail}")
 
     def _good(self, cold: Cold, reader: Reader, tell: bool = False) -> Iterator[tuple[bytes, bytes]]:
         """The records that can be read, in order."""
@@ -183,6 +202,9 @@ class _Salvage:
         last = b""
         try:
             for item in reader.scan():
+                if tell and item[0] <= last and self.lost_all_known:
+                    self.lost_all_known = False
+                    self._found(f"records are out of order after stored key {last[:60]!r}")
                 last = item[0]
                 yield item
             return
@@ -230,10 +252,11 @@ class _Salvage:
                 size += len(item[1])
                 if len(items) >= COPY_RECORDS or size >= COPY_BYTES:
                     with fresh.update() as update:
-                        update.append_records(items)
+                        update.append_records(items, ordered=False)
                     items, size = [], 0
             with fresh.update() as update:
-                update.append_records(items)
+                update.append_records(items, ordered=False)
+            self.lost_records = max(0, state.records - fresh.state().records)
             files.write_current(self.directory, number)
             undo.pop_all()
         return fresh

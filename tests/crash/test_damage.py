@@ -221,6 +221,40 @@ def test_salvage_leaves_out_damaged_records_of_the_cold_tier_and_names_their_key
         assert store.config_get("compression") == {"compression": "none"}
 
 
+def test_salvage_of_a_page_put_over_another_keeps_what_is_left_and_says_that_it_is_less(
+    opener: Any, tmp_path: Path
+) -> None:
+    """Each page is whole in itself, so that no record fails, but there are others than were written."""
+    items = {number: f"{number} " * 40 for number in range(3000)}
+    with opener("origin", save="", compression="none") as store:
+        store.update(items)
+    origin = tmp_path / "origin"
+    (data_file,) = origin.glob("cold-*/data.mdb")
+    data = data_file.read_bytes()
+    pages = [at for at in range(0, len(data), 4096) if b" 2" in data[at : at + 4096]]
+    told = 0
+    for source, target in zip(pages[5::12], pages[::12], strict=False):
+        left = tmp_path / f"over {target}"
+        shutil.copytree(origin, left)
+        changed = bytearray(data)
+        changed[target : target + 4096] = data[source : source + 4096]
+        (left / data_file.relative_to(origin)).write_bytes(changed)
+        whole = tiered.verify(left) == []  # A page that is not in use.
+        report = tiered.salvage(left)
+        assert whole == (report.damage == ())
+        if whole:
+            continue
+        told += 1
+        assert not report.lost_all_known
+        assert report.records + report.lost_records == len(items)
+        assert 0 < report.lost_records < 60
+        assert tiered.verify(left) == []
+        with tiered.open(left, helper=False) as store:
+            assert len(store) == report.records
+            assert dict(store).items() <= items.items()
+    assert told > 2
+
+
 def test_salvage_of_a_whole_store_changes_nothing_and_of_an_open_one_is_refused(
     damaged: Any, opener: Any, tmp_path: Path
 ) -> None:
