@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import os
 import random
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tiered import codec, keys
+from tiered.arena import ArenaTier
 from tiered.native import native
 
 pytestmark = pytest.mark.skipif(native is None, reason="needs the compiled part: a C compiler, and no TIERED_PURE=1")
@@ -139,6 +141,20 @@ def test_a_deadline_that_has_passed_when_it_is_put_is_forgotten_next() -> None:
     put(tier, "now", 1, 10_000_001)
     assert tier.expire(10_000_001, 10) == 1
     assert tier.expire(10_001_000, 10) == 1
+
+
+@pytest.mark.parametrize(("action", "uses", "order"), [(0, 0, "ab"), (1, 1, "ab"), (2, 255, "ab"), (3, 0, "ba")])
+def test_a_hit_does_what_a_policy_asks_for_and_no_more(action: int, uses: int, order: str) -> None:
+    tier = arena()
+    tier.hit_action = action
+    put(tier, "a", "first")
+    put(tier, "b", {"second": 2})
+    for _ in range(300):
+        tier.get("a")
+    assert (tier.uses("a"), tier.uses("b"), tier.uses("c")) == (uses, 0, None)
+    assert listed(tier) == list(order)
+    put(tier, "a", "FIRST")
+    assert tier.uses("a") == 0, "what is written over begins anew"
 
 
 class AgainstAModel(RuleBasedStateMachine):
@@ -308,6 +324,7 @@ assert rss() - before < 2 << 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs RssAnon")
+@pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="a sanitizer takes memory of its own")
 def test_the_memory_of_the_process_follows_the_budget_whatever_the_sizes_do_up_and_down() -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY, "16"], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
@@ -488,6 +505,32 @@ def test_threads_read_and_write_while_the_budget_goes_up_and_down() -> None:
         thread.join()
     assert failures == []
     assert tier.wrong() == ""
+
+
+def test_the_collector_is_told_of_a_class_as_often_as_an_arena_refers_to_it() -> None:
+    assert gc.get_referents(ArenaTier("lru", MB)).count(ArenaTier) == 1
+
+
+LOCKED = """
+import ctypes, os, sys
+from tiered import codec, keys
+from tiered.native import native
+tier = native.Arena(1 << 20, keys.encode, codec.DECODERS, bytes(16))
+for number in range(2000):
+    tier.put(number, 2, b"value", 0)
+if ctypes.CDLL(None, use_errno=True).mlockall(1):
+    sys.exit("not allowed")
+tier.clear()
+assert (tier.get(7), len(tier), tier.wrong()) == (None, 0, ""), (tier.get(7), len(tier), tier.wrong())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mlockall")
+def test_nothing_is_left_of_what_was_cleared_where_the_memory_is_locked() -> None:
+    done = subprocess.run([sys.executable, "-c", LOCKED], capture_output=True, text=True, timeout=60)
+    if "not allowed" in done.stderr:
+        pytest.skip("the system does not let this user lock memory")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_keys_made_to_collide_under_one_seed_do_not_under_another() -> None:

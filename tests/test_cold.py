@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiered import cold_update, compression, record
+from tiered import cold_state, cold_update, compression, record
 from tiered.cold import Cold
 from tiered.cold_state import RUNS, SLOTS, State, deadline_key, run_name, sealed
 from tiered.compression import Compressor, Decompressor
@@ -541,3 +541,7 @@ def test_large_records_are_merged_a_few_at_a_time(cold, monkeypatch):
     assert max(moved) <= 40
     assert len(moved) >= 3
     assert contents(cold) == sorted(model.items())
+
+
+def test_the_docstring_describes_everything_that_the_state_holds() -> None:
+    assert [name for name in State.__annotations__ if name not in (cold_state.__doc__ or "")] == []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 import tiered
@@ -15,6 +18,7 @@ from tiered.config import (
     setting_named,
 )
 from tiered.errors import ConfigError
+from tiered.native import native
 
 MB = 1 << 20
 
@@ -272,6 +276,37 @@ def test_a_memory_budget_changed_at_run_time_is_kept_to(store):
     # Dirty records are taken off the hot tier's share in steps of a few KB, which shows at the smallest budget.
     assert store.memory_stats().accounted_bytes <= 1.1 * MB
     assert all(store[number] == "x" * 1000 for number in range(2000))
+
+
+LITTLE_ADDRESS_SPACE = """
+import resource, sys, tiered
+store = tiered.open(sys.argv[1], memory="8MB")
+store.update((number, "x" * 100) for number in range(50_000))
+there = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (there + (64 << 20), resource.RLIM_INFINITY))
+try:
+    store.config_set("memory", "8GB")
+except tiered.ConfigError as error:
+    assert "address space" in str(error)
+else:
+    raise AssertionError("no error")
+assert store.config_get("memory") == {"memory": 8 << 20}
+store.update((number, "y" * 100) for number in range(50_000))
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+assert set(store.values()) == {"y" * 100}
+assert store.check() == []
+store.close()
+"""
+
+
+@pytest.mark.skipif(native is None, reason="the heap reserves no address space")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and RLIMIT_AS")
+def test_more_memory_than_there_is_address_space_is_refused_and_changes_nothing(tmp_path):
+    program = [sys.executable, "-c", LITTLE_ADDRESS_SPACE, str(tmp_path / "store")]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    with pytest.raises(ConfigError, match="address space"):
+        tiered.open(tmp_path / "other", memory=1 << 50)
 
 
 def _plain(value):

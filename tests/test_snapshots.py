@@ -152,8 +152,31 @@ def test_the_batches_of_a_snapshot_are_what_a_scan_gives(tmp_path: Path) -> None
         assert [item for batch in found for item in zip(*batch, strict=True)] == list(reader.scan())
         assert len(found) > 10
         assert len(reader.layers) == 3
-        assert max(sum(map(len, datas)) for _, datas in found) < 4 * snapshot.BODY_BYTES
+        assert max(sum(map(len, datas)) for _, datas in found) > snapshot.BODY_BYTES, "or there is nothing to cut"
+        cut = list(copying.sections(iter(found)))
+        assert [item for batch in cut for item in zip(*batch, strict=True)] == list(reader.scan())
+        assert max(sum(map(len, datas)) for _, datas in cut) <= snapshot.BODY_BYTES
     cold.close()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "counts"),
+    [
+        ([0] * (snapshot.BODY_RECORDS_MAX + 1), [snapshot.BODY_RECORDS_MAX, 1]),
+        ([snapshot.BODY_BYTES, 1], [1, 1]),
+        ([snapshot.BODY_BYTES - 1, 1, 1], [2, 1]),
+        ([1, 5 * snapshot.BODY_BYTES, 1], [1, 1, 1]),
+        ([], []),
+    ],
+)
+def test_a_section_ends_at_its_bytes_or_its_records_or_with_one_that_is_larger(
+    sizes: list[int], counts: list[int]
+) -> None:
+    keys, datas = [b"%d" % at for at in range(len(sizes))], [bytes(size) for size in sizes]
+    cut = list(copying.sections(iter([(keys, datas)])))
+    assert [len(part) for part, _ in cut] == counts
+    assert [key for part, _ in cut for key in part] == keys
+    assert [data for _, part in cut for data in part] == datas
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

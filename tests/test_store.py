@@ -93,6 +93,15 @@ def test_what_is_no_key_is_a_type_error_everywhere(store: Any, key: Any) -> None
     assert len(store) == 0
 
 
+def test_the_default_of_get_may_be_named_and_the_key_may_not(store: Any) -> None:
+    store["key"] = "value"
+    get = store.get
+    assert (get("key", default=1), get("no", default=1), get("no", 1), get("no")) == ("value", 1, 1, None)
+    for arguments, named in (((), {}), ((), {"key": "key"}), (("key", 1, 2), {}), (("key",), {"other": 1})):
+        with pytest.raises(TypeError):
+            get(*arguments, **named)
+
+
 def test_a_key_above_32_kib_is_refused_and_one_of_exactly_that_length_is_not(store: Any) -> None:
     longest = "k" * (keys.KEY_BYTES_MAX - 1)
     store[longest] = 1
@@ -536,6 +545,34 @@ def test_check_finds_a_hot_value_that_is_not_the_record_below(store: Any, value:
         hot.put("k", *codec.encode(wrong), 0)
         assert [(found.what, found.where) for found in store.check()] == [("hot differs", "'k'")]
         hot.put("k", *codec.encode(value), 0)
+
+
+class Fickle(str):
+    """Equals its text as often as it has patience, and nothing from then on."""
+
+    patience = 0
+
+    def __eq__(self, other: object) -> bool:
+        self.patience -= 1
+        return self.patience >= 0 and str.__eq__(self, other)
+
+    def __hash__(self) -> int:
+        return str.__hash__(self)
+
+
+@pytest.mark.parametrize("patience", range(5))
+@pytest.mark.parametrize("how", ["del", "pop", "delete_many"])
+def test_a_key_that_changes_its_mind_is_removed_or_refused_never_half(store: Any, how: str, patience: int) -> None:
+    remove = {"del": store.__delitem__, "pop": store.pop, "delete_many": lambda key: store.delete_many([key])}[how]
+    key = Fickle("k")
+    store["k"], key.patience = 1, patience
+    try:
+        remove(key)
+    except TypeError:
+        assert store["k"] == dict(store)["k"] == 1
+    else:
+        assert "k" not in store
+        assert store.get("k") is None
 
 
 def test_a_store_is_no_key(store: Any) -> None:

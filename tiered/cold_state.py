@@ -5,11 +5,23 @@ checkpoint or by folding several into one; and behind them `records`.  A run has
 slot, one of `SLOTS` databases.  Where a key is in several layers, the first one counts.
 
     runs       slots of the runs, newest first
-    merging    those of the oldest that are being copied into `records`, up to key `merged_to`
-    folding    neighbours that are being copied into the run `fold_slot`, up to key `folded_to`
+    merging    those of the oldest that are being copied into `records`, as they are for keys below `merged_to`
+    folding    neighbours that are being copied into the run `fold_slot`, as they are for keys below `folded_to`
 
 What is copied stays where it was until all of it is; then the copied runs go, in the same
 transaction.  The run that others are folded into is no layer until then.
+
+The state is one msgpack map, kept under "state" in `meta` and written by every transaction.  Beside those above:
+
+    format           1: of everything in the environment; a newer one is refused
+    applied          number of the last write that is in the cold tier
+    time_ms          the store's time, up to which what expired may have been removed; never goes back
+    records          how many live records there are, all layers together, markers left out
+    stored_bytes     length of these records
+    packed_bytes     length of their payloads before compression
+    dictionary       id of the one that new records are compressed with, 0 for none
+    dictionary_next  id of the one trained next; none is used again
+    moved            whether a compaction has made a copy that CURRENT names, or is about to
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Copying one moment of a cold tier into a snapshot file, a slice at a time.
 
-`copy_moment` is a generator: each step reads at most a section of records under one LMDB
-read transaction and writes it, so that whoever drives it (the helper process between two checkpoints, the
+`copy_moment` is a generator: each step writes one section of records, read under one LMDB
+read transaction, so that whoever drives it (the helper process between two checkpoints, the
 maintenance thread between two ticks, a caller who waits) can do other work in
-between.  Closed early, it leaves nothing behind.  Memory: one section, or the largest record.
+between.  Closed early, it leaves nothing behind.  Memory: a section of each layer, or the largest record.
 
 Checkpoints go on meanwhile; they cannot use again the pages that the moment sees, so the
 file of the cold tier grows by what is rewritten until the copy is done.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Generator, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,6 +103,18 @@ def batches(reader: Reader) -> Iterator[tuple[list[bytes], list[bytes]]]:
             return
 
 
+def sections(found: Iterator[tuple[list[bytes], list[bytes]]]) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    """The same in pieces that make a section each: layers together give several times as much as one of them."""
+    for keys, datas in found:
+        ends = list(accumulate(map(len, datas), initial=0))
+        start = 0
+        while start < len(keys):
+            full = bisect_right(ends, ends[start] + BODY_BYTES) - 1
+            stop = min(max(full, start + 1), start + BODY_RECORDS_MAX)
+            yield keys[start:stop], datas[start:stop]
+            start = stop
+
+
 def copy_moment(cold: Cold, wish: Wish) -> Generator[tuple[int, int], None, SnapshotInfo]:
     """Make the snapshot; yields how many records are copied and how many there are.
 
@@ -153,17 +166,15 @@ def _about(reader: Reader, wish: Wish) -> About:
 def _copy_records(reader: Reader, writer: Writer, total: int) -> Iterator[tuple[int, int]]:
     copied, synced = 0, 0
     yield copied, total
-    for keys, datas in batches(reader):
-        # Several trees together may give several times as much as one of them, in records or in bytes.
-        for at in range(0, len(keys), BODY_RECORDS_MAX):
-            try:
-                writer.records(keys[at : at + BODY_RECORDS_MAX], datas[at : at + BODY_RECORDS_MAX])
-            except ValueError as error:
-                raise CorruptionError(
-                    reader.cold.path,
-                    f"damaged record under stored key {keys[at + error.args[0]][:60]!r}: no snapshot was made; "
-                    "assign a new value to the key, or restore it from an older snapshot",
-                ) from None
+    for keys, datas in sections(batches(reader)):
+        try:
+            writer.records(keys, datas)
+        except ValueError as error:
+            raise CorruptionError(
+                reader.cold.path,
+                f"damaged record under stored key {keys[error.args[0]][:60]!r}: no snapshot was made; "
+                "assign a new value to the key, or restore it from an older snapshot",
+            ) from None
         copied += len(keys)
         yield copied, total
         if writer.file.size - synced > SYNC_BYTES:

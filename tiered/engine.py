@@ -26,6 +26,7 @@ from tiered.errors import (
     StoreFullError,
 )
 from tiered.expiry import next_cycle
+from tiered.hot import no_address_space
 from tiered.journal import CLOSE_BYTES, Journal
 from tiered.log import LOG
 from tiered.maintenance import MAINTENANCE, TICK_SECONDS_MAX
@@ -82,7 +83,8 @@ class Engine(Snapshots):
             checkpointer.run()
 
     def configure(self, name: str, parsed: Any) -> None:
-        """Put a setting in force."""
+        """Put a setting in force.  Raises `ConfigError` for more memory than there is address space."""
+        before = getattr(self.settings, name)
         setattr(self.settings, name, parsed)
         self.always = self.settings.durability == "always"
         self._attend()
@@ -91,7 +93,11 @@ class Engine(Snapshots):
         if name == "disk":
             self.capped = self.settings.disk is not None and self.cold_used_bytes > self.settings.disk
         self._room_until = -1  # The active buffer may be over its share of a smaller budget.
-        self._rebudget()
+        try:
+            self._rebudget()
+        except MemoryError:
+            setattr(self.settings, name, before)
+            raise no_address_space(parsed) from None
 
     def shrink(self) -> None:
         """Evict down to a budget that became smaller, letting others in meanwhile."""

@@ -32,7 +32,7 @@ A signal handler that reads in the middle of a step is given what is there, unch
 
 Memory: the index over the journal's records counts against the budget as a write buffer does, about 150
 bytes for a record of a short key.  It can be as large as the writer's: 9/16 of the writer's `memory`, and
-144 MB, at most; a reader with a smaller budget keeps a sixteenth of it for hot values all the same.
+144 MB, at most; a reader with a smaller budget keeps an eighth of it for hot values all the same.
 """
 
 from __future__ import annotations

@@ -388,7 +388,7 @@ class Hits:
         self._hits += 1
         return value_of(entry)
 
-    def get(self, key: Any, default: Any = None) -> Any:
+    def get(self, key: Any, /, default: Any = None) -> Any:
         """The value under `key`, or `default`."""
         # Not by the KeyError of a missing key: reading a registered type may raise one of its own.
         try:

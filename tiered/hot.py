@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tiered.arena import ArenaTier
+from tiered.errors import ConfigError
 from tiered.heap import HeapTier
 from tiered.native import native
 
@@ -24,7 +25,7 @@ else:
 
 
 class HotTier(Protocol):
-    """The contract; keys are plain ones (`keys.canonical`) where something is put."""
+    """The contract; keys are plain ones (`keys.canonical`) where something is put or discarded."""
 
     name: str
     in_budget: bool
@@ -61,8 +62,18 @@ class HotTier(Protocol):
 
 
 def hot_tier(policy: str, budget_bytes: int) -> HotTier:
-    """A hot tier: the arena where the compiled part is there.  `MemoryError` if its address space cannot be had."""
-    return HeapTier(policy, budget_bytes) if native is None else ArenaTier(policy, budget_bytes)
+    """A hot tier: the arena where the compiled part is there.  `ConfigError` if it cannot have the address space."""
+    if native is None:
+        return HeapTier(policy, budget_bytes)
+    try:
+        return ArenaTier(policy, budget_bytes)
+    except MemoryError:
+        raise no_address_space(budget_bytes) from None
 
 
-__all__ = ["Hits", "HotTier", "hot_tier"]
+def no_address_space(memory: int) -> ConfigError:
+    """The error for a budget that the arena has no room for."""
+    return ConfigError(f"memory={memory:,} bytes: this process cannot have as much address space (ulimit -v)")
+
+
+__all__ = ["Hits", "HotTier", "hot_tier", "no_address_space"]

@@ -13,7 +13,7 @@
 
 Numbers are little-endian and never change meaning.  The checksum takes in the key,
 so a record found under another key is damage, not a value.  A deletion marker has
-no payload; it hides an older record in the tree behind (`cold`).  A header costs
+no payload; it hides an older record in the layers behind (`cold_state`).  A header costs
 10 bytes of disk for most records; a longer checksum was not worth 4 more.
 """
 

@@ -1,9 +1,9 @@
 """`Store`, the mapping: it forwards to the engine, and answers hits by itself.
 
-A hit takes no lock.  It is one lookup in the hot tier's table and one move in its
-order, each atomic in CPython with its interpreter lock; where the entry leaves between the
-two, the value is simply read again from below.  Closing and forking take the table away (`handles`), so that
-every later call comes to the engine, or to what stands in for it.
+A hit takes no lock.  In the compiled arena it is one C function, which nothing interrupts; in Python one lookup in the
+hot tier's table and one move in its order, each atomic in CPython with its interpreter lock, and where the
+entry leaves between the two, the value is simply read again from below (`hot`).  Closing and forking take the hot
+tier away (`handle`), so that every later call comes to the engine, or to what stands in for it.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
 
         def __getitem__(self, key: K) -> V: ...
         @overload  # type: ignore[override]
-        def get(self, key: K) -> V | None: ...
+        def get(self, key: K, /) -> V | None: ...
         @overload
-        def get(self, key: K, default: V | T) -> V | T: ...
-        def get(self, key: K, default: Any = None) -> Any: ...
+        def get(self, key: K, /, default: V | T) -> V | T: ...
+        def get(self, key: K, /, default: Any = None) -> Any: ...
 
     def _value(self, key: Any) -> Any:
         return self.get(key, ABSENT)
@@ -117,7 +117,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
             self._hits += 1
         elif 0 < (tier.deadline(key) or 0) <= now_ms and not engine.owned():
             with engine.lock:
-                if 0 < (tier.deadline(key) or 0) <= now_ms and tier.discard(key):
+                if 0 < (tier.deadline(key) or 0) <= now_ms and tier.discard(keys.canonical(key)):
                     engine.counters.expired_hot += 1
         return value
 
@@ -195,6 +195,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         """Delete a key's record and return it; None if there is none, or not where it was in that generation."""
         engine = self._engine
         encoded = keys.encode(key)
+        plain: Any = keys.canonical(cast(keys.Key, key))
         size = record_bytes(encoded, b"")
         engine.refuse_reentry()
         with self._lock:
@@ -205,7 +206,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
                     return None
                 if not engine.reserve(size, frees=True):
                     break
-            sequence = engine.write([Change(key, encoded, True)])
+            sequence = engine.write([Change(plain, encoded, True)])
         engine.acknowledged(sequence)
         return found
 
@@ -366,7 +367,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         engine = self._engine
         source = iter(keys_of(unwanted))
         removed = 0
-        while chunk := {keys.encode(key): key for key in islice(source, CHUNK_RECORDS)}:
+        while chunk := {keys.encode(key): keys.canonical(cast(keys.Key, key)) for key in islice(source, CHUNK_RECORDS)}:
             engine.refuse_reentry()
             with self._lock:
                 engine.check_writable()

@@ -56,7 +56,7 @@ from tiered.stats import Counters
 from tiered.write_buffer import WriteBuffer
 
 BUFFER_SHARE = 2
-"""The write buffer takes at most the budget divided by this."""
+"""The write buffer, active and set aside, takes about the budget divided by this; nine sixteenths at most."""
 SEGMENT_BYTES_MAX = 64 << 20
 
 HOT_SHARE_MIN = 8

@@ -1,21 +1,29 @@
 #!/usr/bin/env bash
 # The compiled part under AddressSanitizer and UndefinedBehaviorSanitizer: builds it so in a copy of the project, and runs
-# there the tests that reach it. Needs gcc with its sanitizer libraries. Arguments go to pytest in place of those tests.
+# there the tests that reach it, after the arena alone under random operations, for FUZZ_SEEDS runs (default: 20). Needs
+# gcc with its sanitizer libraries. Arguments go to pytest in place of those tests.
 #     bash tools/sanitize.sh tests/test_compiled.py -k decoder
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup test
-tests=(tests/test_compiled.py tests/test_codec.py tests/test_journal.py tests/test_keys.py tests/test_hot.py tests/test_pending.py tests/test_store.py)
+tests=(tests/test_{arena,compiled,codec,journal,keys,hot,heap,pending,store,write_buffer,cold,checkpoint,compaction,ranges,threads}.py)
 [ $# -eq 0 ] || tests=("$@")
 
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
-cp -r "$root"/{tiered,tests,setup.py,pyproject.toml,README.md,LICENSE} "$copy"
+cp -r "$root"/{tiered,tests,tools,setup.py,pyproject.toml,README.md,LICENSE} "$copy"
 rm -f "$copy"/tiered/_native*.so
 cd "$copy"
-# Built by setuptools as always, so that it is the same code; -O1 and frame pointers make reports readable.
+gcc -std=c11 -g -O1 -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all -o fuzz_arena \
+    tools/fuzz/arena.c tiered/compiled/arena*.c tiered/compiled/segments.c
+for seed in $(seq "${FUZZ_SEEDS:-20}"); do
+    ./fuzz_arena "$seed" 100000 || fail "the arena failed: fuzz_arena $seed 100000"
+done
+
+# Built by pip and setuptools as always, so that it is the same code; -O1 and frame pointers make reports readable.
 CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1" LDSHARED="gcc -shared" \
-    "$python" setup.py -q build_ext --inplace
+    "$python" -m pip install "${pip_options[@]}" --no-deps --target built .
+cp built/tiered/_native*.so tiered
 compgen -G 'tiered/_native*.so' >/dev/null || fail "the compiled part was not built"
 
 # With malloc in place of Python's own allocator every object has its own guarded memory. Leaks are the interpreter's.

@@ -107,7 +107,8 @@ compare(const void *left, const void *right)
     return order ? order : (size_a > size_b) - (size_a < size_b);
 }
 
-/* Fill `sorted` from a dict, but for `next`; how many bytes all keys begin with, or -1 with an error set. */
+/* Fill `sorted` from a dict, but for `next`; how many bytes all keys begin with, or -1 with an error set.
+ * The keys are the dict's: nothing may run other code as long as they are looked at. */
 static Py_ssize_t
 gather(Sorted *sorted, PyObject *latest)
 {
@@ -139,10 +140,18 @@ ordered(PyObject *module, PyObject *latest)
         return NULL;
     }
     const Py_ssize_t count = PyDict_GET_SIZE(latest);
-    PyObject *keys = NULL, *places = NULL, *result = NULL;
+    PyObject *result = NULL, *keys = PyList_New(count), *places = PyBytes_FromStringAndSize(NULL, count * 8);
     Sorted *sorted = PyMem_Malloc(((size_t)count + 1) * sizeof *sorted);
-    if (sorted == NULL)
-        return PyErr_NoMemory();
+    if (keys == NULL || places == NULL)
+        goto end;
+    if (sorted == NULL) {
+        PyErr_NoMemory();
+        goto end;
+    }
+    if (PyDict_GET_SIZE(latest) != count) { /* A finalizer ran, as the list was made. */
+        PyErr_SetString(PyExc_RuntimeError, "the dict has changed");
+        goto end;
+    }
     const Py_ssize_t shared = gather(sorted, latest);
     if (shared < 0)
         goto end;
@@ -153,10 +162,6 @@ ordered(PyObject *module, PyObject *latest)
             sorted[i].next = sorted[i].next << 8 | (at < size ? bytes[at] : 0);
     }
     qsort(sorted, (size_t)count, sizeof *sorted, compare);
-    keys = PyList_New(count);
-    places = PyBytes_FromStringAndSize(NULL, count * 8);
-    if (keys == NULL || places == NULL)
-        goto end;
     for (Py_ssize_t i = 0; i < count; i++) {
         PyList_SET_ITEM(keys, i, Py_NewRef(sorted[i].key));
         memcpy(PyBytes_AS_STRING(places) + i * 8, &sorted[i].place, 8);

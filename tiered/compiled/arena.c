@@ -374,6 +374,8 @@ arena_clear(Arena *a)
         if (a->outside[slot].map != NULL)
             outside_drop(a, slot);
     segments_clear(&a->segments);
+    /* Not all systems give zeros after a release, and Linux refuses it where memory is locked (`mlockall`). */
+    memset(a->index, 0, arena_index_pages(a) * tiered_page_bytes());
     tiered_release(a->index, a->index_bytes);
     reset(a);
 }
@@ -487,15 +489,10 @@ arena_shrink(Arena *a)
     return keep_budget(a, 0, SHRINK_EVICTIONS_MAX);
 }
 
-bool
-arena_resize(Arena *a, size_t budget_bytes)
+/* Address space for a larger budget: of the index first, so that it never lacks buckets for what the segments hold. */
+static bool
+extend(Arena *a, size_t budget_bytes)
 {
-    notice_fork(a);
-    if (segment_bytes_for(budget_bytes) >= 8 * a->segments.segment_bytes)
-        return rebuild(a, budget_bytes);
-    a->budget_bytes = budget_bytes;
-    if (budget_bytes <= a->segments.bytes)
-        return true;
     size_t wanted = index_bytes_for(budget_bytes);
     if (wanted > a->index_bytes) {
         uint32_t *index = tiered_map(wanted);
@@ -507,6 +504,18 @@ arena_resize(Arena *a, size_t budget_bytes)
         a->index_bytes = wanted;
     }
     return segments_extend(&a->segments, budget_bytes);
+}
+
+bool
+arena_resize(Arena *a, size_t budget_bytes)
+{
+    notice_fork(a);
+    if (segment_bytes_for(budget_bytes) >= 8 * a->segments.segment_bytes)
+        return rebuild(a, budget_bytes);
+    if (budget_bytes > a->segments.bytes && !extend(a, budget_bytes))
+        return false;
+    a->budget_bytes = budget_bytes;
+    return true;
 }
 
 static void
@@ -553,6 +562,12 @@ arena_hit(Arena *a, uint32_t place)
     }
 }
 
+unsigned
+arena_uses(const Arena *a, uint32_t place)
+{
+    return at(a, place)->uses;
+}
+
 bool
 arena_discard(Arena *a, const ArenaKey *key)
 {
@@ -595,7 +610,7 @@ arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char *dat
             return true;
         remove_linked(a, *link, link);
     }
-    if (key->size >= ARENA_KEY_BYTES_MAX || size > a->budget_bytes / VALUE_SHARE_MAX)
+    if (key->size >= ARENA_KEY_BYTES_MAX || size > a->budget_bytes / VALUE_SHARE_MAX || size > UINT32_MAX)
         return false;
     if (too_few_segments(a) && (!arena_shrink(a) || too_few_segments(a)))
         return false;

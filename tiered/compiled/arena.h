@@ -67,6 +67,8 @@ void arena_clear(Arena *a);
 bool arena_find(const Arena *a, const ArenaKey *key, ArenaValue *found);
 /* Notes a use of what was found just now. */
 void arena_hit(Arena *a, uint32_t place);
+/* What uses of it have marked or counted. */
+unsigned arena_uses(const Arena *a, uint32_t place);
 /* Keeps a value, evicting others; false if it is not kept, and then nothing is under the key. */
 bool arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char *data, size_t size, int64_t deadline);
 bool arena_discard(Arena *a, const ArenaKey *key);

@@ -141,16 +141,18 @@ append_batch(Records *self, PyObject *const *args, Py_ssize_t count)
     Record record;
     if (count != 8)
         return PyErr_Format(PyExc_TypeError, "append_batch() takes 8 arguments");
-    for (int column = 3; column < 8; column++)
-        if (!PyList_CheckExact(args[column]) || PyList_GET_SIZE(args[column]) != PyList_GET_SIZE(args[3]))
-            Py_RETURN_NONE;
-    if (!take_place(self, args, &place))
+    if (!PyList_CheckExact(args[3]) || !take_place(self, args, &place))
         Py_RETURN_NONE;
     Py_ssize_t rows = PyList_GET_SIZE(args[3]);
     PyObject *positions = PyList_New(rows);
     if (positions == NULL)
         return NULL;
     /* From here on nothing is allocated that could run other code, so that the columns stay as they are. */
+    for (int column = 3; column < 8; column++)
+        if (!PyList_CheckExact(args[column]) || PyList_GET_SIZE(args[column]) != rows) {
+            Py_DECREF(positions);
+            Py_RETURN_NONE;
+        }
 #define ROW(at)                                                                                                              \
     take_record(PyList_GET_ITEM(args[3], at), PyList_GET_ITEM(args[4], at), PyList_GET_ITEM(args[5], at),                    \
                 PyList_GET_ITEM(args[6], at), PyList_GET_ITEM(args[7], at), &record)

@@ -157,7 +157,7 @@ arena_new(PyTypeObject *type, PyObject *args, PyObject *named)
 static int
 arena_traverse(ArenaObject *self, visitproc visit, void *arg)
 {
-    Py_VISIT(Py_TYPE(self));
+    /* Not its type: where that is a class made in Python, Python visits it, and twice would be once too often. */
     Py_VISIT(self->encode_key);
     for (int number = CODEC_BYTES; number <= CODEC_LAST; number++)
         Py_VISIT(self->decoders[number]);
@@ -250,6 +250,18 @@ arena_hit_method(ArenaObject *self, PyObject *object)
     }
     arena_hit(&self->arena, found.place);
     Py_RETURN_NONE;
+}
+
+static PyObject *
+arena_uses_method(ArenaObject *self, PyObject *object)
+{
+    TieredKey key;
+    ArenaValue found;
+    if (encoded_key(self, object, &key) < 0)
+        return NULL;
+    bool there = arena_find(&self->arena, &key.key, &found);
+    tiered_key_end(&key);
+    return there ? PyLong_FromLong(arena_uses(&self->arena, found.place)) : Py_NewRef(Py_None);
 }
 
 static int
@@ -495,6 +507,8 @@ static PyMemberDef arena_members[] = {
     COUNTER("outside_bytes", outside_bytes, T_PYSSIZET, "Memory of values outside the segments."),
     COUNTER("expiring", expiring, T_PYSSIZET, "Records that have a deadline."),
     COUNTER("segment_bytes", segments.segment_bytes, T_PYSSIZET, "Size of a segment."),
+    {"hit_action", T_INT, offsetof(ArenaObject, arena.hit_action), 0,
+        "What a hit does: 0 nothing, 1 marks the record, 2 counts up to 255, 3 moves it to the end of those to leave."},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -505,6 +519,7 @@ static PyMethodDef arena_methods[] = {
     METHOD("get_many", arena_get_many, METH_FASTCALL, "get_many(keys, found, absent): `get` into a dict; the keys without a value."),
     METHOD("deadline", arena_deadline, METH_O, "deadline(key): in milliseconds, 0 for none; None if the key is not there."),
     METHOD("hit", arena_hit_method, METH_O, "hit(key): note a use; KeyError if the key is not there."),
+    METHOD("uses", arena_uses_method, METH_O, "uses(key): what hits have marked or counted; None if it is not there."),
     METHOD("peek", arena_peek, METH_O, "peek(key): codec, payload, deadline and bytes taken, or None; is no use of it."),
     METHOD("put", arena_put_method, METH_FASTCALL, "put(key, codec, payload, deadline): whether it is kept."),
     METHOD("put_many", arena_put_many, METH_FASTCALL, "put_many(keys, codecs, payloads, deadline): `put` for each."),
