@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import gc
+import inspect
 import os
 import pickle
 import subprocess
@@ -42,6 +43,15 @@ def test_what_is_for_users_is_there_when_asked_for_and_completed_without_the_res
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("module 'tiered' has no attribute 'nonsense'\n", "")
+
+
+def test_signatures_show_defaults_that_say_something() -> None:
+    signatures = [str(inspect.signature(tiered.open))]
+    for kind in (tiered.Store, tiered.Sub, tiered.Transaction, tiered.View):
+        names = [name for name in dir(kind) if not name.startswith("_") and inspect.isfunction(getattr(kind, name))]
+        signatures += [f"{name}{inspect.signature(getattr(kind, name))}" for name in names]
+    assert "<a temporary directory>" in signatures[0]
+    assert [text for text in signatures if "<object object" in text] == []
 
 
 def test_open_without_a_path_is_a_temporary_store_removed_on_close() -> None:

@@ -32,8 +32,9 @@ from tiered.errors import ConfigError, LockedError, ReentrantError, StoreError
 from tiered.log import LOG
 from tiered.maintenance import MAINTENANCE
 from tiered.opening import check_arguments, open_engine
+from tiered.writing import Mark
 
-TEMPORARY: Any = object()
+TEMPORARY: Any = Mark("a temporary directory")
 """In place of a path: a store in a directory of its own, removed when it is closed."""
 RETRY_SECONDS = 0.01
 

@@ -25,7 +25,19 @@ SEGMENT_RECORDS_MAX = 65_536
 TRIM_SHARE = 4
 """The heap is trimmed when as much as the budget divided by this was evicted."""
 _RECORD_BYTES = record_bytes(b"", b"")
-UNSET: Any = object()
+
+
+class Mark:
+    """An argument's default that is no value of its own; `help()` shows what it stands for."""
+
+    def __init__(self, meaning: str) -> None:
+        self.meaning = meaning
+
+    def __repr__(self) -> str:
+        return f"<{self.meaning}>"
+
+
+UNSET: Any = Mark("not given")
 """A `ttl` that was not given."""
 
 
