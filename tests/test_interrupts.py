@@ -201,7 +201,8 @@ def first_line(interrupter: Interrupter, store: Any, state: str, operation: Call
     reset(store)
     STATES[state](store)
     interrupter.run(lambda: operation(store), 0)
-    return 1 + sum(map(ord, case)) % min(STRIDE, interrupter.seen)
+    # A hit in the arena has no lines: it is C.
+    return 1 + sum(map(ord, case)) % max(1, min(STRIDE, interrupter.seen))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
@@ -284,7 +285,7 @@ def test_a_signal_handler_at_any_line_does_what_it_says_or_is_refused(
         if not reached:
             break
         at += STRIDE if at < 400 else STRIDE + at // 100
-    assert written + refused
+    assert written + refused or (name in ("get", "in") and not interrupter.seen)
 
 
 def test_an_iterator_left_half_way_and_collected_in_another_thread_keeps_nothing_open(opener: Any) -> None:

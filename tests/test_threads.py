@@ -382,10 +382,9 @@ def test_a_value_read_before_a_write_is_not_promoted_after_it(
     assert store.check() == []
 
 
-@pytest.mark.parametrize("read", READS)
 @pytest.mark.parametrize("checkpoint", [lambda store: store.save(), lambda store: store.compact()])
 def test_a_key_that_moves_to_the_cold_tier_between_looking_in_buffers_and_there_is_found(
-    opener: Any, monkeypatch: pytest.MonkeyPatch, read: str, checkpoint: Callable[[Any], Any]
+    opener: Any, monkeypatch: pytest.MonkeyPatch, checkpoint: Callable[[Any], Any]
 ) -> None:
     store = opener(stepwise=True)
     store["k"] = "value"
@@ -404,7 +403,7 @@ def test_a_key_that_moves_to_the_cold_tier_between_looking_in_buffers_and_there_
         return place[0]
 
     monkeypatch.setattr(engine, "dirty", interrupted)
-    assert READS[read](store) == "newer"
+    assert store.get("k") == "newer"  # `get_many` looks in both under the lock: nothing can come between.
     assert place[0] is not None
     assert store["k"] == "newer"
     assert store.check() == []
