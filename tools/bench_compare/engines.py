@@ -11,7 +11,7 @@ import shelve
 import sqlite3
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,7 @@ def open_tiered(path: Path, budget_bytes: int) -> Engine:
     store: Any = tiered.open(path, memory=budget_bytes)
 
     def figures() -> dict[str, Any]:
-        stats = store.stats()
-        return asdict(stats) if is_dataclass(stats) and not isinstance(stats, type) else {}
+        return dict(store.stats()._asdict())
 
     return Engine(store, "defaults: zstd:3, everysec", store.save, store.close, store.compact, figures=figures)
 
