@@ -55,6 +55,7 @@ the place of another be told from it, if number and first record are the same: i
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
@@ -338,7 +339,8 @@ class Journal:
 
     def forget(self, segment: Segment, applied: int) -> None:
         """A checkpoint holds the whole segment: nothing of it needs syncing any more."""
-        if segment in self._unsynced:
+        # A sync, of another thread or of a signal handler, may take it out at this moment.
+        with contextlib.suppress(ValueError):
             self._unsynced.remove(segment)
         self.synced = max(self.synced, applied)
         try:
