@@ -532,3 +532,18 @@ def test_a_quiet_time_leaves_one_run_and_then_nothing_more_is_written(driven, mo
     assert not driven.applier.slice()
     assert not driven.applier.settle()
     assert driven.cold.get_at(b"key")[1] == before
+
+
+def test_what_was_deleted_gives_its_room_back_without_many_writes_after_it(driven):
+    for _ in range(3):
+        driven.apply(*(put(b"key %04d" % number, os.urandom(500)) for number in range(1000)))
+    driven.slices()
+    used = driven.cold.used_bytes()
+    driven.apply(*(delete(b"key %04d" % number) for number in range(0, 1000, 2)))
+    driven.slices()
+    assert driven.cold.used_bytes() < 0.6 * used
+    assert len(driven.contents()) == 500
+    driven.apply(*(delete(b"key %04d" % number) for number in range(1000)))
+    driven.slices()
+    with driven.cold.read() as reader:
+        assert reader.entries(RUNS) == reader.entries("records") == 0

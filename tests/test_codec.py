@@ -420,6 +420,8 @@ def test_what_is_not_too_deep_to_encode_is_not_too_deep_to_decode(wrappers, leaf
             encoded = codec.encode(value)
         assert not refused
         decoded = codec.decode(*encoded)
+        if encoded[0] == codec.MSGPACK:  # Beside others, too.
+            assert len(codec.decode_documents([encoded[1]] * 2)) == len(codec._decode_documents([encoded[1]] * 2)) == 2
         for _ in range(depth):
             decoded = next(iter(decoded.values() if type(decoded) is dict else decoded))
         assert same(decoded, leaf)

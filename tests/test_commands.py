@@ -111,6 +111,21 @@ def test_an_error_of_the_user_is_one_line(
     assert "Traceback" not in errors
 
 
+def test_advice_is_in_words_of_the_command_line(path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "s.tsnap"
+    call("snapshot", path, file)
+    with tiered.open(path):
+        errors = [
+            call("snapshot", tmp_path / "missing", file)[2],
+            call("restore", file, path)[2],
+            call("restore", file, path, "--force")[2],
+        ]
+    for error, expected in zip(errors, ["no store there", "with --force", "close it there"], strict=True):
+        assert expected in error
+        assert "flag=" not in error
+        assert "force=" not in error
+
+
 @pytest.mark.parametrize(
     "arguments", [(), ("snapshot",), ("nonsense",), (TOOLS / "snapshot.py",), (TOOLS / "restore.py", "x")]
 )

@@ -147,6 +147,23 @@ def test_an_equal_key_of_another_type_is_accounted_as_the_one_kept(store):
     assert list(store.items()) == [(1, "z")]
 
 
+class Name(str):
+    """Takes more memory than the text that it equals."""
+
+
+def test_a_value_removed_by_an_equal_key_of_another_size_is_accounted_as_it_was(opener, clock):
+    store = opener(clock=clock)
+    for remove in (store.pop, store.__delitem__, lambda key: store.delete_many([key])):
+        store["a"] = "x"
+        remove(Name("a"))
+        assert store._engine.hot.wrong() == ""
+    store.set("a", "x", ttl=1)
+    clock.sleep(2)
+    assert store.get(Name("a")) is None
+    assert store._engine.hot.wrong() == ""
+    assert store._engine.hot.entry_bytes == 0
+
+
 def test_what_expired_is_forgotten_in_bounded_steps_and_what_was_rewritten_stays():
     tier = HeapTier("lru", MB)
     for number in range(100):

@@ -39,6 +39,19 @@ def test_what_a_store_reports_is_of_the_types_announced(store):
                 assert value >= 0, name
 
 
+def test_printed_they_have_a_line_for_each_figure(store):
+    store.update(dict.fromkeys(range(1234), "x" * 100))
+    store.save()
+    for figures in (store.stats(), store.memory_stats(), store.explain(7)):
+        lines = dict((*line.split(maxsplit=1), "")[:2] for line in str(figures).splitlines())
+        assert list(lines)[: len(figures)] == list(figures._fields)
+        assert repr(figures).startswith(f"{type(figures).__name__}({figures._fields[0]}=")
+    printed = str(store.stats()).splitlines()
+    assert any(line.split() == ["records", "1,234"] for line in printed)
+    assert any(line.split() == ["hit_ratio", "0.000"] for line in printed)
+    assert "ttl_seconds    None" in str(store.explain(7))
+
+
 @pytest.mark.parametrize(
     ("hits", "buffer_hits", "cold_hits", "ratio"),
     [(0, 0, 0, 0.0), (1, 0, 0, 1.0), (0, 0, 5, 0.0), (3, 1, 4, 0.5), (0, 1, 1, 0.5)],

@@ -547,6 +547,34 @@ def test_check_finds_a_hot_value_that_is_not_the_record_below(store: Any, value:
         hot.put("k", *codec.encode(value), 0)
 
 
+class Fickle(str):
+    """Equals its text as often as it has patience, and nothing from then on."""
+
+    patience = 0
+
+    def __eq__(self, other: object) -> bool:
+        self.patience -= 1
+        return self.patience >= 0 and str.__eq__(self, other)
+
+    def __hash__(self) -> int:
+        return str.__hash__(self)
+
+
+@pytest.mark.parametrize("patience", range(5))
+@pytest.mark.parametrize("how", ["del", "pop", "delete_many"])
+def test_a_key_that_changes_its_mind_is_removed_or_refused_never_half(store: Any, how: str, patience: int) -> None:
+    remove = {"del": store.__delitem__, "pop": store.pop, "delete_many": lambda key: store.delete_many([key])}[how]
+    key = Fickle("k")
+    store["k"], key.patience = 1, patience
+    try:
+        remove(key)
+    except TypeError:
+        assert store["k"] == dict(store)["k"] == 1
+    else:
+        assert "k" not in store
+        assert store.get("k") is None
+
+
 def test_a_store_is_no_key(store: Any) -> None:
     with pytest.raises(TypeError):
         hash(store)

@@ -154,6 +154,7 @@ def said() -> Iterator[dict[int, list[str]]]:
 def short(revealed: str) -> str:
     """A revealed type without its modules, and with `X | None` for `Union[X, None]`."""
     text = re.sub(r"\b(?:\w+\.)+(?=\w)", "", revealed.replace("*", ""))
+    text = re.sub(r"tuple\[[^\[\]]*, fallback=(\w+)\]", r"\1", text)  # A named tuple, as some versions of mypy show it.
     text = re.sub(r"\b(Dict|List|Tuple)\[", lambda match: match[0].lower(), text)
     while match := re.search(r"\bUnion\[((?:[^\[\]]|\[[^\[\]]*\])*)\]", text):
         parts = re.sub(r", (?![^\[]*\])", " | ", match[1])

@@ -6,7 +6,7 @@ with tiered.open("users.tiered", memory="256MB") as store:
     store["user:1"] = {"name": "Ada", "born": 1815}
 """
 
-from typing import TYPE_CHECKING
+import typing as _typing
 
 from tiered.check import Finding
 from tiered.errors import (
@@ -86,7 +86,7 @@ __all__ = [
 _WHEN_ASKED_FOR = ("aio", "migrate")
 """Modules for users that few programs need, and that take time to import."""
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from tiered import aio as aio
     from tiered import migrate as migrate
 else:

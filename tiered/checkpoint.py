@@ -48,6 +48,7 @@ COPIES_PER_WRITE = 4
 SETTLE_TIMES = 8
 """How many old records may be copied for a new one when there is nothing else to do."""
 RUNS_RECORDS_MIN = 8192
+DEAD_RECORDS_MIN = 256
 COPY_RECORDS = 4096
 COPY_BYTES = 8 << 20
 CATCH_UP_RECORDS = 32_768
@@ -76,6 +77,7 @@ class Applier:
         self._compressor = Compressor(compression, self._dictionary)
         self._expiry_behind = True
         self._owed = 0
+        self.merged = False  # Since whoever drives it set this back: what was deleted takes no room any more.
         self._applied_since: list[tuple[Sequence[SegmentFile], int]] | None = None
 
     def _load_dictionary(self, number: int) -> bytes:
@@ -171,7 +173,9 @@ class Applier:
             state = reader.state()
             if state.folding or reader.foldable(state):
                 return "fold"
-            enough = reader.entries(RUNS) > max(RUNS_RECORDS_MIN, reader.entries("records"))
+            runs, records = reader.entries(RUNS), reader.entries("records")
+            dead = runs + records - state.records  # Older versions, what was deleted, and what says so.
+            enough = runs > max(RUNS_RECORDS_MIN, records) or dead > max(DEAD_RECORDS_MIN, state.records // 3)
             return "merge" if state.merging or enough else ""
 
     def _copy_slice(self) -> int:
@@ -180,8 +184,10 @@ class Applier:
         if not due:
             return 0
         with self.cold.update() as update:
-            # What expired may have left runs with nothing in them: that they went counts as one.
-            return max(1, update.fold(MERGE_RECORDS) if due == "fold" else update.merge(MERGE_RECORDS))
+            moved = update.fold(MERGE_RECORDS) if due == "fold" else update.merge(MERGE_RECORDS)
+            ended = due == "merge" and not update.current.merging
+        self.merged = self.merged or ended
+        return max(1, moved)  # What expired may have left runs with nothing in them: that they went counts as one.
 
     def _train(self) -> None:
         with self.cold.read() as reader:

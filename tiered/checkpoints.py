@@ -150,12 +150,15 @@ class Checkpoints(Tiers):
             self.journal.forget(self._aside.pop(0).segment, until)
         self._set_buffers()
         self.generation += 1
-        self.cold_used_bytes = event["used"]
-        self.capped = self.settings.disk is not None and event["used"] > self.settings.disk
+        self._on_merged(event)
         self.full = ""
         self._helper_deaths = 0
         self.counters.checkpoints += 1
         self._rebudget()
+
+    def _on_merged(self, event: Event) -> None:
+        self.cold_used_bytes = event["used"]
+        self.capped = self.settings.disk is not None and event["used"] > self.settings.disk
 
     def _set_buffers(self) -> None:
         active = () if self._active is None else (self._active,)

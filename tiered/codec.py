@@ -45,7 +45,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from msgpack import Packer, UnpackException, unpackb
+from msgpack import Packer, StackError, UnpackException, unpackb
 
 from tiered import conversion, extensions, registry
 from tiered.arrays import is_array, unpack_array
@@ -223,7 +223,7 @@ def _decode_str(payload: bytes) -> str:
         return payload.decode("utf-8", "surrogatepass")
 
 
-def _decode_msgpack(payload: bytes) -> object:
+def _decode_msgpack(payload: bytes | bytearray) -> object:
     try:
         return unpackb(payload, strict_map_key=False, ext_hook=_HOOK)
     except _CAUGHT as error:
@@ -239,6 +239,9 @@ def _decode_documents(payloads: Sequence[bytes | bytearray]) -> list[Any]:
     gc.disable()
     try:
         return cast("list[Any]", unpackb(joined, strict_map_key=False, ext_hook=_HOOK))
+    except StackError:
+        # The list around them is one level more than the deepest value may have.
+        return [_decode_msgpack(payload) for payload in payloads]
     except _CAUGHT as error:
         failure = _failure(error)
     finally:

@@ -30,6 +30,7 @@ from tiered.verification import verify as verify_path
 
 DONE, FAILED, USAGE, DAMAGED, INTERRUPTED = 0, 1, 2, 3, 130
 STATUS = "Exit status: 0 done, 1 not done and nothing changed, 2 called wrongly, 3 damage found."
+_ADVICE = {"; open with flag='c' to create one": "", "with force=True": "with --force", ", or open with flag='r'": ""}
 Progress = Callable[[int, int], object]
 
 
@@ -106,11 +107,18 @@ def _guarded(run: Callable[[], int]) -> int:
     except CorruptionError as error:
         status, text = DAMAGED, str(error)
     except (TieredError, OSError) as error:
-        status, text = FAILED, str(error)
+        status, text = FAILED, _in_words_of_the_command_line(str(error))
     except KeyboardInterrupt:
         status, text = INTERRUPTED, "interrupted; nothing was changed"
     print(f"{os.path.basename(sys.argv[0])}: {' '.join(text.split())}", file=sys.stderr)
     return status
+
+
+def _in_words_of_the_command_line(text: str) -> str:
+    """An error's text, whose advice is for programs."""
+    for advice, instead in _ADVICE.items():
+        text = text.replace(advice, instead)
+    return text
 
 
 @contextmanager

@@ -13,9 +13,10 @@ Messages are msgpack maps, one after the other.  To the helper:
 
 and from it:
 
-    event   opened, applied, compacted, compaction_failed, copied, snapshot_made, snapshot_failed, closed, failed
+    event   opened, applied, merged, compacted, compaction_failed, copied, snapshot_made, snapshot_failed,
+            closed, failed
     store   as above
-    ...     applied: until, state; copied: request, done, total; snapshot_made: request, info;
+    ...     applied: until, state, used; merged: used; copied: request, done, total; snapshot_made: request, info;
             failed: error (name of the class), path, message; all: memory, written
 
 The helper takes a store's APPLY lock at `open` and gives it up at `close`.  After a
@@ -203,7 +204,12 @@ class Job:
                 return self._copy_step()
             if applier is None or self._slices_held:
                 return False
-            return applier.slice() or (quiet and applier.settle())
+            if not applier.slice():
+                return quiet and applier.settle()
+            if not applier.merged:
+                return True
+            applier.merged = False
+            return self._event("merged", used=applier.cold.used_bytes())
         except UnsettledError as error:  # Nothing may be applied any more, to either cold tier.
             self.abandon()
             return self._failure("failed", error)

@@ -25,7 +25,7 @@ else:
 
 
 class HotTier(Protocol):
-    """The contract; keys are plain ones (`keys.canonical`) where something is put."""
+    """The contract; keys are plain ones (`keys.canonical`) where something is put or discarded."""
 
     name: str
     in_budget: bool

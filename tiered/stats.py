@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from tiered import files, process
@@ -27,6 +28,22 @@ class Counters:
     helper_written_bytes: int = 0
     snapshots: int = 0
     snapshot_failures: int = 0
+
+
+def _lines(figures: Mapping[str, object]) -> str:
+    """Figures to be read by people, a line for each."""
+    width = max(map(len, figures))
+    return "\n".join(f"{name:<{width}}  {_shown(value)}".rstrip() for name, value in figures.items())
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.3f}"
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
 class Stats(NamedTuple):
@@ -94,6 +111,9 @@ class Stats(NamedTuple):
         reads = self.hits + self.buffer_hits + self.cold_hits
         return (self.hits + self.buffer_hits) / reads if reads else 0.0
 
+    def __str__(self) -> str:
+        return _lines({**self._asdict(), "hit_ratio": self.hit_ratio})
+
 
 class MemoryStats(NamedTuple):
     """Where a store's memory is, in bytes."""
@@ -108,6 +128,9 @@ class MemoryStats(NamedTuple):
     helper_peak_rss_anon_bytes: int
     hot_tier: str
     bound: str
+
+    def __str__(self) -> str:
+        return _lines(self._asdict())
 
 
 _BOUNDS = {
@@ -128,6 +151,9 @@ class Explanation(NamedTuple):
     stored_bytes: int
     compression: str
     dictionary: int
+
+    def __str__(self) -> str:
+        return _lines(self._asdict())
 
 
 def state_name(engine: Engine) -> str:

@@ -117,7 +117,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
             self._hits += 1
         elif 0 < (tier.deadline(key) or 0) <= now_ms and not engine.owned():
             with engine.lock:
-                if 0 < (tier.deadline(key) or 0) <= now_ms and tier.discard(key):
+                if 0 < (tier.deadline(key) or 0) <= now_ms and tier.discard(keys.canonical(key)):
                     engine.counters.expired_hot += 1
         return value
 
@@ -195,6 +195,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         """Delete a key's record and return it; None if there is none, or not where it was in that generation."""
         engine = self._engine
         encoded = keys.encode(key)
+        plain: Any = keys.canonical(cast(keys.Key, key))
         size = record_bytes(encoded, b"")
         engine.refuse_reentry()
         with self._lock:
@@ -205,7 +206,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
                     return None
                 if not engine.reserve(size, frees=True):
                     break
-            sequence = engine.write([Change(key, encoded, True)])
+            sequence = engine.write([Change(plain, encoded, True)])
         engine.acknowledged(sequence)
         return found
 
@@ -366,7 +367,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         engine = self._engine
         source = iter(keys_of(unwanted))
         removed = 0
-        while chunk := {keys.encode(key): key for key in islice(source, CHUNK_RECORDS)}:
+        while chunk := {keys.encode(key): keys.canonical(cast(keys.Key, key)) for key in islice(source, CHUNK_RECORDS)}:
             engine.refuse_reentry()
             with self._lock:
                 engine.check_writable()

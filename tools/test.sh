@@ -22,6 +22,6 @@ step mypy mypy
 step pytest pytest -n auto --dist worksteal "$@"
 # What the compiled part does, once more by its twins in Python.
 [ $# -gt 0 ] || TIERED_PURE=1 step "pytest, in pure Python" \
-    pytest -q -n auto --dist worksteal tests/test_{codec,journal,keys,hot,store}.py
+    pytest -q -n auto --dist worksteal tests/test_{codec,journal,keys,heap,hot,store}.py
 
 [ ${#failed[@]} -eq 0 ] || fail "failed: ${failed[*]}"
