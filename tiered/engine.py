@@ -95,7 +95,7 @@ class Engine(Snapshots):
         self._room_until = -1  # The active buffer may be over its share of a smaller budget.
         try:
             self._rebudget()
-        except MemoryError:
+        except OSError:
             setattr(self.settings, name, before)
             raise no_address_space(parsed) from None
 

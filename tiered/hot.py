@@ -67,7 +67,7 @@ def hot_tier(policy: str, budget_bytes: int) -> HotTier:
         return HeapTier(policy, budget_bytes)
     try:
         return ArenaTier(policy, budget_bytes)
-    except MemoryError:
+    except OSError:
         raise no_address_space(budget_bytes) from None
 
 

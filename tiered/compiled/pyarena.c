@@ -9,6 +9,7 @@
 
 #include "decoder.h"
 
+#include <errno.h>
 #include <structmember.h>
 #include <string.h>
 
@@ -115,6 +116,14 @@ tiered_arena_lookup(ArenaObject *self, PyObject *object, int64_t now_ms, int any
 
 /* -- Arena ------------------------------------------------------------------------------------- */
 
+/* As the system says it, and so not as a `MemoryError`, which may come from anywhere. */
+static PyObject *
+no_address_space(void)
+{
+    errno = ENOMEM;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
 static PyObject *
 arena_new(PyTypeObject *type, PyObject *args, PyObject *named)
 {
@@ -136,7 +145,7 @@ arena_new(PyTypeObject *type, PyObject *args, PyObject *named)
         return NULL;
     if (!arena_begin(&self->arena, (size_t)budget, seed)) {
         Py_DECREF(self);
-        return PyErr_Format(PyExc_MemoryError, "no address space for a budget of %zd bytes", budget);
+        return no_address_space();
     }
     self->encode_key = Py_NewRef(encode_key);
     for (int number = CODEC_BYTES; number <= CODEC_LAST; number++) {
@@ -468,7 +477,7 @@ set_budget(ArenaObject *self, PyObject *value, void *closure)
     }
     if (arena_resize(&self->arena, (size_t)bytes))
         return 0;
-    PyErr_Format(PyExc_MemoryError, "no address space for a budget of %zd bytes", bytes);
+    no_address_space();
     return -1;
 }
 
