@@ -98,6 +98,35 @@ def test_current_is_synced_before_it_is_renamed_and_its_directory_before_and_aft
     assert calls == ["fsync", "fdatasync", "replace", "fsync"], "the name it leads to, its content, its own name"
 
 
+def test_a_child_forked_while_the_file_of_a_lock_is_being_opened_does_not_keep_the_lock(tmp_path, monkeypatch):
+    real_open, children = os.open, []
+    stop, go_on = os.pipe()
+
+    def forked_then(*arguments):
+        fd = real_open(*arguments)
+        if not children:
+            child = os.fork()
+            if not child:  # It has the file open, and no object that knows of it.
+                os.close(go_on)
+                os.read(stop, 1)
+                os._exit(0)
+            children.append(child)
+        return fd
+
+    monkeypatch.setattr(os, "open", forked_then)
+    lock, other = files.FileLock(tmp_path / "LOCK"), files.FileLock(tmp_path / "LOCK")
+    lock.acquire()
+    monkeypatch.undo()
+    try:
+        lock.abandon()  # As the end of the process does: closed, not unlocked.
+        other.acquire()
+        other.release()
+    finally:
+        os.close(go_on)
+        os.waitpid(children[0], 0)
+        os.close(stop)
+
+
 def test_preallocated_files_are_zeros_and_private(tmp_path):
     fd = files.preallocate(tmp_path / "file", 10_000)
     try:

@@ -356,6 +356,15 @@ class Descriptor(int):
 
 
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_parent=_count_fork)
 
 
 class FileLock:
@@ -394,7 +403,12 @@ class FileLock:
             raise
 
     def _open(self) -> None:
-        self._fd = Descriptor(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # A child that another thread forked after the file was opened, and before this object had it, keeps it
+        # open without knowing: with a lock on it, the lock would live as long as the child.
+        forks = -1
+        while forks != _forks:
+            forks = _forks
+            self._fd = Descriptor(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     def _sign(self) -> None:
         """Say who holds it: a courtesy to others, which a full disk may deny them."""
