@@ -373,12 +373,13 @@ def test_reading_processes_never_see_half_a_checkpoint(opener: Any, readers: Any
         while not stop.is_set():
             version += 1
             store.set_many((number, version) for number in range(50))
+            time.sleep(0.002)  # Three processes on two processors: who never pauses leaves the readers no time to look.
 
     writer = threading.Thread(target=write)
     writer.start()
     try:
         seen = set()
-        for _ in range(100):
+        for _ in range(40):
             for process in processes:
                 values = answer(process, "set(store.values())")
                 assert re.fullmatch(r"\{\d+\}", values), values
