@@ -376,6 +376,28 @@ def test_a_value_above_an_eighth_of_the_budget_is_not_kept_and_what_was_there_is
     assert put(tier, "k", b"x" * (MB // 8))
 
 
+@pytest.mark.parametrize("share", [0.11, 0.13, 0.17, 0.21, 0.24])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_values_that_do_not_divide_a_segment_are_kept_without_moving_others_for_each(share: float, mixed: bool) -> None:
+    """The ends of segments, into which none of them fits, are not room: nobody moves records to win them."""
+    tier, uniform = arena(2 * MB), random.Random(3)
+    size = int(share * tier.segment_bytes) - 40
+    count = 4 * MB // size
+    for number in range(8 * count):
+        assert put(tier, number % count, bytes(size if not mixed or number % 3 else uniform.randrange(size)))
+        tier.get(uniform.randrange(count))
+    assert tier.wrong() == ""
+    assert tier.moved_bytes <= 4 * tier.evicted_bytes
+    assert tier.payload_bytes >= 0.65 * tier.budget_bytes
+    for budget in (MB, MB // 2, MB // 4):
+        tier.budget_bytes = budget
+        steps = 1
+        while not tier.shrink():
+            steps += 1
+            assert steps < 20
+        assert tier.used_bytes <= budget
+
+
 def test_a_fork_leaves_the_child_an_empty_arena_of_its_own_and_the_parent_all_it_had() -> None:
     tier = arena(4 * MB)
     for number in range(5000):

@@ -302,28 +302,28 @@ arena_evict(Arena *a)
     return true;
 }
 
-/* Has the segments keep to the budget with `more` bytes outside, within what one call may do; true when they do. */
+/* Has the segments keep to the budget with `more` bytes outside, within what one call may do; true when they do.
+ *
+ * It comes to an end: what is evicted or was dropped becomes less with every step, since what is moved drops nothing
+ * new.  The ends of segments count as held, because large records may leave as much wherever they are moved. */
 static bool
 keep_budget(Arena *a, size_t more, unsigned evictions)
 {
     Segments *s = &a->segments;
     uint64_t moved_until = a->moved_bytes + MOVED_BYTES_MAX;
     for (;;) {
-        uint32_t allowed = segments_allowed(a, more);
-        if (s->live_bytes > live_limit(a, allowed) && a->oldest) {
-            if (evictions-- == 0 || !arena_evict(a))
-                return false;
-            continue;
-        }
-        if (s->held + s->warm <= allowed || s->held + s->warm == 0)
+        uint32_t allowed = segments_allowed(a, more), segment = SEGMENT_NONE;
+        bool over = s->live_bytes + s->tail_bytes > live_limit(a, allowed) && a->oldest;
+        if (!over && (s->held + s->warm <= allowed || s->held + s->warm == 0))
             return overhead_bytes(a) + more + segments_committed(s) <= a->budget_bytes;
-        if (s->warm) {
+        if (!over && s->warm)
             segments_release(s, allowed > s->held ? allowed - s->held : 0);
-            continue;
-        }
-        uint32_t segment = segments_emptiest(s);
-        if (a->moved_bytes >= moved_until || segment == SEGMENT_NONE || !empty(a, segment))
+        else if (!over && (segment = segments_emptiest(s)) != SEGMENT_NONE) {
+            if (a->moved_bytes >= moved_until || !empty(a, segment))
+                return false;
+        } else if (evictions-- == 0 || !arena_evict(a)) {
             return false;
+        }
     }
 }
 
@@ -332,22 +332,26 @@ static uint32_t
 make_room(Arena *a, size_t size)
 {
     Segments *s = &a->segments;
+    uint64_t moved_until = a->moved_bytes + MOVED_BYTES_MAX;
     uint32_t allowed = segments_allowed(a, 0);
     size_t limit = live_limit(a, allowed);
-    for (unsigned evictions = EVICTIONS_MAX; s->live_bytes + size > limit;)
-        if (evictions-- == 0 || !arena_evict(a))
-            return 0;
-    uint64_t moved_until = a->moved_bytes + MOVED_BYTES_MAX;
+    unsigned evictions = EVICTIONS_MAX;
     for (;;) {
-        uint32_t place = take_hole(a, size);
-        if (place || (place = segments_take(s, size)))
+        uint32_t place = 0, segment = SEGMENT_NONE;
+        bool over = s->live_bytes + s->tail_bytes + size > limit;
+        if (!over && (place = take_hole(a, size)) == 0)
+            place = segments_take(s, size);
+        if (place)
             return place;
         /* One is left for what is moved. */
-        if (s->held + 1 < allowed && segments_open(s))
+        if (!over && s->held + 1 < allowed && segments_open(s))
             continue;
-        uint32_t segment = segments_emptiest(s);
-        if (a->moved_bytes >= moved_until || segment == SEGMENT_NONE || !empty(a, segment))
+        if (!over && (segment = segments_emptiest(s)) != SEGMENT_NONE) {
+            if (a->moved_bytes >= moved_until || !empty(a, segment))
+                return 0;
+        } else if (evictions-- == 0 || !arena_evict(a)) {
             return 0;
+        }
     }
 }
 

@@ -136,7 +136,7 @@ arena_check(const Arena *a)
     if (a->index[0] == 0)
         return NULL; /* A forked child's, empty. */
     size_t records = 0, holes = 0, held = 0, warm = 0;
-    uint64_t payload = 0, live = 0;
+    uint64_t payload = 0, live = 0, tails = 0;
     for (uint32_t segment = 0; segment < s->count; segment++) {
         bool is_head = false, is_held;
         for (uint32_t head = 0; head < s->head_count; head++)
@@ -152,7 +152,10 @@ arena_check(const Arena *a)
         if (!is_held && s->filled[segment])
             return "a free segment is filled";
         live += counted;
+        tails += segments_is_closed(s, segment) ? s->segment_bytes - s->filled[segment] : 0;
     }
+    if (tails != s->tail_bytes)
+        return "the ends of segments are miscounted";
     if (held != s->held || warm != s->warm)
         return "the segments are miscounted";
     if (records != a->count || payload != a->payload_bytes || live != s->live_bytes)

@@ -143,7 +143,7 @@ segments_clear(Segments *s)
     for (int head = 0; head < SEGMENT_HEADS_MAX; head++)
         s->heads[head] = SEGMENT_NONE;
     s->held = s->warm = 0;
-    s->live_bytes = 0;
+    s->live_bytes = s->tail_bytes = 0;
 }
 
 uint32_t
@@ -165,6 +165,7 @@ segments_take(Segments *s, size_t size)
 void
 segments_free(Segments *s, uint32_t segment)
 {
+    s->tail_bytes -= s->segment_bytes - s->filled[segment];
     s->state[segment] = WARM;
     s->filled[segment] = 0;
     s->held--;
@@ -174,10 +175,13 @@ segments_free(Segments *s, uint32_t segment)
 void
 segments_close(Segments *s, uint32_t segment)
 {
+    if (s->state[segment] == CLOSED)
+        return;
     for (uint32_t head = 0; head < s->head_count; head++)
         if (s->heads[head] == segment)
             s->heads[head] = SEGMENT_NONE;
     s->state[segment] = CLOSED;
+    s->tail_bytes += s->segment_bytes - s->filled[segment];
 }
 
 bool
@@ -238,17 +242,25 @@ segments_retake(Segments *s, uint32_t place, size_t size)
     s->live_bytes += size;
 }
 
-uint32_t
-segments_emptiest(Segments *s)
+static uint32_t
+dropped_bytes(const Segments *s, uint32_t segment)
 {
-    uint32_t best = SEGMENT_NONE, least = UINT32_MAX;
+    return s->filled[segment] - (uint32_t)segment_first(s, segment) - s->live[segment];
+}
+
+/* By what was dropped, not by what is left: the end of a segment of large records may stay as empty when they are moved. */
+uint32_t
+segments_emptiest(const Segments *s)
+{
+    uint32_t best = SEGMENT_NONE, most = 0;
     for (uint32_t segment = 0; segment < s->count; segment++)
-        if (s->state[segment] == CLOSED && s->live[segment] < least) {
-            least = s->live[segment];
+        if (s->state[segment] == CLOSED && dropped_bytes(s, segment) > most) {
+            most = dropped_bytes(s, segment);
             best = segment;
         }
-    for (uint32_t head = 0; head < s->head_count && best == SEGMENT_NONE; head++)
-        best = s->heads[head];
+    for (uint32_t head = 0; head < s->head_count && most == 0; head++)
+        if (s->heads[head] != SEGMENT_NONE && dropped_bytes(s, s->heads[head]) > 0)
+            return s->heads[head];
     return best;
 }
 

@@ -32,6 +32,7 @@ typedef struct {
     uint32_t heads[SEGMENT_HEADS_MAX];
     uint32_t head_count;
     uint64_t live_bytes;
+    uint64_t tail_bytes; /* At the ends of closed segments, where the next record did not fit. */
 } Segments;
 
 /* Anonymous memory that takes none until it is touched, and that a forked child finds full of zeros; NULL if there is none. */
@@ -55,8 +56,8 @@ bool segments_drop(Segments *s, uint32_t place, size_t size);
 void segments_retake(Segments *s, uint32_t place, size_t size);
 /* A closed segment with nothing in it is free from now on. */
 void segments_free(Segments *s, uint32_t segment);
-/* The segment with the least in it, heads only where there is no other; SEGMENT_NONE if nothing is held. */
-uint32_t segments_emptiest(Segments *s);
+/* The segment of which most was dropped, a head only where there is no other; SEGMENT_NONE if nothing was dropped. */
+uint32_t segments_emptiest(const Segments *s);
 /* Nobody may take from it any more. */
 void segments_close(Segments *s, uint32_t segment);
 bool segments_is_closed(const Segments *s, uint32_t segment);
