@@ -175,6 +175,29 @@ def test_the_thread_ends_with_the_last_store_and_starts_again_with_the_next(open
         assert not running()
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()], ids=repr)
+def test_a_thread_that_could_not_be_started_is_started_by_the_next_write_and_not_waited_for_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise error
+
+    for again in (True, False):
+        store = tiered.open(tmp_path / "store", memory="1MB")
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(type(error)):
+                store["k"] = 1
+        if again:
+            store["k"] = 2
+            store.save()
+            assert MAINTENANCE._thread is not None
+            assert MAINTENANCE._thread.is_alive()
+        assert store["k"] == 2
+        store.close()
+        assert not any(thread.name == "tiered-maintenance" for thread in threading.enumerate())
+
+
 def test_an_engine_that_is_dismissed_gets_no_events_any_more(opener: Any) -> None:
     store = opener()
     store["a"] = 1

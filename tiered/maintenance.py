@@ -53,14 +53,16 @@ class Maintenance:
     def serve(self, engine: Engine) -> int:
         """Tick an engine and deliver its events from now on; returns its number."""
         with self._lock:
-            number = next(self._numbers)
-            self._engines[number] = weakref.ref(engine)
-            if self._thread is None:
-                self._wake = os.pipe()
+            # One that was made may not have been started: the system may refuse, or an interrupt come between.
+            if self._thread is None or not self._thread.is_alive():
+                if self._wake is None:
+                    self._wake = os.pipe()
                 for fd in self._wake:
                     os.set_blocking(fd, False)
                 self._thread = threading.Thread(target=self._run, name="tiered-maintenance", daemon=True)
                 self._thread.start()
+            number = next(self._numbers)
+            self._engines[number] = weakref.ref(engine)
             return number
 
     def dismiss(self, number: int) -> None:
@@ -73,7 +75,7 @@ class Maintenance:
             process, self._process = self._process, None
             self.wake()
             wake, self._wake = self._wake, None
-        if thread is not threading.current_thread():
+        if thread is not threading.current_thread() and thread.is_alive():
             thread.join()
         for fd in wake or ():
             os.close(fd)
