@@ -26,6 +26,7 @@ import tiered
 from tiered import codec, keys
 from tiered.journal import DELETE, PUT, Journal
 from tiered.native import native
+from tiered.writing import _collect, collect
 
 compiled = pytest.mark.skipif(native is None, reason="the compiled part is left out, or there is no compiler here")
 
@@ -496,3 +497,89 @@ def test_a_payload_that_is_not_bytes_is_written_by_the_twin(journals):
     for journal in journals:
         position = journal.append(PUT, 0, b"key", bytearray(b"value"), 3, 0)
         assert journal.active.put_at(position).payload == b"value"
+
+
+# Batches
+
+
+PAIRS = [("a", 1), (("b", 2), {"c": [1.5]}), [3, "list"], "kv", (b"x", None), (True, "bool"), ("\u00e9", ("t",))]
+
+
+@compiled
+@pytest.mark.parametrize("count_max", [0, 1, 3, 100])
+@pytest.mark.parametrize("bytes_max", [1, 60, 1000])
+def test_batches_are_collected_as_the_twin_collects_them_and_the_rest_is_left(count_max, bytes_max):
+    sources = iter(PAIRS), iter(PAIRS)
+    batches = collect(sources[0], count_max, bytes_max), _collect(sources[1], count_max, bytes_max)
+    assert batches[0] == batches[1]
+    assert [*map(type, batches[0].keys)] == [*map(type, batches[1].keys)]
+    assert len(batches[0].keys) == min(count_max, {1: 1, 60: 2, 1000: 7}[bytes_max])
+    assert [*sources[0]] == [*sources[1]] == PAIRS[len(batches[0].keys) :]
+
+
+@compiled
+@pytest.mark.parametrize(
+    "pair",
+    [
+        5,
+        None,
+        (),
+        ("k",),
+        ("k", 1, 2),
+        iter(("k",)),
+        (1.5, 1),
+        ("k", object()),
+        ("k" * 100_000, 1),
+        ("\ud800", 1),
+        ("k", "\ud800"),
+    ],
+    ids=[
+        "number",
+        "None",
+        "nothing",
+        "one",
+        "three",
+        "iterator of one",
+        "key",
+        "value",
+        "long key",
+        "surrogate in key",
+        "surrogate",
+    ],
+)
+def test_what_is_no_pair_or_cannot_be_encoded_is_refused_as_the_twin_refuses_it(pair):
+    again = ("k",) if type(pair) is type(iter(())) else pair  # It is used up by the first of the two.
+    ours, twins = (
+        outcome(collect, iter([("first", 0), pair]), 10, 1000),
+        outcome(_collect, iter([("first", 0), again]), 10, 1000),
+    )
+    assert ours == twins
+
+
+@compiled
+def test_an_iterator_that_fails_ends_the_batch_with_its_error():
+    def failing():
+        yield "k", 1
+        raise LookupError("the source")
+
+    assert outcome(collect, failing(), 10, 1000) == (LookupError, "the source")
+
+
+@compiled
+def test_collecting_leaks_nothing():
+    pairs = [(("k", number), [number, "text"]) for number in range(100)]
+
+    def run():
+        collect(iter(pairs), 1000, 1 << 20)
+        outcome(collect, iter([*pairs, ("k",)]), 1000, 1 << 20)
+        outcome(collect, iter([*pairs, ("k", object())]), 1000, 1 << 20)
+
+    run()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for _ in range(20):
+        run()
+    gc.collect()
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 20_000, grown

@@ -106,6 +106,18 @@ def test_every_kind_of_key_finds_its_own_value_and_equal_keys_are_one(kind: Any)
     assert True not in tier
 
 
+def test_many_keys_are_forgotten_together_absent_ones_and_ones_given_twice_among_them(kind: Any) -> None:
+    tier = kind("lru", MB)
+    for number, key in enumerate([*KEYS, *range(100, 300)]):
+        put(tier, key, f"value {number}")
+    tier.discard_many([*KEYS[1:], "absent", *range(150, 250), KEYS[1]])
+    assert list(tier) == [KEYS[0], *range(100, 150), *range(250, 300)]
+    assert tier.get(299) == f"value {len(KEYS) + 199}"
+    assert tier.wrong() == ""
+    tier.discard_many([])
+    assert 299 in tier
+
+
 def test_the_order_is_that_of_the_last_use(kind: Any) -> None:
     tier = kind("lru", MB)
     for letter in "abcdefgh":

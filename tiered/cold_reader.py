@@ -59,9 +59,8 @@ class Reader:
         return found
 
     def newest_many(self, stored_keys: Sequence[bytes]) -> list[bytes | None]:
-        """`newest` for each of many keys, ascending: one call of LMDB's binding for each layer."""
-        datas = map(self.found(stored_keys, self.layers).get, stored_keys)
-        return [None if data is None or record.is_marker(data) else data for data in datas]
+        """The newest record of each of many keys, ascending; markers included."""
+        return list(map(self.found(stored_keys, self.layers).get, stored_keys))
 
     def entries(self, database: str) -> int:
         """How many entries a database has; `RUNS` stands for all runs together."""

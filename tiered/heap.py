@@ -25,7 +25,7 @@ process takes more than is accounted.  The arena can.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from sys import getsizeof
 from typing import Any
 
@@ -316,6 +316,11 @@ class HeapTier:
             self.clear()
             raise
         return True
+
+    def discard_many(self, names: Iterable[Any]) -> None:
+        """`discard` for each of many keys."""
+        for key in names:
+            self.discard(key)
 
     def expire(self, now_ms: int, limit: int) -> int:
         """Forget up to `limit` keys whose deadline's second is over; returns how many were due."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from itertools import islice
@@ -32,7 +33,7 @@ from tiered.sub import Sub
 from tiered.tiers import Where
 from tiered.transaction import ATTEMPTS, Transaction, added, edited, transacted
 from tiered.view import AGE_SECONDS_MAX, View
-from tiered.writing import UNSET, Batch, Change
+from tiered.writing import UNSET, Batch, Change, collect
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -127,16 +128,22 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         engine.check_readable()
         names, found = list(keys_of(wanted)), dict[K, Any]()
         tier = self._tier
-        missing = names if tier is None else tier.get_many(names, found, _UNSET)
-        if missing and tier is not None and tier.expiring:
-            for key in missing:
-                found[key] = self._unexpired(tier, key)
-            missing = [key for key in missing if found[key] is _UNSET]
-        self._hits += len(found) - len(missing)
-        if not missing:
-            return found
-        self._load_many(missing, found, engine.clock.now_ms())
-        return {key: value for key, value in found.items() if value is not _UNSET}
+        collecting = gc.isenabled()
+        try:
+            gc.disable()  # Thousands of new containers, none of them garbage yet: it would walk them again and again.
+            missing = names if tier is None else tier.get_many(names, found, _UNSET)
+            if missing and tier is not None and tier.expiring:
+                for key in missing:
+                    found[key] = self._unexpired(tier, key)
+                missing = [key for key in missing if found[key] is _UNSET]
+            self._hits += len(found) - len(missing)
+            if not missing:
+                return found
+            self._load_many(missing, found, engine.clock.now_ms())
+            return {key: value for key, value in found.items() if value is not _UNSET}
+        finally:
+            if collecting:
+                gc.enable()
 
     def _load_many(self, missing: list[K], found: dict[K, Any], now_ms: int) -> None:
         """Put the values of keys that are not hot into `found`."""
@@ -145,8 +152,11 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         generation = engine.generation
         located: list[tuple[K, bytes, Any, Dirty]] = []
         names = list(dict.fromkeys(missing))
-        wanted = [(keys.stored(encoded), encoded) for encoded in map(keys.encode, names)]
-        for key, (stored_key, _), (where, dirty) in zip(names, wanted, engine.find_many(wanted), strict=True):
+        encoded = list(map(_ENCODE_KEY, names))
+        stored_keys = list(map(keys.stored, encoded)) if max(map(len, encoded)) > keys.STORED_BYTES_EXACT else encoded
+        for key, stored_key, where, dirty in zip(
+            names, stored_keys, *engine.find_many(stored_keys, encoded), strict=True
+        ):
             if dirty is not None and not 0 < dirty.deadline <= now_ms:
                 located.append((key, stored_key, where, dirty))
                 if where is None:
@@ -154,9 +164,9 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
                 else:
                     counters.buffer_hits += 1
         counters.misses += len(missing) - len(located)
-        packed = [(key, dirty) for key, _, _, dirty in located if dirty.codec == codec.MSGPACK]
+        packed = [(key, dirty.payload) for key, _, _, dirty in located if dirty.codec == codec.MSGPACK]
         try:
-            values = codec.decode_documents([dirty.payload for _, dirty in packed])
+            values = codec.decode_documents([payload for _, payload in packed])
         except ValueError:
             packed, values = [], []  # One by one, so that the error names it.
         found.update(zip([key for key, _ in packed], values, strict=True))
@@ -331,25 +341,8 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
     def set_many(self, pairs: Mapping[K, V] | Iterable[tuple[K, V]], ttl: float | None = _UNSET) -> None:
         """Write many values, in chunks of up to 1,000, each of them whole or not at all.  Takes endless iterators."""
         limit = max(self._engine.share_bytes // 4, 1)
-        batch = Batch()
-        # Methods of the batch's columns, so that a record costs little more than its two encodings.
-        add_key, add_encoded, add_codec, add_payload = batch.adders()
-        size, count = 0, 0
-        for key, value in iter(pairs.items() if isinstance(pairs, Mapping) else pairs):
-            encoded = _ENCODE_KEY(key)
-            number, payload = _ENCODE(value)
-            size += _RECORD_BYTES + len(encoded) + len(payload)
-            if count and (count >= CHUNK_RECORDS or size > limit):
-                self._put_batch(batch, ttl)
-                batch = Batch()
-                add_key, add_encoded, add_codec, add_payload = batch.adders()
-                size, count = _RECORD_BYTES + len(encoded) + len(payload), 0
-            count += 1
-            add_key(key if key.__class__ is str else keys.canonical(cast(keys.Key, key)))
-            add_encoded(encoded)
-            add_codec(number)
-            add_payload(payload)
-        if count:
+        source = iter(pairs.items() if isinstance(pairs, Mapping) else pairs)
+        while (batch := collect(source, CHUNK_RECORDS, limit)).keys:
             self._put_batch(batch, ttl)
 
     def _put_batch(self, batch: Batch, ttl: float | None) -> None:
@@ -357,7 +350,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         deadline = engine.deadline_after(ttl)
         engine.refuse_reentry()
         with self._lock:
-            engine.reserve(batch.size())
+            engine.reserve(batch.bytes)
             sequence = engine.put_many(batch, deadline)
         if engine.attended:
             engine.acknowledged(sequence)

@@ -240,23 +240,28 @@ class Tiers:
         finally:
             cold.end(reader)
 
-    def find_many(self, wanted: Sequence[tuple[bytes, bytes]]) -> list[tuple[Where, Dirty | None]]:
-        """`find` for each `(stored key, encoded)`, all at one moment."""
+    def find_many(
+        self, stored_keys: Sequence[bytes], encoded: Sequence[bytes]
+    ) -> tuple[list[Where], list[Dirty | None]]:
+        """`find` for each of many keys, all at one moment."""
         inside = self.owned()
+        wheres: list[Where] = [None] * len(stored_keys)
         with contextlib.ExitStack() as reading:
             with self.lock:
                 reader = reading.enter_context(self.reading(inside))
-                wheres = [self.dirty(stored_key) for stored_key, _ in wanted]
-            pending = sorted((*pair, index) for index, pair in enumerate(wanted) if wheres[index] is None)
-            datas = reader.newest_many([stored_key for stored_key, _, _ in pending])
-        items = [(stored_key, data, encoded) for (stored_key, encoded, _), data in zip(pending, datas, strict=True)]
-        located: list[tuple[Where, Dirty | None]] = [
-            (where, where[0].segment.put_at(where[1]) if where is not None and where[1] >= 0 else None)
-            for where in wheres
+                if self.buffers:
+                    wheres = list(map(self.dirty, stored_keys))
+            # LMDB looks ascending keys up faster.
+            order = sorted([i for i, where in enumerate(wheres) if where is None], key=stored_keys.__getitem__)
+            asked = list(map(stored_keys.__getitem__, order))
+            datas = reader.newest_many(asked)
+        records = [
+            where[0].segment.put_at(where[1]) if where is not None and where[1] >= 0 else None for where in wheres
         ]
-        for (_, _, index), undone in zip(pending, self.opened_many(reader.cold, items), strict=True):
-            located[index] = (None, undone)
-        return located
+        undone = self.opened_many(reader.cold, asked, datas, list(map(encoded.__getitem__, order)))
+        for i, found in zip(order, undone, strict=True):
+            records[i] = found
+        return wheres, records
 
     def opened(self, cold: Cold, stored_key: bytes, data: bytes, encoded: bytes | None = None) -> Dirty | None:
         """A record of the cold tier undone to its payload.  Raises `CorruptionError`."""
@@ -272,26 +277,31 @@ class Tiers:
             raise self._damaged(cold, stored_key, error) from None
         return tuple.__new__(Dirty, (number, deadline, full_key, payload))
 
-    def opened_many(self, cold: Cold, items: Sequence[tuple[bytes, bytes | None, bytes]]) -> list[Dirty | None]:
-        """`opened` for each `(stored key, data, encoded)`; frames of one dictionary are undone in one call."""
-        results: list[Dirty | None] = [None] * len(items)
+    def opened_many(
+        self, cold: Cold, stored_keys: Sequence[bytes], datas: Sequence[bytes | None], encoded: Sequence[bytes]
+    ) -> list[Dirty | None]:
+        """`opened` for each of many records that are there; frames of one dictionary are undone in one call."""
+        results: list[Dirty | None] = [None] * len(datas)
         frames: dict[int, list[tuple[int, record.Record]]] = {}
         try:
-            for index, (stored_key, data, encoded) in enumerate(items):
-                found = record.unpack(stored_key, data) if data is not None else None
-                if found is None or (found.full_key and found.full_key != encoded):
+            for index, data in enumerate(datas):
+                found = None if data is None else record.unpack(stored_keys[index], data)
+                if found is None or (found.full_key and found.full_key != encoded[index]):
                     continue
                 if found.compression == ZSTD:
                     frames.setdefault(found.dictionary, []).append((index, found))
                 else:
-                    results[index] = self.opened(cold, stored_key, cast(bytes, data), encoded)
+                    results[index] = self.opened(cold, stored_keys[index], cast(bytes, data), encoded[index])
             for dictionary, group in frames.items():
                 payloads = self.decompressor.decompress_many(dictionary, [found.body for _, found in group])
                 for (index, found), payload in zip(group, payloads, strict=True):
                     results[index] = tuple.__new__(Dirty, (found.codec, found.deadline, found.full_key, payload))
         except (ValueError, KeyError):
             # Something is damaged: one by one, so that the error names it.
-            return [None if data is None else self.opened(cold, key, data, encoded) for key, data, encoded in items]
+            return [
+                None if data is None else self.opened(cold, stored_key, data, key)
+                for stored_key, data, key in zip(stored_keys, datas, encoded, strict=True)
+            ]
         return results
 
     def _damaged(self, cold: Cold, stored_key: bytes, error: Exception) -> CorruptionError:
@@ -325,12 +335,19 @@ class Tiers:
         with self.lock:
             if generation != self.generation or self.closed:
                 return
-            put = self.hot.put
-            for key, stored_key, where, found in located:
-                if not self.buffers or self.dirty(stored_key) == where:
-                    plain = key if key.__class__ is str else keys.canonical(key)
-                    put(plain, found.codec, found.payload, found.deadline)
-                    self.counters.promotions += 1
+            names, numbers, payloads = list[Any](), list[int](), list[bytes]()
+            for key, stored_key, where, (number, deadline, _, payload) in located:
+                if self.buffers and self.dirty(stored_key) != where:
+                    continue
+                plain = key if key.__class__ is str else keys.canonical(key)
+                self.counters.promotions += 1
+                if deadline:
+                    self.hot.put(plain, number, payload, deadline)
+                else:
+                    names.append(plain)
+                    numbers.append(number)
+                    payloads.append(payload)
+            self.hot.put_many(names, numbers, payloads, 0)
 
     def _load_dictionary(self, number: int) -> bytes:
         with self.cold.read() as reader:

@@ -8,16 +8,19 @@ leaves it written, in every tier, if the journal has it (`_roll_forward`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import msgpack
 
-from tiered import keys
+from tiered import codec, keys
 from tiered.checkpoints import Checkpoints
 from tiered.errors import StoreError, StoreFullError
 from tiered.journal import CLEAR, CLOSE_BYTES, DELETE, HEADER_BYTES, PUT, SETTING, record_bytes
 from tiered.maintenance import MAINTENANCE
+from tiered.native import native
 from tiered.write_buffer import WriteBuffer
 
 SEGMENT_RECORDS_MAX = 65_536
@@ -41,23 +44,36 @@ UNSET: Any = Mark("not given")
 """A `ttl` that was not given."""
 
 
-class Batch:
+class Batch(NamedTuple):
     """Records to be written together, as columns: a tuple for each would keep the garbage collector busy."""
 
-    def __init__(self) -> None:
-        self.keys: list[Any] = []
-        self.encoded: list[bytes] = []
-        self.codecs: list[int] = []
-        self.payloads: list[bytes] = []
+    keys: list[Any]
+    encoded: list[bytes]
+    codecs: list[int]
+    payloads: list[bytes]
+    bytes: int
 
-    def adders(self) -> tuple[Callable[[Any], None], ...]:
-        """What appends to each of the columns, in the order above."""
-        columns: tuple[list[Any], ...] = (self.keys, self.encoded, self.codecs, self.payloads)
-        return tuple(column.append for column in columns)
 
-    def size(self) -> int:
-        """Bytes that the records take."""
-        return len(self.keys) * _RECORD_BYTES + sum(map(len, self.encoded)) + sum(map(len, self.payloads))
+def _collect(source: Iterator[tuple[Any, Any]], count_max: int, bytes_max: int) -> Batch:
+    """The next pairs, encoded: as many as `count_max`, and no more once they have come to `bytes_max`."""
+    batch = Batch([], [], [], [], 0)
+    size = 0
+    for key, value in islice(source, count_max):
+        encoded = keys.encode(key)
+        number, payload = codec.encode(value)
+        size += _RECORD_BYTES + len(encoded) + len(payload)
+        batch.keys.append(key if key.__class__ is str else keys.canonical(key))
+        batch.encoded.append(encoded)
+        batch.codecs.append(number)
+        batch.payloads.append(payload)
+        if size >= bytes_max:
+            break
+    return batch._replace(bytes=size)
+
+
+collect: Callable[[Iterator[tuple[Any, Any]], int, int], Batch] = (
+    partial(native.collect, Batch, keys.encode, keys.canonical, codec.encode, _RECORD_BYTES) if native else _collect
+)
 
 
 class Change(NamedTuple):
@@ -217,8 +233,7 @@ class Writing(Checkpoints):
             stored_keys = list(map(keys.stored, batch.encoded))
         try:
             positions = journal.append_batch([PUT] * count, batch.encoded, batch.payloads, batch.codecs, deadlines)
-            for key in batch.keys:
-                self.hot.discard(key)
+            self.hot.discard_many(batch.keys)
             buffer.put_many(stored_keys, positions, deadlines)
             self.hot.put_many(batch.keys, batch.codecs, batch.payloads, deadline)
             if self.watchers:

@@ -3,6 +3,8 @@
  * 32-bit places, in a mapping of their own; the chains are in the records. */
 #include "arena_record.h"
 
+#define FORESEEN_BYTES 320 /* Of each record: an ordinary document. */
+
 uint32_t *
 arena_link_to_place(const Arena *a, uint32_t place)
 {
@@ -59,4 +61,31 @@ arena_shrink_index(Arena *a)
     size_t page = tiered_page_bytes(), after = arena_index_pages(a);
     if (after < before)
         tiered_release((unsigned char *)a->index + after * page, page);
+}
+
+uint32_t
+arena_hash(const Arena *a, const ArenaKey *key)
+{
+    return hash_of(a, key->code, key->data, key->size);
+}
+
+/* Buckets, then what they lead to, then that one's neighbours in the order of use: each in turn for all of them. */
+void
+arena_foresee(const Arena *a, const uint32_t *hashes, size_t count)
+{
+    if (a->index[0] == 0)
+        return;
+    for (size_t i = 0; i < count; i++)
+        __builtin_prefetch(bucket_of(a, hashes[i]));
+    for (size_t i = 0; i < count; i++) {
+        const char *record = (const char *)at(a, *bucket_of(a, hashes[i]));
+        for (int line = 0; line < FORESEEN_BYTES; line += 64)
+            __builtin_prefetch(record + line);
+    }
+    for (size_t i = 0; i < count; i++) {
+        const Record *r = at(a, *bucket_of(a, hashes[i]));
+        __builtin_prefetch(at(a, r->older), 1);
+        __builtin_prefetch(at(a, r->newer), 1);
+        __builtin_prefetch(at(a, r->chain));
+    }
 }

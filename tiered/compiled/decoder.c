@@ -371,8 +371,6 @@ many(Decoder *self, PyObject *payloads)
     PyObject *values = PySequence_List(payloads);
     if (values == NULL)
         return NULL;
-    /* Thousands of new containers, none of them garbage yet: collections meanwhile would only walk them. */
-    int enabled = PyGC_Disable();
     for (Py_ssize_t at = 0; at < PyList_GET_SIZE(values); at++) {
         PyObject *payload = Py_NewRef(PyList_GET_ITEM(values, at)), *value = decode(self, payload);
         Py_DECREF(payload);
@@ -381,8 +379,6 @@ many(Decoder *self, PyObject *payloads)
             break;
         }
     }
-    if (enabled)
-        PyGC_Enable();
     return values;
 }
 

@@ -6,6 +6,7 @@
 #include <Python.h>
 
 int tiered_add_applier(PyObject *module);
+int tiered_add_batch(PyObject *module);
 int tiered_add_checksum(PyObject *module);
 int tiered_add_arena(PyObject *module);
 int tiered_add_decoder(PyObject *module);

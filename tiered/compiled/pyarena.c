@@ -19,9 +19,8 @@
 
 /* -- keys and values --------------------------------------------------------------------------- */
 
-/* The key of any object; -1 with an error set. */
-static int
-encoded_key(ArenaObject *self, PyObject *object, TieredKey *key)
+int
+tiered_arena_key(ArenaObject *self, PyObject *object, TieredKey *key)
 {
     int known = tiered_key(object, key);
     if (known)
@@ -104,7 +103,7 @@ tiered_arena_lookup(ArenaObject *self, PyObject *object, int64_t now_ms, int any
 {
     TieredKey key;
     ArenaValue found;
-    int known = any ? encoded_key(self, object, &key) : tiered_key(object, &key);
+    int known = any ? tiered_arena_key(self, object, &key) : tiered_key(object, &key);
     if (known <= 0)
         return NULL;
     bool there = arena_find(&self->arena, &key.key, &found);
@@ -219,7 +218,7 @@ arena_deadline(ArenaObject *self, PyObject *object)
 {
     TieredKey key;
     ArenaValue found;
-    if (encoded_key(self, object, &key) < 0)
+    if (tiered_arena_key(self, object, &key) < 0)
         return NULL;
     bool there = arena_find(&self->arena, &key.key, &found);
     tiered_key_end(&key);
@@ -231,7 +230,7 @@ arena_peek(ArenaObject *self, PyObject *object)
 {
     TieredKey key;
     ArenaValue found;
-    if (encoded_key(self, object, &key) < 0)
+    if (tiered_arena_key(self, object, &key) < 0)
         return NULL;
     bool there = arena_find(&self->arena, &key.key, &found);
     tiered_key_end(&key);
@@ -249,7 +248,7 @@ arena_hit_method(ArenaObject *self, PyObject *object)
 {
     TieredKey key;
     ArenaValue found;
-    if (encoded_key(self, object, &key) < 0)
+    if (tiered_arena_key(self, object, &key) < 0)
         return NULL;
     bool there = arena_find(&self->arena, &key.key, &found);
     tiered_key_end(&key);
@@ -266,7 +265,7 @@ arena_uses_method(ArenaObject *self, PyObject *object)
 {
     TieredKey key;
     ArenaValue found;
-    if (encoded_key(self, object, &key) < 0)
+    if (tiered_arena_key(self, object, &key) < 0)
         return NULL;
     bool there = arena_find(&self->arena, &key.key, &found);
     tiered_key_end(&key);
@@ -278,15 +277,15 @@ arena_contains(ArenaObject *self, PyObject *object)
 {
     TieredKey key;
     ArenaValue found;
-    if (encoded_key(self, object, &key) < 0)
+    if (tiered_arena_key(self, object, &key) < 0)
         return -1;
     bool there = arena_find(&self->arena, &key.key, &found);
     tiered_key_end(&key);
     return there;
 }
 
-static int
-put_one(ArenaObject *self, PyObject *object, PyObject *codec, PyObject *payload, long long deadline)
+int
+tiered_arena_put(ArenaObject *self, PyObject *object, PyObject *codec, PyObject *payload, long long deadline)
 {
     long number = PyLong_AsLong(codec);
     if (number == -1 && PyErr_Occurred())
@@ -298,12 +297,12 @@ put_one(ArenaObject *self, PyObject *object, PyObject *codec, PyObject *payload,
     int kept = -1;
     if (number < CODEC_BYTES || number > CODEC_LAST) {
         /* Of a later version: nothing here could read it. */
-        if (encoded_key(self, object, &key) > 0) {
+        if (tiered_arena_key(self, object, &key) > 0) {
             arena_discard(&self->arena, &key.key);
             tiered_key_end(&key);
             kept = 0;
         }
-    } else if (encoded_key(self, object, &key) > 0) {
+    } else if (tiered_arena_key(self, object, &key) > 0) {
         unsigned kind = (unsigned)number;
         if (number == CODEC_STR && is_ascii(view.buf, (size_t)view.len))
             kind |= ASCII;
@@ -322,62 +321,19 @@ arena_put_method(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
     long long deadline = PyLong_AsLongLong(args[3]);
     if (deadline == -1 && PyErr_Occurred())
         return NULL;
-    int kept = put_one(self, args[0], args[1], args[2], deadline);
+    int kept = tiered_arena_put(self, args[0], args[1], args[2], deadline);
     return kept < 0 ? NULL : PyBool_FromLong(kept);
-}
-
-static PyObject *
-arena_put_many(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
-{
-    if (count != 4 || !PyList_CheckExact(args[0]) || !PyList_CheckExact(args[1]) || !PyList_CheckExact(args[2]))
-        return PyErr_Format(PyExc_TypeError, "put_many(keys, codecs, payloads, deadline), three lists");
-    long long deadline = PyLong_AsLongLong(args[3]);
-    if (deadline == -1 && PyErr_Occurred())
-        return NULL;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[0]); i++) {
-        if (i >= PyList_GET_SIZE(args[1]) || i >= PyList_GET_SIZE(args[2]))
-            return PyErr_Format(PyExc_ValueError, "put_many() was given lists of different lengths");
-        PyObject *key = Py_NewRef(PyList_GET_ITEM(args[0], i)), *payload = Py_NewRef(PyList_GET_ITEM(args[2], i));
-        int kept = put_one(self, key, PyList_GET_ITEM(args[1], i), payload, deadline);
-        Py_DECREF(key);
-        Py_DECREF(payload);
-        if (kept < 0)
-            return NULL;
-    }
-    Py_RETURN_NONE;
 }
 
 static PyObject *
 arena_discard_method(ArenaObject *self, PyObject *object)
 {
     TieredKey key;
-    if (encoded_key(self, object, &key) < 0)
+    if (tiered_arena_key(self, object, &key) < 0)
         return NULL;
     bool there = arena_discard(&self->arena, &key.key);
     tiered_key_end(&key);
     return PyBool_FromLong(there);
-}
-
-/* The values of those keys of a list that are there and never expire, put into a dict; returns the others, in order,
- * for each of which the dict has a place, `absent`. */
-static PyObject *
-arena_get_many(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
-{
-    if (count != 3 || !PyList_CheckExact(args[0]) || !PyDict_CheckExact(args[1]))
-        return PyErr_Format(PyExc_TypeError, "get_many(keys, found, absent)");
-    PyObject *missing = PyList_New(0);
-    for (Py_ssize_t i = 0; missing != NULL && i < PyList_GET_SIZE(args[0]); i++) {
-        PyObject *key = Py_NewRef(PyList_GET_ITEM(args[0], i));
-        PyObject *value = tiered_arena_lookup(self, key, TIERED_BELOW_NOW, 1);
-        int wrong = value == NULL && PyErr_Occurred();
-        if (!wrong)
-            wrong = PyDict_SetItem(args[1], key, value ? value : args[2]) < 0 || (!value && PyList_Append(missing, key) < 0);
-        Py_XDECREF(value);
-        Py_DECREF(key);
-        if (wrong)
-            Py_CLEAR(missing);
-    }
-    return missing;
 }
 
 static PyObject *
@@ -525,14 +481,15 @@ static PyMemberDef arena_members[] = {
 static PyMethodDef arena_methods[] = {
     METHOD("get", arena_get, METH_FASTCALL, "get(key, default=None): the value of a key that has no deadline; counts as a use."),
     METHOD("get_at", arena_get_at, METH_FASTCALL, "get_at(key, now_ms, default): the value of a key whose deadline has not passed."),
-    METHOD("get_many", arena_get_many, METH_FASTCALL, "get_many(keys, found, absent): `get` into a dict; the keys without a value."),
+    METHOD("get_many", tiered_arena_get_many, METH_FASTCALL, "get_many(keys, found, absent): `get` into a dict; the keys without a value."),
     METHOD("deadline", arena_deadline, METH_O, "deadline(key): in milliseconds, 0 for none; None if the key is not there."),
     METHOD("hit", arena_hit_method, METH_O, "hit(key): note a use; KeyError if the key is not there."),
     METHOD("uses", arena_uses_method, METH_O, "uses(key): what hits have marked or counted; None if it is not there."),
     METHOD("peek", arena_peek, METH_O, "peek(key): codec, payload, deadline and bytes taken, or None; is no use of it."),
     METHOD("put", arena_put_method, METH_FASTCALL, "put(key, codec, payload, deadline): whether it is kept."),
-    METHOD("put_many", arena_put_many, METH_FASTCALL, "put_many(keys, codecs, payloads, deadline): `put` for each."),
+    METHOD("put_many", tiered_arena_put_many, METH_FASTCALL, "put_many(keys, codecs, payloads, deadline): `put` for each."),
     METHOD("discard", arena_discard_method, METH_O, "discard(key): forget it; whether it was there."),
+    METHOD("discard_many", tiered_arena_discard_many, METH_O, "discard_many(keys): `discard` for each of a list."),
     METHOD("encoded_keys", arena_encoded_keys, METH_NOARGS, "encoded_keys(): all, the one used longest ago first."),
     METHOD("evict", arena_evict_method, METH_NOARGS, "evict(): the encoded key used longest ago and its bytes, which leaves."),
     METHOD("expire", arena_expire_method, METH_VARARGS, "expire(now_ms, limit): forget what is due; how many."),

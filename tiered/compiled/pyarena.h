@@ -24,4 +24,13 @@ extern PyTypeObject TieredArenaType;
  * an error set or none: there is none, or its key is of a kind that only Python knows, where `any` is false. */
 PyObject *tiered_arena_lookup(ArenaObject *self, PyObject *object, int64_t now_ms, int any);
 
+/* The key of any object, to be let go of; -1 with an error set. */
+int tiered_arena_key(ArenaObject *self, PyObject *object, TieredKey *key);
+/* Keeps an encoded value: whether it is kept; -1 with an error set. */
+int tiered_arena_put(ArenaObject *self, PyObject *object, PyObject *codec, PyObject *payload, long long deadline);
+
+PyObject *tiered_arena_get_many(ArenaObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *tiered_arena_put_many(ArenaObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *tiered_arena_discard_many(ArenaObject *self, PyObject *keys);
+
 #endif
