@@ -75,6 +75,7 @@ def test_damage_has_a_status_of_its_own_and_a_line_for_each_finding(
     file.write_bytes(file.read_bytes().replace(b"spoiled", b"rotten!"))
     status, out, errors = call(*command, file)
     assert status == 3
+    assert out.count("damaged snapshot: ") == 1
     assert out.startswith("damaged snapshot: ")
     assert "restore from a snapshot that verifies" in errors
     status, out, errors = call("restore", file, tmp_path / "new")
@@ -87,6 +88,20 @@ def test_damage_has_a_status_of_its_own_and_a_line_for_each_finding(
     assert call("snapshot", path, file)[0] == 3
 
 
+def test_salvaging_leaves_a_whole_store_alone_and_says_what_is_lost_of_a_damaged_one(path: Path) -> None:
+    assert call("salvage", path) == (0, f"{path}: all is well, nothing was changed\n", "")
+    data = path / "cold-0001" / "data.mdb"
+    data.write_bytes(data.read_bytes().replace(b"spoiled", b"rotten!"))
+    status, out, errors = call("salvage", path)
+    assert status == 3
+    assert "lost: 'b:2'" in out.splitlines()
+    assert "opens again, with 2 records; 1 are lost" in errors
+    assert str(path / "damaged-0001") in errors
+    with tiered.open(path, "r") as store:
+        assert dict(store) == {"a": 1, "b:1": "two"}
+    assert call("salvage", path, "--quiet") == (0, "", "")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -95,6 +110,7 @@ def test_damage_has_a_status_of_its_own_and_a_line_for_each_finding(
         ("snapshot", "users.tiered", "notes.txt"),
         ("restore", "missing.tsnap", "new"),
         ("verify", "missing"),
+        ("salvage", "missing"),
         (TOOLS / "snapshot.py", "missing", "s.tsnap"),
         (TOOLS / "restore.py", "missing.tsnap", "new"),
     ],

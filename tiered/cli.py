@@ -68,4 +68,11 @@ def program() -> click.Group:
         """Read every byte of a store or snapshot at PATH; a line for each thing that is wrong."""
         sys.exit(commands.verify(path, quiet))
 
+    @group.command()
+    @click.argument("store", type=click.Path())
+    @quiet
+    def salvage(store: str, quiet: bool) -> None:
+        """Make a damaged STORE one that opens, and say what is lost. Copy its directory first."""
+        sys.exit(commands.salvage(store, quiet))
+
     return group

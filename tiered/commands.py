@@ -24,6 +24,7 @@ from typing import Any
 from tiered import recovery
 from tiered.errors import CorruptionError, TieredError
 from tiered.restoration import restore as restore_store
+from tiered.salvaging import salvage as salvage_store
 from tiered.snapshot import SnapshotInfo
 from tiered.store import open as open_store
 from tiered.verification import verify as verify_path
@@ -65,6 +66,26 @@ def restore(
 def verify(path: str, quiet: bool = False) -> int:
     """Read a snapshot file or a store to its end; a line on stdout for everything that is wrong."""
     return _guarded(lambda: _verified(path, quiet))
+
+
+def salvage(store: str, quiet: bool = False) -> int:
+    """Make a damaged store one that opens; a line on stdout for what was wrong and for each lost key that is known."""
+
+    def run() -> int:
+        done = salvage_store(store)
+        if not done.damage:
+            _say(f"{store}: all is well, nothing was changed", quiet)
+            return DONE
+        print(*done.damage, *(f"lost: {key!r}" for key in done.lost_keys), sep="\n")
+        more = "" if done.lost_all_known else " at least"
+        print(
+            f"{store}: opens again, with {done.records:,} records;{more} {done.lost_records:,} are lost, and "
+            f"{done.dropped_bytes:,} bytes of the journal; what was damaged is kept in {done.kept_in}",
+            file=sys.stderr,
+        )
+        return DAMAGED
+
+    return _guarded(run)
 
 
 def _verified(path: str, quiet: bool) -> int:

@@ -94,7 +94,7 @@ def _verify_snapshot(path: Path, findings: Findings, progress: Progress) -> None
 
     def damaged(error: CorruptionError) -> None:
         told.append(error)
-        findings.add("damaged snapshot", path, error.message)
+        findings.add("damaged snapshot", path, error.message.removeprefix("damaged snapshot: "))
 
     dictionaries: dict[int, bytes] = {}
     undoing = Undoing(path, dictionaries.__getitem__)
