@@ -27,8 +27,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = ("interrupts", "handles", "machines", "cut", "fault", "kill")
-KILL_ROUNDS = 40
+REPEATED = ("cut", "fault", "kill")
+KINDS = ("interrupts", "handles", "machines", *REPEATED)
+KILL_ROUNDS = 160
 
 
 def ran(command: list[str], **environment: str) -> bool:
@@ -76,7 +77,7 @@ def once(kind: str, library: Path | None, seed: int) -> bool:
     if kind == "machines":
         return all(tested(f"tests/test_{name}.py", TIERED_EXAMPLES="10") for name in ("stateful", "serial"))
     if kind == "kill":
-        return tested("tests/crash/test_kill.py", TIERED_KILL_ROUNDS=str(KILL_ROUNDS), TIERED_KILL_SEED=str(seed))
+        return tested("tests/crash/test_kill.py", TIERED_KILL_ROUNDS=str(KILL_ROUNDS), TIERED_KILL_SEED=str(8 * seed))
     assert library is not None
     return seam_program(library, f"{kind}.py", seed)
 
@@ -101,12 +102,14 @@ def main() -> int:
         for kind in ("interrupts", "handles", "machines"):
             if kind in kinds and not once(kind, library, 0):
                 return 1
-        seed = arguments.seed
-        while time.monotonic() < limit and (repeated := [kind for kind in kinds if kind in ("cut", "fault", "kill")]):
+        seed, rounds = arguments.seed, dict.fromkeys(REPEATED, 0)
+        while time.monotonic() < limit and (repeated := [kind for kind in REPEATED if kind in kinds]):
             for kind in repeated:
                 if not once(kind, library, seed):
                     return 1
+                rounds[kind] += KILL_ROUNDS if kind == "kill" else 1
             seed += 1
+        print(", ".join(f"{kind}: {count:,} rounds" for kind, count in rounds.items() if count))
     return 0
 
 

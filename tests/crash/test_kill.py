@@ -3,7 +3,7 @@
 Each thread of the program has keys of its own and does a known sequence of operations,
 so what is found after a kill must be the state after the last acknowledged one, or
 after the one that was under way.  A program that only reads runs beside them all the time.  Some leave a forked
-child behind, which must be in nobody's way.  `TIERED_KILL_ROUNDS` sets how often.
+child behind, which must be in nobody's way.  `TIERED_KILL_ROUNDS` sets how often in all.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ import tiered
 sys.path.insert(0, str(Path(__file__).parent))
 import operations
 
-ROUNDS = int(os.environ.get("TIERED_KILL_ROUNDS", "24"))
+ROUNDS = int(os.environ.get("TIERED_KILL_ROUNDS", "240"))
 SEED = int(os.environ.get("TIERED_KILL_SEED", "1"))
+SCENARIOS = 8
 THREADS = 3
 ENVIRONMENT = {**os.environ, "PYTHONPATH": programs.ROOT}
 
@@ -134,7 +135,7 @@ class Scenario:
             )
 
 
-@pytest.mark.parametrize("seed", [SEED, SEED + 1])
+@pytest.mark.parametrize("seed", range(SEED, SEED + SCENARIOS))
 def test_whatever_is_killed_when_every_acknowledged_write_is_there_and_batches_are_whole(
     tmp_path: Path, seed: int
 ) -> None:
@@ -143,7 +144,7 @@ def test_whatever_is_killed_when_every_acknowledged_write_is_there_and_batches_a
     with subprocess.Popen(
         reader, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as reading:
-        for _ in range(ROUNDS // 2):
+        for _ in range(ROUNDS // SCENARIOS):
             scenario.run_and_kill()
             scenario.verify()
             scenario.end_orphans()
@@ -151,6 +152,6 @@ def test_whatever_is_killed_when_every_acknowledged_write_is_there_and_batches_a
         said, errors = reading.communicate(timeout=30)
     assert errors == ""
     assert said.startswith("reading\n"), said
-    assert sum(scenario.steps) > 20 * ROUNDS
+    assert sum(scenario.steps) > 20 * ROUNDS // SCENARIOS
     left = set(os.listdir(scenario.path)) - {"CURRENT", "LOCK", "APPLY"}
     assert len(left) == 1, f"left behind: {left}"
