@@ -15,6 +15,7 @@ HEAVY = [
     *(
         "multiprocessing",
         "pickle",
+        "random",
         "shutil",
         "socket",
         "sqlite3",
@@ -64,3 +65,16 @@ def test_the_facade_for_asyncio_is_imported_only_when_asked_for(imported: set[st
 
 def test_what_a_message_in_the_log_takes_is_imported_when_a_store_is_opened() -> None:
     assert "logging" in modules_after("import tiered; tiered.open(helper=False).close()")
+
+
+@pytest.mark.parametrize("name", ["verification", "restoration", "salvaging"])
+def test_what_repairs_and_restores_is_imported_only_when_asked_for(imported: set[str], name: str) -> None:
+    assert f"tiered.{name}" not in imported
+
+
+def test_what_is_imported_when_asked_for_is_there_as_everything_else() -> None:
+    assert {"verify", "restore", "salvage", "Salvaged"} <= set(dir(tiered))
+    assert "tiered.verification" in modules_after("from tiered import verify")
+    assert tiered.verify is tiered.verify
+    with pytest.raises(AttributeError, match="no attribute 'verfy'"):
+        tiered.verfy  # type: ignore[attr-defined]  # noqa: B018

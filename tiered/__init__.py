@@ -33,14 +33,11 @@ from tiered.errors import (
     ViewExpiredError,
 )
 from tiered.registry import register
-from tiered.restoration import restore
-from tiered.salvaging import Salvaged, salvage
 from tiered.snapshot import SnapshotInfo
 from tiered.stats import Explanation, MemoryStats, Stats
 from tiered.store import Store, open
 from tiered.sub import Sub
 from tiered.transaction import Transaction
-from tiered.verification import verify
 from tiered.view import View
 
 __version__ = "0.1.0"
@@ -83,22 +80,28 @@ __all__ = [
     "verify",
 ]
 
-_WHEN_ASKED_FOR = ("aio", "migrate")
-"""Modules for users that few programs need, and that take time to import."""
+_MODULES = ("aio", "migrate")
+_FUNCTIONS = {"Salvaged": "salvaging", "restore": "restoration", "salvage": "salvaging", "verify": "verification"}
+"""What few programs need, and what takes time to import: when it is asked for."""
 
 if _typing.TYPE_CHECKING:
     from tiered import aio as aio
     from tiered import migrate as migrate
+    from tiered.restoration import restore
+    from tiered.salvaging import Salvaged, salvage
+    from tiered.verification import verify
 else:
 
     def __getattr__(name: str) -> object:
-        if name not in _WHEN_ASKED_FOR:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
         from importlib import import_module
 
-        return import_module(f"{__name__}.{name}")
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
+        if name not in _FUNCTIONS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+        return globals().setdefault(name, getattr(import_module(f"{__name__}.{_FUNCTIONS[name]}"), name))
 
 
 def __dir__() -> list[str]:
     """What is there for users; completions in a shell show no more."""
-    return [*__all__, *_WHEN_ASKED_FOR, "__doc__", "__version__"]
+    return [*__all__, *_MODULES, "__doc__", "__version__"]

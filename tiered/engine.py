@@ -194,7 +194,7 @@ class Engine(Snapshots):
         again = TICK_SECONDS_MAX / 2
         if now >= self._expire_at:
             more = self._expire_cycle()
-            self._expire_at = now + (0.005 if more else next_cycle(self._random))
+            self._expire_at = now + (0.005 if more else next_cycle())
             again = 0.005 if more else again
         checkpointer = self.checkpointer
         if checkpointer is not None and checkpointer.run(slices=True):

@@ -11,15 +11,16 @@ leaves with the next checkpoints, by the time the program wrote into the journal
 from __future__ import annotations
 
 import heapq
-import random
 from typing import Any
 
 CYCLE_SECONDS_MIN, CYCLE_SECONDS_MAX = 0.5, 2.0
 
 
-def next_cycle(uniform: random.Random) -> float:
+def next_cycle() -> float:
     """Seconds to the next cycle: Tmax − (Tmax − Tmin)·rand(), so that many stores don't expire in step."""
-    return CYCLE_SECONDS_MAX - (CYCLE_SECONDS_MAX - CYCLE_SECONDS_MIN) * uniform.random()
+    from random import random  # Not at the top: it takes a while to import, and so would the package.
+
+    return CYCLE_SECONDS_MAX - (CYCLE_SECONDS_MAX - CYCLE_SECONDS_MIN) * random()
 
 
 class Deadlines:

@@ -21,7 +21,6 @@ buffers that the store itself has let go of (`views`), which counts against the 
 from __future__ import annotations
 
 import contextlib
-import random
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -140,8 +139,7 @@ class Tiers:
         self._journal_ahead = False
         self._changes = 0
         self._saved_at = self._synced_at = clock.monotonic()
-        self._random = random.Random()
-        self._expire_at = clock.monotonic() + next_cycle(self._random)
+        self._expire_at = clock.monotonic() + next_cycle()
         self._full_since = 0.0
         self._helper_deaths = 0
         self._finished = False

@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import heapq
 import math
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from types import TracebackType
@@ -441,7 +440,9 @@ def edited(handle: Handle, key: Any, default: Any) -> Iterator[Any]:
 
 def backoff_seconds(attempt: int) -> float:
     """How long to wait after a conflict; jittered, so that those who met do not meet again."""
-    return random.uniform(0, _BACKOFF_SECONDS * min(2**attempt, 64))
+    from random import uniform  # Not at the top: it takes a while to import, and so would the package.
+
+    return uniform(0, _BACKOFF_SECONDS * min(2**attempt, 64))
 
 
 def _not_awaitable(result: T) -> T:
