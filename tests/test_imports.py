@@ -11,7 +11,18 @@ import pytest
 import tiered
 
 HEAVY = [
-    *("asyncio", "concurrent.futures", "ctypes", "dataclasses", "hashlib", "html", "inspect", "json", "logging"),
+    *(
+        "asyncio",
+        "concurrent.futures",
+        "ctypes",
+        "dataclasses",
+        "decimal",
+        "hashlib",
+        "html",
+        "inspect",
+        "json",
+        "logging",
+    ),
     *(
         "multiprocessing",
         "pickle",
@@ -24,6 +35,7 @@ HEAVY = [
         "tempfile",
         "unittest",
         "urllib.request",
+        "uuid",
         "xml",
     ),
     *("click", "numpy", "pytest", "rich"),

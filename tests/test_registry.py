@@ -20,6 +20,7 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from uuid import UUID
 
 import msgpack
 import numpy as np
@@ -603,10 +604,10 @@ def test_the_longest_name_works():
 
 
 def test_what_is_a_value_type_already_is_not_registered():
-    for kind in (*registry.BUILT_IN, np.ndarray, np.float64, np.str_):
+    for kind in (*registry._BUILT_IN, Decimal, UUID, np.ndarray, np.float64, np.str_):
         with pytest.raises(TypeError, match="is a value type as it is"):
             tiered.register("builtin", kind, pack=lambda value: 1, unpack=lambda state: state)
-    assert set(conversion.CONVERTERS) | set(extensions.SCALARS) | set(conversion.PACKED_AS_IS) == registry.BUILT_IN
+    assert set(conversion.CONVERTERS) | set(extensions._SCALARS) | set(conversion.PACKED_AS_IS) == registry._BUILT_IN
 
 
 def test_what_cannot_be_registered_says_why():

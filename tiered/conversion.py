@@ -19,7 +19,7 @@ from msgpack import Packer
 from tiered import extensions, registry, scalars
 from tiered.arrays import is_array, is_numpy_scalar, pack_array, pack_numpy_scalar
 from tiered.errors import ValueTooLargeError
-from tiered.extensions import FROZENSET, INT, NDARRAY, NUMPY_SCALAR, REGISTERED, SCALARS, SET, TUPLE, extension
+from tiered.extensions import FROZENSET, INT, NDARRAY, NUMPY_SCALAR, REGISTERED, SET, TUPLE, extension
 from tiered.refusal import Refused, key_name
 
 VALUE_BYTES_MAX = 1 << 30
@@ -78,7 +78,7 @@ class Converter:
         method = CONVERTERS.get(kind)
         if method is not None:
             return method(self, value)
-        scalar = SCALARS.get(kind)
+        scalar = extensions.scalar(kind)
         if scalar is not None:
             code, pack = scalar
             return extension(code, pack(value))

@@ -25,9 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from typing import Any
-from uuid import UUID
 
 from msgpack import ExtType, unpackb
 
@@ -51,16 +49,17 @@ NDARRAY = 12
 NUMPY_SCALAR = 13
 REGISTERED = 14
 
-SCALARS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
+_SCALARS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
     datetime: (DATETIME, scalars.pack_datetime),
     date: (DATE, scalars.pack_date),
     time: (TIME, scalars.pack_time),
     timedelta: (TIMEDELTA, scalars.pack_timedelta),
-    Decimal: (DECIMAL, scalars.pack_decimal),
-    UUID: (UNIQUE_ID, scalars.pack_uuid),
     complex: (COMPLEX, scalars.pack_complex),
 }
-"""The types of one value each, with the code and the function that packs it."""
+_LATE_SCALARS: dict[str, tuple[int, Callable[[Any], bytes]]] = {
+    "Decimal": (DECIMAL, scalars.pack_decimal),
+    "UUID": (UNIQUE_ID, scalars.pack_uuid),
+}
 
 _UNPACKERS: dict[int, Callable[[bytes], object]] = {
     INT: scalars.unpack_int,
@@ -76,6 +75,11 @@ _UNPACKERS: dict[int, Callable[[bytes], object]] = {
 }
 _COLLECTIONS: dict[int, Callable[[list[Any]], object]] = {TUPLE: tuple, SET: set, FROZENSET: frozenset}
 _COLLECTIONS[REGISTERED] = registry.restore
+
+
+def scalar(kind: type) -> tuple[int, Callable[[Any], bytes]] | None:
+    """The code of a type of one value each, and the function that packs it; None for other types."""
+    return _SCALARS.get(kind) or _LATE_SCALARS.get(scalars.late(kind))
 
 
 def hook(depth: int, unicode_errors: str | None) -> Callable[[int, bytes], object]:

@@ -38,12 +38,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from enum import Enum, Flag
 from types import BuiltinFunctionType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
-from uuid import UUID
 
+from tiered import scalars
 from tiered.arrays import is_numpy_type
 from tiered.errors import ConfigError, UnknownTypeError
 from tiered.refusal import Refused, type_name
@@ -54,11 +53,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
-BUILT_IN: frozenset[type] = frozenset(
+_BUILT_IN: frozenset[type] = frozenset(
     {type(None), bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset}
-    | {datetime, date, time, timedelta, Decimal, UUID}
+    | {datetime, date, time, timedelta}
 )
 NAME_BYTES_MAX = 255
+
+
+def is_built_in(kind: type) -> bool:
+    """Whether values of this type are kept without being registered; NumPy's apart."""
+    return kind in _BUILT_IN or scalars.late(kind) != ""
+
 
 _ALLOWED = (
     "None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, datetime, date, time, "
@@ -333,7 +338,7 @@ def _is_utf8(text: str) -> bool:
 def _kept_by(name: str, kind: Any, pack: Any, unpack: Any) -> Registered:
     if not isinstance(kind, type):
         raise TypeError(f"register() takes a class, not {kind!r}")
-    if kind in BUILT_IN or is_numpy_type(kind):
+    if is_built_in(kind) or is_numpy_type(kind):
         raise TypeError(f"{type_name(kind)} is a value type as it is")
     if pack is not None:
         return _Packed(name, kind, pack, unpack)
@@ -423,7 +428,7 @@ def _advice(kind: type) -> str:
     for base in kind.__mro__[1:]:
         if base in _by_class:
             return f" (a subclass of {base.__name__}, which is registered: register it as well)"
-        if base in BUILT_IN:
+        if is_built_in(base):
             return (
                 f" (a subclass of {base.__name__}: convert it to that if it may come back as one, "
                 "or register it with pack and unpack)"
