@@ -490,6 +490,13 @@ def test_a_pickled_handle_arrives_read_only_in_the_same_process(opener: Any) -> 
         pickle.dumps(store)
 
 
+def test_views_and_transactions_say_why_they_cannot_be_pickled(store: Any) -> None:
+    with store.view() as view, pytest.raises(TypeError, match="pickle the store, and make a view"):
+        pickle.dumps(view)
+    with store.transaction() as txn, pytest.raises(TypeError, match="pickle the store, and begin a transaction"):
+        pickle.dumps(txn)
+
+
 def test_a_pickled_handle_is_path_and_settings_and_no_code(opener: Any) -> None:
     import pickletools
 

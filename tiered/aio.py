@@ -434,6 +434,11 @@ class Opening:
     def __await__(self) -> Generator[Any, None, AsyncStore[Any, Any]]:
         return self._open().__await__()
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"the store is not open yet: `await aio.open(...)`, or `async with aio.open(...) as store`, has {name!r}"
+        )
+
     async def _open(self) -> AsyncStore[Any, Any]:
         return AsyncStore(await _handed_over(self._make, Store.close))
 

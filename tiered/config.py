@@ -23,13 +23,13 @@ SNAPSHOTS_MAX = 1_000_000
 NUMBER_MAX = (1 << 63) - 1
 """What a store can remember of a size, of seconds, or of changes."""
 
-_UNITS = {"": 1, "B": 1, "K": 1 << 10, "KB": 1 << 10, "M": 1 << 20, "MB": 1 << 20}
-_UNITS |= {"G": 1 << 30, "GB": 1 << 30, "T": 1 << 40, "TB": 1 << 40}
+_UNITS = {"": 1, "B": 1}
+_UNITS |= {letter + rest: 1 << 10 * power for power, letter in enumerate("KMGT", 1) for rest in ("", "B", "IB")}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
 def parse_size(value: object) -> int:
-    """Bytes from an int or from text such as "64MB" or "1.5GB"; 1 KB is 1024 bytes, as in Redis."""
+    """Bytes from an int or from text such as "64MB" or "1.5GiB"; 1 KB is 1 KiB, 1024 bytes, as in Redis."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= NUMBER_MAX:
         return value
     if isinstance(value, str) and (match := _SIZE.fullmatch(value)) and match[2].upper() in _UNITS:

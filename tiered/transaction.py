@@ -24,7 +24,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from types import TracebackType
-from typing import Any, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, overload
 
 from tiered import codec, keys, ranges
 from tiered.arrays import is_numpy_scalar, writable
@@ -83,6 +83,9 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
     Every read and the end may raise `ConflictError`: something it read was changed by
     another.  A write may raise `BatchTooLargeError`.  After its end it raises `ClosedError`.
     """
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a transaction is of one process: pickle the store, and begin a transaction of it there")
 
     def __init__(self, handle: Handle) -> None:
         engine = handle._engine

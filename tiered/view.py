@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from tiered import keys, ranges
 from tiered.errors import ClosedError, ConfigError, ForkedError, ViewExpiredError
@@ -56,6 +56,9 @@ class View(RangedMapping[K, V]):
             self._opened_at = engine.clock.monotonic()
             self._moment = Moment(engine, stays=True)
             engine.keep_view(self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a view is of one moment in one process: pickle the store, and make a view of it there")
 
     @property
     def buffers(self) -> tuple[WriteBuffer, ...]:
