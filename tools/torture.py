@@ -5,6 +5,7 @@
 
 cut         random scenarios, stopped and cut off from power at every system call (tests/crash/cut.py)
 fault       random scenarios, in which every system call fails once and for good (tests/crash/fault.py)
+helper      every system call of the helper process fails once (tests/crash/fault_helper.py)
 kill        programs, helpers and both killed at random moments (tests/crash/test_kill.py)
 interrupts  interrupts and signal handlers at every line (tests/test_interrupts.py)
 handles     ten thousand stores opened, shared and closed (tests/test_handles.py)
@@ -27,7 +28,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-REPEATED = ("cut", "fault", "kill")
+REPEATED = ("cut", "fault", "helper", "kill")
 KINDS = ("interrupts", "handles", "machines", *REPEATED)
 KILL_ROUNDS = 160
 
@@ -57,12 +58,9 @@ def tested(path: str, **environment: str) -> bool:
     return ran([sys.executable, "-m", "pytest", *options, path], **environment)
 
 
-def seam_program(library: Path, program: str, seed: int) -> bool:
-    """Run one of the programs under the seam, with a scenario made from a seed."""
-    uniform = random.Random(seed)
-    durability, journal = uniform.choice(("always", "everysec", "checkpoint")), uniform.choice(("mapped", "pwrite"))
-    counts = ["2", "0"] if program == "cut.py" else ["0"]
-    command = [sys.executable, f"tests/crash/{program}", str(seed), durability, journal, str(seed), *counts]
+def seam_program(library: Path, program: str, *arguments: object) -> bool:
+    """Run one of the programs under the seam."""
+    command = [sys.executable, f"tests/crash/{program}.py", *map(str, arguments)]
     paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
     return ran(command, PYTHONPATH=paths, LD_PRELOAD=str(library), SEAM_LIBRARY=str(library))
 
@@ -79,7 +77,11 @@ def once(kind: str, library: Path | None, seed: int) -> bool:
     if kind == "kill":
         return tested("tests/crash/test_kill.py", TIERED_KILL_ROUNDS=str(KILL_ROUNDS), TIERED_KILL_SEED=str(8 * seed))
     assert library is not None
-    return seam_program(library, f"{kind}.py", seed)
+    if kind == "helper":
+        return seam_program(library, "fault_helper", seed, 0)
+    uniform = random.Random(seed)  # Which makes a scenario, and says how it is run.
+    durability, journal = uniform.choice(("always", "everysec", "checkpoint")), uniform.choice(("mapped", "pwrite"))
+    return seam_program(library, kind, seed, durability, journal, seed, *(("2", "0") if kind == "cut" else ("0",)))
 
 
 def main() -> int:
@@ -94,11 +96,11 @@ def main() -> int:
     limit = time.monotonic() + 60 * arguments.minutes
     with tempfile.TemporaryDirectory() as folder:
         library = None
-        if {"cut", "fault"} & set(kinds):
+        if {"cut", "fault", "helper"} & set(kinds):
             sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "crash")]
             library = importlib.import_module("seam").compiled(Path(folder))
             if library is None:
-                parser.error("cut and fault need a C compiler, and Linux")
+                parser.error("cut, fault and helper need a C compiler, and Linux")
         for kind in ("interrupts", "handles", "machines"):
             if kind in kinds and not once(kind, library, 0):
                 return 1

@@ -1,6 +1,6 @@
 """Scenarios stopped at, cut off from power at, and failing at every system call that they make.
 
-`cut` and `fault` are programs of their own, run with `seam` preloaded, and say what they do.  Here each
+`cut`, `fault` and `fault_helper` are programs of their own, run with `seam` preloaded, and say what they do.  Here each
 scenario is stopped at some of its calls; tools/torture.py does all of it, with scenarios that nobody
 thought of.
 """
@@ -56,3 +56,9 @@ def test_whichever_call_fails_the_store_is_poisoned_or_fine_and_never_wrong(
 ) -> None:
     said = seam.run(library, "fault.py", scenario, durability, journal, 1, 16)
     assert "16 runs with a fault" in said
+
+
+def test_whichever_call_of_the_helper_fails_nothing_acknowledged_is_lost(library: Path) -> None:
+    said = seam.run(library, "fault_helper.py", 1, 20)
+    assert "runs with a fault in the helper" in said
+    assert int(said.split()[2]) >= 8, said
