@@ -9,11 +9,13 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from programs import ROOT
 
 from tiered import files
 from tiered.errors import LockedError, StoreFullError
@@ -96,6 +98,43 @@ def test_current_is_synced_before_it_is_renamed_and_its_directory_before_and_aft
     monkeypatch.setattr(os, "fsync", lambda fd: calls.append("fsync") or real_fsync(fd))
     files.write_current(tmp_path, 1)
     assert calls == ["fsync", "fdatasync", "replace", "fsync"], "the name it leads to, its content, its own name"
+
+
+def test_a_child_forked_while_another_thread_uses_a_lock_does_not_keep_it(tmp_path):
+    code = """
+        import os, signal, sys, threading
+        from pathlib import Path
+        import tiered
+        from tiered.files import FileLock
+
+        lock, using, pipe = FileLock(Path(sys.argv[1])), threading.Event(), os.pipe()
+        lock.acquire()
+
+        def use(descriptor):
+            using.set()
+            os.read(pipe[0], 1)  # Never: as in a system call, which lets go of the interpreter lock.
+
+        thread = threading.Thread(target=use, args=(lock._fd,), daemon=True)
+        thread.start()
+        using.wait()
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+        print(child, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "LOCK")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": ROOT}
+    ) as program:
+        child = int(program.stdout.readline())
+        assert program.wait(10) == -signal.SIGKILL
+        try:
+            lock = files.FileLock(tmp_path / "LOCK")
+            lock.acquire()
+            lock.release()
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_a_child_forked_while_the_file_of_a_lock_is_being_opened_does_not_keep_the_lock(tmp_path, monkeypatch):

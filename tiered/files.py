@@ -356,15 +356,24 @@ class Descriptor(int):
 
 
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
-_forks = 0
 
 
-def _count_fork() -> None:
-    global _forks
-    _forks += 1
+class _Forks:
+    """How many forks were begun and are over: other threads run on beside the functions called at a fork."""
+
+    over = 0
+    begun = 0
+
+    @classmethod
+    def before(cls) -> None:
+        cls.begun += 1
+
+    @classmethod
+    def after(cls) -> None:
+        cls.over += 1
 
 
-os.register_at_fork(after_in_parent=_count_fork)
+os.register_at_fork(before=_Forks.before, after_in_parent=_Forks.after, after_in_child=_Forks.after)
 
 
 class FileLock:
@@ -406,8 +415,8 @@ class FileLock:
         # A child that another thread forked after the file was opened, and before this object had it, keeps it
         # open without knowing: with a lock on it, the lock would live as long as the child.
         forks = -1
-        while forks != _forks:
-            forks = _forks
+        while not forks == _Forks.over == _Forks.begun:
+            forks = _Forks.over
             self._fd = Descriptor(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     def _sign(self) -> None:
@@ -452,9 +461,19 @@ class FileLock:
 
 
 def abandon_locks() -> None:
-    """In a forked child: let go of what the parent has locked, whichever of its threads was about to use it."""
-    for lock in list(_held):
+    """In a forked child: let go of what the parent has locked, whichever of its threads was about to use it.
+
+    A thread that was in the middle of using a descriptor is not in the child, and will never let go of it: the
+    number is made to stand for another file first, since closing it could close one that has the number by then.
+    """
+    locks = [lock for lock in _held if lock._fd >= 0]
+    if not locks:
+        return
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for lock in locks:
+        os.dup2(nothing, lock._fd, inheritable=False)
         lock.abandon()
+    os.close(nothing)
 
 
 def remove_cold(directory: Path, number: int) -> None:
