@@ -134,6 +134,7 @@ def test_what_maintains_and_looks_inside_is_there_too(opened: Opened) -> None:
             await store.refresh()
             assert (await store.stats()).records == 1000
             assert (await store.memory_stats()).accounted_bytes > 0
+            assert (await store.doctor(), await store.reclaim() >= 0) == ([], True)
             assert "cold" in (await store.explain(1)).tiers
             await store.config_set("save", "60 1")
             assert await store.config_get("save") == {"save": store._store.config_get("save")["save"]}

@@ -41,6 +41,8 @@ OPERATIONS: dict[str, Callable[[tiered.Store[Any, Any]], Any]] = {
     "explain": lambda store: store.explain("hot"),
     "stats": lambda store: store.stats(),
     "memory_stats": lambda store: store.memory_stats(),
+    "doctor": lambda store: store.doctor(),
+    "reclaim": lambda store: store.reclaim(),
     "check": lambda store: store.check(),
     "set": lambda store: store.set("hot", 2),
     "assignment": lambda store: store.__setitem__("new", 2),

@@ -515,6 +515,8 @@ def test_every_operation_on_a_closed_store_is_a_closed_error(store: Any) -> None
         lambda: store.compact(),
         lambda: store.stats(),
         lambda: store.memory_stats(),
+        lambda: store.doctor(),
+        lambda: store.reclaim(),
         lambda: store.explain("k"),
         lambda: store.check(),
         lambda: store.config_set("memory", "2MB"),

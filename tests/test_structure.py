@@ -43,7 +43,7 @@ LAYERS = [
     ["opening", "check", "mapping", "restoration"],
     ["sharing", "salvaging", "sub"],
     ["handle"],
-    ["transaction", "verification", "view"],
+    ["doctor", "transaction", "verification", "view"],
     ["store"],
     ["__init__", "aio", "commands", "migrate"],
     ["cli"],

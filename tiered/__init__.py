@@ -47,6 +47,7 @@ __all__ = [
     "ConfigError",
     "ConflictError",
     "CorruptionError",
+    "Diagnosis",
     "Explanation",
     "Finding",
     "ForkedError",
@@ -81,12 +82,19 @@ __all__ = [
 ]
 
 _MODULES = ("aio", "migrate")
-_FUNCTIONS = {"Salvaged": "salvaging", "restore": "restoration", "salvage": "salvaging", "verify": "verification"}
+_FUNCTIONS = {
+    "Diagnosis": "doctor",
+    "Salvaged": "salvaging",
+    "restore": "restoration",
+    "salvage": "salvaging",
+    "verify": "verification",
+}
 """What few programs need, and what takes time to import: when it is asked for."""
 
 if _typing.TYPE_CHECKING:
     from tiered import aio as aio
     from tiered import migrate as migrate
+    from tiered.doctor import Diagnosis
     from tiered.restoration import restore
     from tiered.salvaging import Salvaged, salvage
     from tiered.verification import verify

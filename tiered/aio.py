@@ -34,6 +34,7 @@ from typing import Any, Generic, NoReturn, TypeVar, cast, overload
 
 from tiered import codec, keys, store
 from tiered.check import Finding
+from tiered.doctor import Diagnosis
 from tiered.errors import ConflictError
 from tiered.journal import record_bytes
 from tiered.mapping import ONE, Pairs, RangedMapping
@@ -395,6 +396,12 @@ class AsyncStore(AsyncMutableMapping[K, V]):
 
     async def memory_stats(self) -> MemoryStats:
         return await self._run(self._store.memory_stats)
+
+    async def doctor(self) -> list[Diagnosis]:
+        return await self._run(self._store.doctor)
+
+    async def reclaim(self) -> int:
+        return await self._run(self._store.reclaim)
 
     async def explain(self, key: K) -> Explanation:
         return await self._run(self._store.explain, key)

@@ -318,6 +318,16 @@ class Cold:
         self._env.reader_check()
         return sum(1 for line in self._env.readers().splitlines()[1:] if line.split()[2:3] != ["-"])
 
+    def oldest_reader(self) -> tuple[int, int]:
+        """By how many write transactions the oldest read transaction is behind the last one, and its process."""
+        self._env.reader_check()
+        lines = (line.split() for line in self._env.readers().splitlines()[1:])
+        held = [(int(words[2]), int(words[0])) for words in lines if len(words) == 3 and words[2].isdigit()]
+        if not held:
+            return 0, 0
+        number, pid = min(held)
+        return max(0, int(self._env.info()["last_txnid"]) - number), pid
+
     def used_bytes(self) -> int:
         """Bytes of pages in use, free pages excluded."""
         with self.read() as reader:

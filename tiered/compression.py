@@ -118,6 +118,16 @@ class Decompressor:
         self._pools: dict[int, list[zstandard.ZstdDecompressor]] = {0: []}
         self._dictionaries: dict[int, Dictionary] = {}
 
+    @property
+    def dictionary_bytes(self) -> int:
+        """Bytes of the dictionaries that are loaded."""
+        return sum(len(dictionary.data) for dictionary in list(self._dictionaries.values()))
+
+    def forget(self) -> None:
+        """Let go of contexts that nobody is using; they are made anew when they are needed."""
+        for pool in list(self._pools.values()):
+            pool.clear()
+
     def decompress(self, compression: int, dictionary: int, body: bytes) -> bytes:
         """The payload.  Raises ValueError if the bytes are no such frame, KeyError for an unknown dictionary."""
         if compression == NONE:

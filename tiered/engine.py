@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from tiered.writing import UNSET
 
 HOT_EXPIRE_KEYS = 500
 CLOSE_SECONDS_MAX = 600.0
+SAMPLE_SECONDS, SAMPLES_MAX = 30.0, 120
 
 
 class Engine(Snapshots):
@@ -53,6 +55,9 @@ class Engine(Snapshots):
         clock: Clock,
         recovery: Plan,
     ) -> None:
+        self.rss_anon_before = process.rss_anon_bytes()
+        self.opened_at = clock.monotonic()
+        self.memory_samples: deque[tuple[float, int, int]] = deque(maxlen=SAMPLES_MAX)
         super().__init__(directory, settings, cold, journal, lock_file, clock, recovery)
         MAINTENANCE.add(self)
         if journal is not None:
@@ -191,6 +196,7 @@ class Engine(Snapshots):
                 journal.prepare()
         self._snapshot_when_due()
         self._trim()
+        self._sample_memory(now)
         again = TICK_SECONDS_MAX / 2
         if now >= self._expire_at:
             more = self._expire_cycle()
@@ -224,6 +230,20 @@ class Engine(Snapshots):
         if self._trim_due():
             self._trimmed_bytes = self.hot.evicted_bytes
             process.trim_heap()
+
+    def _sample_memory(self, now: float) -> None:
+        """Note what is accounted for and what the process has, for `doctor`."""
+        samples = self.memory_samples
+        if not samples or now - samples[-1][0] >= SAMPLE_SECONDS:
+            samples.append((now, self.hot.used_bytes + self.buffer_bytes, process.rss_anon_bytes()))
+
+    def reclaim(self) -> int:
+        """Give memory that holds nothing back to the system; returns by how much the process's became less."""
+        before = process.rss_anon_bytes()
+        self.shrink()
+        self.decompressor.forget()
+        process.trim_heap()
+        return max(0, before - process.rss_anon_bytes())
 
     def _review_views(self, now: float) -> None:
         """End those that are too old, and give back what others kept that are gone."""

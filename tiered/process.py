@@ -27,6 +27,11 @@ def rss_anon_bytes() -> int:
     return _field("/proc/self/status", b"RssAnon:") * 1024
 
 
+def rss_file_bytes() -> int:
+    """Resident pages of mapped files, LMDB's among them: the system's cache, which it takes back as it likes."""
+    return _field("/proc/self/status", b"RssFile:") * 1024
+
+
 def written_bytes() -> int:
     """Bytes this process caused to be written to devices."""
     return _field("/proc/self/io", b"write_bytes:")

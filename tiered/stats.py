@@ -116,7 +116,15 @@ class Stats(NamedTuple):
 
 
 class MemoryStats(NamedTuple):
-    """Where a store's memory is, in bytes."""
+    """Where a store's memory is, in bytes.
+
+    `accounted_bytes` is the sum of what the budget is for: hot tier (its entries
+    and its tables), write buffer, and what views keep of it.  `dictionary_bytes` are those of compression that
+    are loaded, beside the budget.  `grown_bytes` is by how much the anonymous memory of the whole
+    process has grown since the store was opened, and `fragmentation` that for each byte accounted for, other stores and
+    the program itself included.  `process_rss_file_bytes` are pages of mapped files, LMDB's among them: the
+    system's cache, which counts as resident and is given up under pressure.
+    """
 
     budget_bytes: int
     accounted_bytes: int
@@ -124,7 +132,11 @@ class MemoryStats(NamedTuple):
     hot_table_bytes: int
     write_buffer_bytes: int
     view_bytes: int
+    dictionary_bytes: int
+    grown_bytes: int
+    fragmentation: float
     process_rss_anon_bytes: int
+    process_rss_file_bytes: int
     helper_peak_rss_anon_bytes: int
     hot_tier: str
     bound: str
@@ -223,14 +235,20 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
 def memory_stats_of(engine: Engine) -> MemoryStats:
     """The memory of an engine now."""
     hot, buffers, views = engine.hot, engine.buffer_bytes, engine.pinned_bytes()
+    accounted, anonymous = hot.used_bytes + buffers + views, process.rss_anon_bytes()
+    grown = max(0, anonymous - engine.rss_anon_before)
     return MemoryStats(
         budget_bytes=engine.settings.memory,
-        accounted_bytes=hot.used_bytes + buffers + views,
+        accounted_bytes=accounted,
         hot_entry_bytes=hot.entry_bytes,
         hot_table_bytes=hot.used_bytes - hot.entry_bytes,
         write_buffer_bytes=buffers,
         view_bytes=views,
-        process_rss_anon_bytes=process.rss_anon_bytes(),
+        dictionary_bytes=engine.decompressor.dictionary_bytes,
+        grown_bytes=grown,
+        fragmentation=grown / accounted if accounted else 0.0,
+        process_rss_anon_bytes=anonymous,
+        process_rss_file_bytes=process.rss_file_bytes(),
         helper_peak_rss_anon_bytes=engine.counters.helper_peak_rss_anon_bytes,
         hot_tier=hot.name,
         bound=_BOUNDS[hot.in_budget],

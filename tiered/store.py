@@ -35,6 +35,9 @@ from tiered.transaction import ATTEMPTS, Transaction, added, edited, transacted
 from tiered.view import AGE_SECONDS_MAX, View
 from tiered.writing import UNSET, Batch, Change, collect
 
+if TYPE_CHECKING:
+    from tiered.doctor import Diagnosis
+
 K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")
@@ -547,6 +550,22 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
             compression=_COMPRESSIONS[cold.compression] if cold else "",
             dictionary=cold.dictionary if cold else 0,
         )
+
+    def doctor(self) -> list[Diagnosis]:
+        """What will hurt if it stays as it is, each with evidence and advice; empty for a healthy store.
+
+        Looks at figures only, of now and of the last hour, and costs as much as `stats`.
+        """
+        from tiered.doctor import diagnoses
+
+        return diagnoses(self._engine, self.stats(), self.memory_stats())
+
+    def reclaim(self) -> int:
+        """Give memory that holds nothing back to the system now; returns the bytes by which the process shrank."""
+        engine = self._engine
+        engine.check_readable()
+        engine.refuse_reentry()
+        return engine.reclaim()
 
     def check(self) -> list[Finding]:
         """What is wrong across the tiers; empty when all is well.  Reads every record."""
