@@ -175,6 +175,22 @@ def test_the_thread_ends_with_the_last_store_and_starts_again_with_the_next(open
         assert not running()
 
 
+def test_an_engine_is_ticked_as_soon_as_it_is_served_whether_the_thread_is_there_or_not(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticked = {name: threading.Event() for name in ("first", "second")}
+
+    def tick(engine: engine_module.Engine) -> float:
+        ticked[engine.directory.name].set()
+        return maintenance.TICK_SECONDS_MAX
+
+    monkeypatch.setattr(engine_module.Engine, "tick_guarded", tick)
+    for name, event in ticked.items():
+        store = opener(name)
+        store["k"] = 1
+        assert event.wait(0.5), name
+
+
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()], ids=repr)
 def test_a_thread_that_could_not_be_started_is_started_by_the_next_write_and_not_waited_for_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException

@@ -63,6 +63,7 @@ class Maintenance:
                 self._thread.start()
             number = next(self._numbers)
             self._engines[number] = weakref.ref(engine)
+            self.wake()
             return number
 
     def dismiss(self, number: int) -> None:
