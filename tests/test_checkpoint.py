@@ -200,6 +200,28 @@ def test_many_expired_records_go_in_bounded_slices(driven, monkeypatch):
     assert set(driven.contents()) == {b"stays", b"another"}
 
 
+def test_what_is_owed_before_the_next_apply_does_not_wait_for_what_expired(driven, monkeypatch):
+    monkeypatch.setattr(checkpoint, "EXPIRE_RECORDS", 5)
+    monkeypatch.setattr(checkpoint, "RUNS_RECORDS_MIN", 40)
+    monkeypatch.setattr(checkpoint, "MERGE_RECORDS", 16)
+    driven.apply(*(put(b"key %04d" % number, b"x", NOW + 1) for number in range(300)))
+    driven.now = NOW + 10
+    driven.apply(*(put(b"another %04d" % number, b"x") for number in range(60)))
+    assert driven.applier.owes
+    with driven.cold.read() as reader:
+        due = sum(1 for _ in reader.due(driven.now))
+    steps = 0
+    while driven.applier.owes and driven.applier.slice():
+        steps += 1
+    assert steps > 2
+    with driven.cold.read() as reader:
+        assert sum(1 for _ in reader.due(driven.now)) == due > 200
+    driven.slices()
+    assert set(driven.contents()) == {b"another %04d" % number for number in range(60)}
+    with driven.cold.read() as reader:
+        assert not list(reader.due(driven.now))
+
+
 def test_clearing_hides_all_before_it_and_nothing_after(driven):
     driven.apply(put(b"a", b"x", NOW + 5), put(b"b", b"x"))
     driven.apply(put(b"c", b"x"), (CLEAR, b"", b"", 0), put(b"b", b"after"))

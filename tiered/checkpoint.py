@@ -134,7 +134,8 @@ class Applier:
 
     def slice(self) -> bool:
         """Do one piece of work that is due apart from applying; False if there is none."""
-        if self._expiry_behind:
+        # What is owed comes first, since the next apply, and so a writer, may be waiting for it.
+        if self._expiry_behind and not self.owes:
             self._expire_slice()
             return True
         moved = self._copy_slice()
@@ -142,6 +143,8 @@ class Applier:
             self._owed -= moved
             return True
         self._owed = 0
+        if self._expiry_behind:
+            return True
         if self._compression.startswith("zstd") and self._trainer.due():
             self._train()
             return True
