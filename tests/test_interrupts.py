@@ -226,7 +226,8 @@ def test_an_interrupt_at_any_line_leaves_old_or_new_and_no_lock_held(
         where = f"{name} of a {state} key, interrupted at {interrupter.place}"
         assert not store._engine.owned(), where
         assert not store._engine.journal._prepare_lock._is_owned(), where
-        assert not store._engine.journal._sync_lock._is_owned(), where
+        assert not store._engine.journal._group.lock._is_owned(), where
+        assert not store._engine.journal._group._mutex._is_owned(), where
         assert free(store._engine.lock), where
         assert not store._engine.poisoned, where
         assert dict(store) in allowed, where

@@ -67,6 +67,7 @@ from zlib import crc32
 
 from tiered import files
 from tiered.errors import CorruptionError, FormatError, ReentrantError, StoreError, StoreFullError
+from tiered.group_commit import GroupCommit
 from tiered.log import LOG
 from tiered.native import native
 
@@ -228,9 +229,8 @@ class Journal:
         self._directory_changes = 0
         self._directory_synced = 0
         self._sync_failure: OSError | None = None
-        # Both may be entered again by a signal handler: `sync` is complete in itself, and the
-        # outer call then finds less to do; a segment is not begun while another is being made.
-        self._sync_lock = threading.RLock()
+        self._group = GroupCommit()
+        # Entered again by a signal handler: a segment is not begun while another is being made.
         self._prepare_lock = threading.RLock()
 
     def open_segment(self, room: int, capacity_max: int) -> Segment:
@@ -349,30 +349,30 @@ class Journal:
             LOG.warning("%s: applied, but cannot be removed: %s", segment.path, error)
 
     def sync(self, wanted: int) -> None:
-        """Return when every record up to `wanted` is on the disk.  Threads that wait share one sync.
+        """Return when every record up to `wanted` is on the disk.
 
-        Older segments come first and the directory's entries before all, so that "synced"
-        always means a prefix.  Raises OSError; after that nothing may be taken as synced.
+        Threads that wait share one sync (`group_commit`).  Raises OSError; after that nothing may be taken as synced.
         """
-        with self._sync_lock:
-            if self.synced >= wanted:
-                return
-            if self._sync_failure is not None:
-                # The system reports an error once, and has forgotten the pages by the next sync.
-                raise OSError(self._sync_failure.errno, f"an earlier sync failed: {self._sync_failure.strerror}")
-            target, changes = self.last, self._directory_changes
-            try:
-                if changes != self._directory_synced:
-                    files.sync_directory(self.directory)
-                    self._directory_synced = changes
-                for segment in list(self._unsynced):
-                    files.sync_data(segment.fd)
-                    if segment is not self.active and segment.last <= target and segment in self._unsynced:
-                        self._unsynced.remove(segment)
-            except OSError as error:
-                self._sync_failure = error
-                raise
-            self.synced = max(self.synced, target)
+        self._group.run(lambda: self.synced >= wanted, self._sync_all)
+
+    def _sync_all(self) -> None:
+        """Older segments first and the directory's entries before all, so that "synced" always means a prefix."""
+        if self._sync_failure is not None:
+            # The system reports an error once, and has forgotten the pages by the next sync.
+            raise OSError(self._sync_failure.errno, f"an earlier sync failed: {self._sync_failure.strerror}")
+        target, changes = self.last, self._directory_changes
+        try:
+            if changes != self._directory_synced:
+                files.sync_directory(self.directory)
+                self._directory_synced = changes
+            for segment in list(self._unsynced):
+                files.sync_data(segment.fd)
+                if segment is not self.active and segment.last <= target and segment in self._unsynced:
+                    self._unsynced.remove(segment)
+        except OSError as error:
+            self._sync_failure = error
+            raise
+        self.synced = max(self.synced, target)
 
     def discard_empty(self) -> None:
         """Remove the active and the prepared segment where nothing needs them any more."""
