@@ -150,6 +150,19 @@ def test_wrong_usage_is_status_2(arguments: tuple[Any, ...]) -> None:
     assert status == 2
 
 
+@pytest.mark.parametrize("command", ["verify", "salvage"])
+def test_a_page_of_lmdb_whose_reading_ends_the_process_is_a_finding(path: Path, command: str) -> None:
+    file = path / "cold-0001" / "data.mdb"
+    data = bytearray(file.read_bytes())
+    page = data.index(b"spoiled") // 4096 * 4096
+    data[page + 17] = 0xFF  # Its first record lies 64 KB further on, it says, where the file has ended.
+    file.write_bytes(data)
+    status, out, errors = call(command, path)
+    assert status == 3, (status, out, errors)
+    assert "LMDB's pages are damaged: the process that read them died of signal" in out
+    assert errors.count("\n") == 1
+
+
 def test_the_version_and_help_are_there(tmp_path: Path) -> None:
     assert call("--version")[1] == f"tiered, version {tiered.__version__}\n"
     for arguments in (

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgpack
 import pytest
+from beside import beside
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_codec import DAMAGED, same, texts, values
@@ -24,7 +25,7 @@ from test_keys import plain_keys
 
 import tiered
 from tiered import codec, keys
-from tiered.journal import DELETE, PUT, Journal
+from tiered.journal import DELETE, HEADER_BYTES, PUT, Journal
 from tiered.native import native
 from tiered.writing import _collect, collect
 
@@ -490,6 +491,34 @@ def test_a_record_of_any_damaged_length_is_refused_without_being_read():
                 assert records.record_at(0) is None
                 mapping[at] = right
     assert native.Records(mapping, 2).record_at(0) is None, "another segment's seed"
+
+
+@compiled
+def test_records_of_a_segment_mapped_for_reading_are_read_and_never_written(tmp_path):
+    mapping = mmap.mmap(-1, 4096)
+    native.Records(mapping, 1).append(0, 1, 0, PUT, 0, 3, 9, b"key", b"value")
+    (tmp_path / "segment").write_bytes(mapping)
+    with open(tmp_path / "segment", "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as readable:
+        records = native.Records(readable, 1)
+        assert records.record_at(0) == (3, 9, b"key", b"value")
+        with pytest.raises(TypeError, match="reading only"):
+            records.append(0, 1, 0, PUT, 0, 0, 0, b"key", b"other")
+        with pytest.raises(TypeError, match="reading only"):
+            records.append_batch(0, 1, 0, [PUT], [0], [0], [b"key"], [b"other"])
+        assert records.record_at(0) == (3, 9, b"key", b"value")
+        del records
+
+
+@compiled
+def test_a_reader_beside_a_writer_reads_the_journal_with_the_compiled_part(tmp_path):
+    with tiered.open(tmp_path / "s", helper=False, save="") as writer:
+        writer["key"] = "value"
+        reader = beside(writer)
+        assert reader["key"] == "value"
+        segment = reader._engine.buffers[0].segment
+        assert segment.records is not None
+        assert segment.records.record_at(HEADER_BYTES) is not None
+        reader.close()
 
 
 @compiled

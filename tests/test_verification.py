@@ -333,3 +333,14 @@ def test_verifying_a_store_takes_little_memory(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("at", [10, 13, 15])
+def test_what_lmdb_itself_finds_damaged_is_a_finding(tmp_path: Path, at: int) -> None:
+    with tiered.open(tmp_path / "s", helper=False, compression="none") as store:
+        store.update({"a": 1, "b:1": "two", "b:2": "spoiled"})
+    file = tmp_path / "s" / "cold-0001" / "data.mdb"
+    data = bytearray(file.read_bytes())
+    data[data.index(b"spoiled") // 4096 * 4096 + at] = 0x10  # In the header of the page.
+    file.write_bytes(data)
+    assert tiered.verify(tmp_path / "s") != []

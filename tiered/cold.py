@@ -48,6 +48,7 @@ from tiered.log import LOG
 
 CLOSE_WAIT_SECONDS = 5.0
 _DAMAGE = (
+    lmdb.BadTxnError,  # Said of a transaction that has met a damaged page, by which time that may not have been told.
     lmdb.CorruptedError,
     lmdb.PageNotFoundError,
     lmdb.PanicError,

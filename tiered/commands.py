@@ -7,6 +7,9 @@ Each command returns its exit status, so that cron and scripts can tell what hap
     2  called wrongly
     3  damage was found: in the file or store that was read
 
+`verify` and `salvage` read a store in a process of its own: LMDB has no checksums over its pages, and a damaged one may
+end whoever reads it.  That is a finding then.
+
 An error of the user's is one line on stderr, without a traceback.  The progress bar is on
 stderr, if that is a terminal and `rich` is there.
 """
@@ -14,6 +17,7 @@ stderr, if that is a terminal and `rich` is there.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +35,7 @@ from tiered.verification import verify as verify_path
 
 DONE, FAILED, USAGE, DAMAGED, INTERRUPTED = 0, 1, 2, 3, 130
 STATUS = "Exit status: 0 done, 1 not done and nothing changed, 2 called wrongly, 3 damage found."
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 _ADVICE = {"; open with flag='c' to create one": "", "with force=True": "with --force", ", or open with flag='r'": ""}
 Progress = Callable[[int, int], object]
 
@@ -65,7 +70,7 @@ def restore(
 
 def verify(path: str, quiet: bool = False) -> int:
     """Read a snapshot file or a store to its end; a line on stdout for everything that is wrong."""
-    return _guarded(lambda: _verified(path, quiet))
+    return _apart(path, lambda: _guarded(lambda: _verified(path, quiet)))
 
 
 def salvage(store: str, quiet: bool = False) -> int:
@@ -85,7 +90,39 @@ def salvage(store: str, quiet: bool = False) -> int:
         )
         return DAMAGED
 
-    return _guarded(run)
+    return _apart(store, lambda: _guarded(run))
+
+
+def _apart(path: str, run: Callable[[], int]) -> int:
+    """The status of `run` in a process of its own; if that crashes, the store's pages are damaged.
+
+    Forked, since a command line has no threads yet, and what is said goes where it would have gone.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if not child:
+        status = FAILED
+        try:
+            status = run()
+            sys.stdout.flush()
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(status)
+    # A terminal interrupts both, and the child says what came of it; others tell this one alone that it is to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, number))
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status >= 0:
+        return status
+    died = f"died of signal {-status} ({signal.Signals(-status).name})"
+    if -status not in CRASHES or not os.path.isdir(path):
+        print(f"{os.path.basename(sys.argv[0])}: the process that read {path} {died}", file=sys.stderr)
+        return 128 - status
+    print(f"damaged store: {path}: LMDB's pages are damaged: the process that read them {died}")
+    print(f"{path}: damaged; keep it as it is, and restore from a snapshot that verifies", file=sys.stderr)
+    return DAMAGED
 
 
 def _verified(path: str, quiet: bool) -> int:

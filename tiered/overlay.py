@@ -43,6 +43,7 @@ import msgpack
 from tiered import files, keys
 from tiered.errors import CorruptionError
 from tiered.journal import CLEAR, CLOSE, DELETE, HEADER_BYTES, MORE, PUT, RECORD, SETTING, Entry, Segment, SegmentFile
+from tiered.native import native
 from tiered.recovery import refuse_damage, refuse_damaged_header
 from tiered.write_buffer import WriteBuffer
 
@@ -55,9 +56,9 @@ class Followed(Segment):
     def __init__(self, file: SegmentFile) -> None:
         self.path = file.path
         self.map: Any = file.map
-        self.records = None  # Which is the writer's own.
         # Without a header, which never reached the disk, it continues nothing.
         self.seed, self.number, self.first, _ = file.header or (0, 0, 0, 0)
+        self.records = None if native is None else native.Records(self.map, self.seed)
         self.last = self.first - 1
         self.position = HEADER_BYTES
 

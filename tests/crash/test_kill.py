@@ -2,7 +2,8 @@
 
 Each thread of the program has keys of its own and does a known sequence of operations,
 so what is found after a kill must be the state after the last acknowledged one, or
-after the one that was under way.  A program that only reads runs beside them all the time.  Some leave a forked
+after the one that was under way.  A program that only reads runs beside them all the time; a snapshot
+that a killed program leaves is whole.  Some leave a forked
 child behind, which must be in nobody's way.  `TIERED_KILL_ROUNDS` sets how often in all.
 """
 
@@ -62,14 +63,14 @@ class Scenario:
         self.notes.mkdir()
         self.models: list[dict[Any, Any]] = [{} for _ in range(THREADS)]
         self.steps = [0] * THREADS
-        self.helpers_killed = self.under_way = self.orphans_killed = 0
+        self.helpers_killed = self.under_way = self.orphans_killed = self.snapshots = 0
         self.orphans: list[int] = []
 
     def run_and_kill(self) -> None:
         """One program's life: it is killed, or its helper and then it, or both at once."""
         uniform = self.uniform
         durability = uniform.choice(("everysec", "everysec", "always", "checkpoint"))
-        beside = uniform.choice(("h", "h", "hs", "hsc", "hc", "hy", "", "s", "c", "hf", "hsf", "f"))
+        beside = uniform.choice(("h", "h", "hs", "hsc", "hc", "hy", "", "s", "c", "hf", "hsf", "f", "hp", "hsp", "p"))
         command = [sys.executable, str(Path(__file__).with_name("writer.py")), str(self.path), str(self.notes)]
         command += [",".join(map(str, self.steps)), durability, beside]
         with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
@@ -115,6 +116,10 @@ class Scenario:
                 self._verify_thread(thread, found[thread])
             key = self.uniform.choice(list(self.models[0]) or [(0, 0)])
             assert store.get(key) == self.models[0].get(key)
+        snapshot = self.path.with_name(f"{self.path.name}.tsnap")
+        if snapshot.exists():
+            assert tiered.verify(snapshot) == []
+            self.snapshots += 1
 
     def _verify_thread(self, thread: int, found: dict[Any, Any]) -> None:
         notes = self.notes / str(thread)

@@ -46,6 +46,8 @@ def disturb(store: tiered.Store, beside: str) -> None:
             store.compact()
         if "s" in beside:
             store.save()
+        if "p" in beside:
+            store.snapshot(f"{store.path}.tsnap")
         if "y" in beside:
             store.sync()
 

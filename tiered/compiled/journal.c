@@ -108,6 +108,14 @@ take_place(Records *self, PyObject *const *args, Place *place)
         && take(args[2], 0, INT64_MAX, &place->synced);
 }
 
+static int
+refuse_readonly(Records *self)
+{
+    if (self->mapping.readonly)
+        PyErr_SetString(PyExc_TypeError, "the segment is mapped for reading only");
+    return self->mapping.readonly;
+}
+
 static PyObject *
 no_room(void)
 {
@@ -123,6 +131,8 @@ append(Records *self, PyObject *const *args, Py_ssize_t count)
     int64_t flags;
     if (count != 9)
         return PyErr_Format(PyExc_TypeError, "append() takes 9 arguments");
+    if (refuse_readonly(self))
+        return NULL;
     if (!take_place(self, args, &place) || !take(args[4], 0, 0xFF, &flags)
         || !take_record(args[3], args[5], args[6], args[7], args[8], &record))
         Py_RETURN_NONE;
@@ -141,6 +151,8 @@ append_batch(Records *self, PyObject *const *args, Py_ssize_t count)
     Record record;
     if (count != 8)
         return PyErr_Format(PyExc_TypeError, "append_batch() takes 8 arguments");
+    if (refuse_readonly(self))
+        return NULL;
     if (!PyList_CheckExact(args[3]) || !take_place(self, args, &place))
         Py_RETURN_NONE;
     Py_ssize_t rows = PyList_GET_SIZE(args[3]);
@@ -184,22 +196,35 @@ append_batch(Records *self, PyObject *const *args, Py_ssize_t count)
     return positions;
 }
 
-/* (codec, deadline, key, payload) of the record at a position, None if there is no valid one. */
+/* (codec, deadline, key, payload) of the record at a position, None if there is no valid one.  The copies are what is judged: a
+ * reader's mapping may be written by another process meanwhile. */
 static PyObject *
 record_at(Records *self, PyObject *argument)
 {
     int64_t position;
+    unsigned char head[HEAD_BYTES];
     if (!take(argument, 0, self->mapping.len - HEAD_BYTES, &position))
         Py_RETURN_NONE;
-    const unsigned char *head = (const unsigned char *)self->mapping.buf + position;
-    int64_t key_size = (int64_t)number_at(head + 8, 2), payload_size = (int64_t)number_at(head + 12, 4);
+    const char *at = (const char *)self->mapping.buf + position;
+    memcpy(head, at, HEAD_BYTES);
+    Py_ssize_t key_size = (Py_ssize_t)number_at(head + 8, 2), payload_size = (Py_ssize_t)number_at(head + 12, 4);
     if (key_size + payload_size > self->mapping.len - HEAD_BYTES - position)
         Py_RETURN_NONE;
-    size_t body_size = HEAD_BYTES - 4 + (size_t)(key_size + payload_size);
-    if (tiered_crc32(self->seed, head + 4, body_size) != number_at(head, 4))
+    PyObject *key = PyBytes_FromStringAndSize(at + HEAD_BYTES, key_size);
+    PyObject *payload = key == NULL ? NULL : PyBytes_FromStringAndSize(at + HEAD_BYTES + key_size, payload_size);
+    if (payload == NULL) {
+        Py_XDECREF(key);
+        return NULL;
+    }
+    uint32_t crc = tiered_crc32(self->seed, head + 4, HEAD_BYTES - 4);
+    crc = tiered_crc32(crc, (const unsigned char *)PyBytes_AS_STRING(key), (size_t)key_size);
+    crc = tiered_crc32(crc, (const unsigned char *)PyBytes_AS_STRING(payload), (size_t)payload_size);
+    if (crc != number_at(head, 4)) {
+        Py_DECREF(key);
+        Py_DECREF(payload);
         Py_RETURN_NONE;
-    return Py_BuildValue("(iLy#y#)", (int)head[10], (long long)number_at(head + 32, 8), (const char *)head + HEAD_BYTES,
-                         (Py_ssize_t)key_size, (const char *)head + HEAD_BYTES + key_size, (Py_ssize_t)payload_size);
+    }
+    return Py_BuildValue("(iLNN)", (int)head[10], (long long)number_at(head + 32, 8), key, payload);
 }
 
 static PyObject *
@@ -213,7 +238,8 @@ new_records(PyTypeObject *type, PyObject *args, PyObject *names)
     if (self == NULL)
         return NULL;
     self->seed = seed;
-    if (PyObject_GetBuffer(mapping, &self->mapping, PyBUF_WRITABLE) < 0) {
+    /* Of a segment that another program writes there is a mapping that can only be read. */
+    if (PyObject_GetBuffer(mapping, &self->mapping, PyBUF_SIMPLE) < 0) {
         Py_DECREF(self);
         return NULL;
     }
@@ -239,7 +265,7 @@ static PyMethodDef methods[] = {
 static PyTypeObject RecordsType = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "tiered._native.Records",
-    .tp_doc = "Records(mapping, seed): the records of a mapped segment.",
+    .tp_doc = "Records(mapping, seed): the records of a mapped segment; of one mapped for reading, record_at only.",
     .tp_basicsize = sizeof(Records),
     .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_methods = methods,
