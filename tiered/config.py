@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -25,11 +26,12 @@ NUMBER_MAX = (1 << 63) - 1
 
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "KB": 1 << 10, "M": 1 << 20, "MB": 1 << 20}
 _UNITS |= {"G": 1 << 30, "GB": 1 << 30, "T": 1 << 40, "TB": 1 << 40}
+_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
 def parse_size(value: object) -> int:
-    """Bytes from an int or from text such as "64MB" or "1.5GB"; 1 KB is 1024 bytes, as in Redis."""
+    """Bytes from an int or from text such as "64MB" or "1.5GB"; 1 KB is 1024 bytes, as in Redis, and 1 KiB the same."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= NUMBER_MAX:
         return value
     if isinstance(value, str) and (match := _SIZE.fullmatch(value)) and match[2].upper() in _UNITS:
@@ -93,9 +95,11 @@ def parse_compression(value: object) -> str:
 
 
 def parse_ttl(value: object) -> float | None:
-    """Seconds to live, above zero, or None for never."""
+    """Seconds to live, above zero, also from a `timedelta`, or None for never."""
     if value is None:
         return None
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= TTL_SECONDS_MAX:
         return value
     raise ConfigError(

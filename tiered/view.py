@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, SupportsIndex, TypeVar
 
 from tiered import keys, ranges
 from tiered.errors import ClosedError, ConfigError, ForkedError, ViewExpiredError
@@ -148,6 +148,9 @@ class View(RangedMapping[K, V]):
         """Let go of everything.  Again is allowed and does nothing."""
         with self._engine.lock:
             self.end("closed")
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError("a view cannot be pickled: it is one moment of this process; pickle its store, or dict(view)")
 
     def __enter__(self) -> View[K, V]:
         return self
