@@ -402,3 +402,16 @@ def test_a_time_to_live_may_be_a_timedelta_wherever_one_is_given(opener: Any) ->
 def test_a_view_is_not_pickled_and_says_what_to_pickle(opener: Any, protocol: int) -> None:
     with opener().view() as view, pytest.raises(TypeError, match=r"a view cannot be pickled.*pickle its store"):
         pickle.dumps(view, protocol)
+
+
+def test_an_asynchronous_store_used_before_it_was_awaited_says_how_to_open_it(quick_path: Path) -> None:
+    with pytest.raises(AttributeError, match=r"no .get. before the store is open: await tiered\.aio\.open"):
+        tiered.aio.open(quick_path / "store.tiered").get("key")  # type: ignore[attr-defined]
+
+
+def test_a_value_of_an_unsupported_type_is_refused_in_words_that_name_register(opener: Any) -> None:
+    class Point:
+        pass
+
+    with pytest.raises(TypeError, match=r"Point cannot be kept.*types registered with tiered\.register"):
+        opener().set("key", Point())

@@ -31,7 +31,7 @@ from datetime import timedelta
 from functools import partial
 from itertools import islice
 from types import TracebackType
-from typing import Any, Generic, NoReturn, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
 
 from tiered import codec, keys, store
 from tiered.check import Finding
@@ -436,6 +436,13 @@ class Opening:
 
     def __await__(self) -> Generator[Any, None, AsyncStore[Any, Any]]:
         return self._open().__await__()
+
+    if not TYPE_CHECKING:  # Nothing of this is there for a type checker, which says so itself.
+
+        def __getattr__(self, name: str) -> object:
+            raise AttributeError(
+                f"no {name!r} before the store is open: await tiered.aio.open(…), or use it in `async with`", name=name
+            )
 
     async def _open(self) -> AsyncStore[Any, Any]:
         return AsyncStore(await _handed_over(self._make, Store.close))

@@ -62,7 +62,7 @@ NAME_BYTES_MAX = 255
 
 _ALLOWED = (
     "None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, datetime, date, time, "
-    "timedelta, Decimal, UUID, NumPy arrays and scalars, and registered types"
+    "timedelta, Decimal, UUID, NumPy arrays and scalars, and types registered with tiered.register"
 )
 
 
