@@ -259,11 +259,6 @@ def test_a_store_is_opened_by_await_or_by_async_with_and_one_at_hand_can_be_wrap
 # Errors
 
 
-def test_a_store_that_was_not_awaited_says_so() -> None:
-    with pytest.raises(AttributeError, match=r"not open yet: `await aio.open.*has 'get'"):
-        aio.open().get("k")  # type: ignore[attr-defined]
-
-
 def test_errors_come_through_as_they_are(opened: Opened, tmp_path: Path) -> None:
     async def main() -> None:
         async with opened() as store:

@@ -13,6 +13,7 @@ import sys
 import textwrap
 import threading
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
@@ -367,3 +368,44 @@ def test_check_tests_the_invariants_of_an_open_store(opener: Any) -> None:
     assert store.check() == []
     with upset_accounts(store._engine.hot):
         assert [finding.what for finding in store.check()] == ["accounting drift"]
+
+
+def test_get_has_a_signature_that_help_shows() -> None:
+    parameters = list(inspect.signature(tiered.Store.get).parameters.values())
+    assert [parameter.name for parameter in parameters] == ["self", "key", "default"]
+    assert [parameter.kind for parameter in parameters[1:]] == [
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    ]
+    assert parameters[2].default is None
+
+
+def test_a_time_to_live_may_be_a_timedelta_wherever_one_is_given(opener: Any) -> None:
+    store, hour = opener(stepwise=True, default_ttl=timedelta(days=2)), timedelta(hours=1)
+    store["default"] = 1
+    assert 172_000 < store.ttl("default") <= 172_800
+    assert store.config_get("default_ttl") == {"default_ttl": 172_800}
+    store.set("set", 1, ttl=hour)
+    store.set_many({"many": 1}, ttl=hour)
+    store.sub("a").set("sub", 1, ttl=hour)
+    with store.transaction() as txn:
+        txn.set("txn", 1, ttl=hour)
+    store["touched"] = 1
+    store.touch("touched", hour)
+    for key in ("set", "many", ("a", "sub"), "txn", "touched"):
+        assert 3500 < store.ttl(key) <= 3600, key
+    with pytest.raises(tiered.ConfigError):
+        store.set("set", 1, ttl=timedelta(0))
+
+
+def test_an_asynchronous_store_used_before_it_was_awaited_says_how_to_open_it(quick_path: Path) -> None:
+    with pytest.raises(AttributeError, match=r"no .get. before the store is open: await tiered\.aio\.open"):
+        tiered.aio.open(quick_path / "store.tiered").get("key")  # type: ignore[attr-defined]
+
+
+def test_a_value_of_an_unsupported_type_is_refused_in_words_that_name_register(opener: Any) -> None:
+    class Point:
+        pass
+
+    with pytest.raises(TypeError, match=r"Point cannot be kept.*types registered with tiered\.register"):
+        opener().set("key", Point())

@@ -545,7 +545,7 @@ def test_the_refusal_of_other_subclasses_names_their_base():
         codec.encode(Sub(1, 2))
     with pytest.raises(TypeError, match=r"a subclass of dict: convert it .* or register it with pack and unpack"):
         codec.encode(collections.OrderedDict())
-    with pytest.raises(TypeError, match=r"and registered types$"):
+    with pytest.raises(TypeError, match=r"and types registered with tiered\.register$"):
         codec.encode(object())
 
 

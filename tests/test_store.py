@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import shutil
 import sys
 from collections.abc import Callable
@@ -153,12 +152,6 @@ def test_incr_of_what_is_no_number_is_a_type_error_and_changes_nothing(store: An
 
 
 # Batches
-
-
-def test_the_methods_say_what_arguments_they_take() -> None:
-    assert str(inspect.signature(tiered.Store.get)).startswith("(self, key")
-    assert "default" in inspect.signature(tiered.Store.get).parameters
-    assert list(inspect.signature(tiered.Store.set).parameters) == ["self", "key", "value", "ttl"]
 
 
 def test_set_many_takes_endless_iterators_in_chunks_each_of_them_whole(store: Any) -> None:

@@ -27,10 +27,11 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from functools import partial
 from itertools import islice
 from types import TracebackType
-from typing import Any, Generic, NoReturn, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
 
 from tiered import codec, keys, store
 from tiered.check import Finding
@@ -188,11 +189,11 @@ class AsyncMapping(Generic[K, V]):
 class AsyncMutableMapping(AsyncMapping[K, V]):
     """What can be read and written."""
 
-    def _set_at_once(self, key: Any, value: Any, ttl: float | None) -> bool:
+    def _set_at_once(self, key: Any, value: Any, ttl: float | timedelta | None) -> bool:
         """Write a value if that can be done without waiting."""
         return False
 
-    async def set(self, key: K, value: V, ttl: float | None = UNSET) -> None:
+    async def set(self, key: K, value: V, ttl: float | timedelta | None = UNSET) -> None:
         if not self._set_at_once(key, value, ttl):
             await self._run(self._mapping.set, key, value, ttl)
 
@@ -216,13 +217,15 @@ class AsyncMutableMapping(AsyncMapping[K, V]):
     async def incr(self, key: K, by: V = ONE) -> V:
         return await self._run(self._mapping.incr, key, by)
 
-    async def touch(self, key: K, ttl: float | None) -> bool:
+    async def touch(self, key: K, ttl: float | timedelta | None) -> bool:
         return await self._run(self._mapping.touch, key, ttl)
 
     async def persist(self, key: K) -> bool:
         return await self._run(self._mapping.persist, key)
 
-    async def set_many(self, pairs: Mapping[K, V] | Iterable[tuple[K, V]], ttl: float | None = UNSET) -> None:
+    async def set_many(
+        self, pairs: Mapping[K, V] | Iterable[tuple[K, V]], ttl: float | timedelta | None = UNSET
+    ) -> None:
         await self._run(self._mapping.set_many, pairs, ttl)
 
     async def delete_many(self, unwanted: Iterable[K]) -> int:
@@ -263,7 +266,7 @@ class AsyncSub(AsyncMutableMapping[K, V]):
     def _at_once(self, key: Any) -> Any:
         return self._whole._at_once(self._mapping._full(key))
 
-    def _set_at_once(self, key: Any, value: Any, ttl: float | None) -> bool:
+    def _set_at_once(self, key: Any, value: Any, ttl: float | timedelta | None) -> bool:
         return self._whole._set_at_once(self._mapping._full(key), value, ttl)
 
     def sub(self, *prefix: Any) -> AsyncSub[Any, V]:
@@ -286,7 +289,7 @@ class AsyncTransaction(AsyncMutableMapping[K, V]):
             engine.lock.release()
         return txn.get(key, UNSET) if at_hand else UNSET
 
-    def _set_at_once(self, key: Any, value: Any, ttl: float | None) -> bool:
+    def _set_at_once(self, key: Any, value: Any, ttl: float | timedelta | None) -> bool:
         self._mapping.set(key, value, ttl)
         return True
 
@@ -321,7 +324,7 @@ class AsyncStore(AsyncMutableMapping[K, V]):
         store._hits += value is not UNSET
         return value
 
-    def _set_at_once(self, key: Any, value: Any, ttl: float | None) -> bool:
+    def _set_at_once(self, key: Any, value: Any, ttl: float | timedelta | None) -> bool:
         engine = self._store._engine
         if engine.attended or engine.owned():
             return False
@@ -441,10 +444,12 @@ class Opening:
     def __await__(self) -> Generator[Any, None, AsyncStore[Any, Any]]:
         return self._open().__await__()
 
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(
-            f"the store is not open yet: `await aio.open(...)`, or `async with aio.open(...) as store`, has {name!r}"
-        )
+    if not TYPE_CHECKING:  # Nothing of this is there for a type checker, which says so itself.
+
+        def __getattr__(self, name: str) -> object:
+            raise AttributeError(
+                f"no {name!r} before the store is open: await tiered.aio.open(…), or use it in `async with`", name=name
+            )
 
     async def _open(self) -> AsyncStore[Any, Any]:
         return AsyncStore(await _handed_over(self._make, Store.close))

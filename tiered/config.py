@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -93,9 +94,11 @@ def parse_compression(value: object) -> str:
 
 
 def parse_ttl(value: object) -> float | None:
-    """Seconds to live, above zero, or None for never."""
+    """Seconds to live, above zero, also from a `timedelta`, or None for never."""
     if value is None:
         return None
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= TTL_SECONDS_MAX:
         return value
     raise ConfigError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -264,8 +265,8 @@ class Engine(Snapshots):
         if ttl is UNSET:
             ttl = self.settings.default_ttl
         elif ttl is not None:
-            if not isinstance(ttl, (int, float)) or isinstance(ttl, bool):
-                raise TypeError(f"ttl is a number of seconds or None, not {type(ttl).__name__}")
+            if not isinstance(ttl, (int, float, timedelta)) or isinstance(ttl, bool):
+                raise TypeError(f"ttl is a number of seconds, a timedelta or None, not {type(ttl).__name__}")
             ttl = parse_ttl(ttl)
         return 0 if ttl is None else self.clock.now_ms() + max(1, round(ttl * 1000))
 

@@ -67,7 +67,7 @@ def is_built_in(kind: type) -> bool:
 
 _ALLOWED = (
     "None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, datetime, date, time, "
-    "timedelta, Decimal, UUID, NumPy arrays and scalars, and registered types"
+    "timedelta, Decimal, UUID, NumPy arrays and scalars, and types registered with tiered.register"
 )
 
 

@@ -13,6 +13,7 @@ import fnmatch
 import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
@@ -180,7 +181,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
 
     # Writing
 
-    def set(self, key: K, value: V, ttl: float | None = _UNSET) -> None:
+    def set(self, key: K, value: V, ttl: float | timedelta | None = _UNSET) -> None:
         """Write a value.  Without `ttl` the store's `default_ttl` holds; `ttl=None` means for ever.
 
         Replaces value and time to live.  Raises `TypeError` for a value that could not be
@@ -306,7 +307,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
 
         return self._change(key, add)  # type: ignore[no-any-return]
 
-    def touch(self, key: K, ttl: float | None) -> bool:
+    def touch(self, key: K, ttl: float | timedelta | None) -> bool:
         """Give a key another time to live, in seconds from now, None for ever; False if it is absent."""
         return self._redeadline(key, self._engine.deadline_after(ttl))[0]
 
@@ -341,14 +342,14 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
             raise KeyError(key)
         return (found.deadline - self._engine.clock.now_ms()) / 1000 if found.deadline else None
 
-    def set_many(self, pairs: Mapping[K, V] | Iterable[tuple[K, V]], ttl: float | None = _UNSET) -> None:
+    def set_many(self, pairs: Mapping[K, V] | Iterable[tuple[K, V]], ttl: float | timedelta | None = _UNSET) -> None:
         """Write many values, in chunks of up to 1,000, each of them whole or not at all.  Takes endless iterators."""
         limit = max(self._engine.share_bytes // 4, 1)
         source = iter(pairs.items() if isinstance(pairs, Mapping) else pairs)
         while (batch := collect(source, CHUNK_RECORDS, limit)).keys:
             self._put_batch(batch, ttl)
 
-    def _put_batch(self, batch: Batch, ttl: float | None) -> None:
+    def _put_batch(self, batch: Batch, ttl: float | timedelta | None) -> None:
         engine = self._engine
         deadline = engine.deadline_after(ttl)
         engine.refuse_reentry()

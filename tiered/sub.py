@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from datetime import timedelta
 from typing import Any, TypeVar, overload
 
 from tiered import keys
@@ -104,7 +105,7 @@ class Sub(SubView[K, V], MutableMapping[K, V]):
         """A sub-store of this one."""
         return Sub(self._whole, (*self._prefix, *prefix) if prefix else ())
 
-    def set(self, key: K, value: V, ttl: float | None = UNSET) -> None:
+    def set(self, key: K, value: V, ttl: float | timedelta | None = UNSET) -> None:
         """Write a value, as `Store.set`."""
         self._whole.set(self._full(key), value, ttl)
 
@@ -143,7 +144,7 @@ class Sub(SubView[K, V], MutableMapping[K, V]):
         """The value under `key`, which is `default` from now on if there was none; atomic."""
         return self._whole.setdefault(self._full(key), default)
 
-    def set_many(self, pairs: Mapping[K, V] | Iterable[tuple[K, V]], ttl: float | None = UNSET) -> None:
+    def set_many(self, pairs: Mapping[K, V] | Iterable[tuple[K, V]], ttl: float | timedelta | None = UNSET) -> None:
         """Write many values, as `Store.set_many`."""
         items = pairs.items() if isinstance(pairs, Mapping) else pairs
         self._whole.set_many(((self._full(key), value) for key, value in items), ttl)
@@ -170,7 +171,7 @@ class Sub(SubView[K, V], MutableMapping[K, V]):
         """As `Store.incr`."""
         return self._whole.incr(self._full(key), by)  # type: ignore[no-any-return]
 
-    def touch(self, key: K, ttl: float | None) -> bool:
+    def touch(self, key: K, ttl: float | timedelta | None) -> bool:
         """As `Store.touch`."""
         return bool(self._whole.touch(self._full(key), ttl))
 

@@ -23,6 +23,7 @@ import heapq
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar, overload
 
@@ -241,7 +242,7 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
     def __setitem__(self, key: K, value: V) -> None:
         self.set(key, value)
 
-    def set(self, key: K, value: V, ttl: float | None = UNSET) -> None:
+    def set(self, key: K, value: V, ttl: float | timedelta | None = UNSET) -> None:
         """Write a value, as `Store.set`."""
         self._put(key, value, self._engine.deadline_after(ttl))
 
@@ -327,7 +328,7 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
                 raise ConflictError(self._engine.directory, f"{key!r} was written while edit() had its value out")
             self._put(key, value, found.deadline if found is not None else self._engine.deadline_after(UNSET))
 
-    def touch(self, key: K, ttl: float | None) -> bool:
+    def touch(self, key: K, ttl: float | timedelta | None) -> bool:
         """Give a key another time to live, in seconds from now, None for ever; False if it is absent."""
         return self._redeadline(key, self._engine.deadline_after(ttl)) is not None
 
@@ -348,7 +349,7 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
         self.update(other)
         return self
 
-    def set_many(self, pairs: Mapping[K, V] | Iterable[tuple[K, V]], ttl: float | None = UNSET) -> None:
+    def set_many(self, pairs: Mapping[K, V] | Iterable[tuple[K, V]], ttl: float | timedelta | None = UNSET) -> None:
         """Write many values."""
         deadline = self._engine.deadline_after(ttl)
         for key, value in iter(pairs.items() if isinstance(pairs, Mapping) else pairs):

@@ -125,7 +125,8 @@ static PyMemberDef hits_members[] = {
 };
 
 static PyMethodDef hits_methods[] = {
-    {"get", (PyCFunction)(void (*)(void))hits_get, METH_FASTCALL | METH_KEYWORDS, "get($self, key, /, default=None)\n--\n\nThe value under `key`, or `default`."},
+    {"get", (PyCFunction)(void (*)(void))hits_get, METH_FASTCALL | METH_KEYWORDS,
+     "get($self, key, /, default=None)\n--\n\nThe value under `key`, or `default`."},
     {NULL, NULL, 0, NULL},
 };
 
