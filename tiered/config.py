@@ -1,4 +1,4 @@
-"""The settings of a store, in one table: name, default, parser, whether it may change at run time, help.
+"""The settings of a store, in one table: name, default, parser, help, and why one may not change at run time.
 
 `parse` turns what a user writes ("64MB", "900 1 300 10") into the value kept in
 `Settings`.  Every setting but `memory` and `helper`, which belong to the program and
@@ -116,15 +116,18 @@ def _snapshot_dir(value: object) -> str | None:
 
 
 def _snapshot_keep(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= SNAPSHOTS_MAX:
-        return value
+    number = int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) else value
+    if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= SNAPSHOTS_MAX:
+        return number
     raise ConfigError(f"snapshot_keep={value!r} is not a number from 1 to {SNAPSHOTS_MAX:,}")
 
 
 def _flag(value: object) -> bool:
     if isinstance(value, bool):
         return value
-    raise ConfigError(f"{value!r} is not True or False")
+    if value in ("yes", "no"):
+        return value == "yes"
+    raise ConfigError(f"{value!r} is not True or False, nor 'yes' or 'no'")
 
 
 class Setting(NamedTuple):
@@ -134,15 +137,20 @@ class Setting(NamedTuple):
     default: object
     parse: Callable[[object], Any]
     help: str
-    runtime: bool = True
+    fixed: str = ""  # Why it cannot change while the store is open, "" if it can.
     remembered: bool = True
+
+    @property
+    def runtime(self) -> bool:
+        """Whether it can change while the store is open."""
+        return not self.fixed
 
 
 SETTINGS = {
     setting.name: setting
     for setting in (
         Setting("memory", "64MB", _memory, "bytes for hot tier and write buffer, overheads included", remembered=False),
-        Setting("eviction", "lru", _choice("eviction", "lru"), "which value leaves the hot tier first", runtime=False),
+        Setting("eviction", "lru", _choice("eviction", "lru"), "which value leaves the hot tier first"),
         Setting(
             "durability",
             "everysec",
@@ -161,7 +169,7 @@ SETTINGS = {
             True,
             _flag,
             "checkpoint in a helper process; False: in the calling thread",
-            runtime=False,
+            fixed="who writes the cold tier is chosen once, with the lock on it",
             remembered=False,
         ),
     )

@@ -502,10 +502,16 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         return {name: getattr(self._engine.settings, name) for name in names}
 
     def config_set(self, name: str, value: object) -> None:
-        """Change a setting from now on; all but `memory` are remembered in the store.  Raises `ConfigError`."""
+        """Change a setting from now on; all but `memory` are remembered in the store.  Raises `ConfigError`.
+
+        Values may be text as in Redis: "128mb", "900 1 60 1000", "yes".  `compression` holds for what is
+        compressed from the next checkpoint on.
+        """
         setting = setting_named(name)
         if not setting.runtime:
-            raise ConfigError(f"{name} cannot change while the store is open; close it and open it with {name}=…")
+            raise ConfigError(
+                f"{name} cannot change while the store is open: {setting.fixed}; close it and open it with {name}=…"
+            )
         parsed = setting.parse(value)
         engine = self._engine
         engine.check_readable()
