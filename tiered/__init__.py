@@ -9,6 +9,7 @@ with tiered.open("users.tiered", memory="256MB") as store:
 import typing as _typing
 
 from tiered.check import Finding
+from tiered.doctor import Advice
 from tiered.errors import (
     BatchTooLargeError,
     ClosedError,
@@ -45,6 +46,7 @@ from tiered.view import View
 
 __version__ = "0.1.0"
 __all__ = [
+    "Advice",
     "BatchTooLargeError",
     "ClosedError",
     "ConfigError",

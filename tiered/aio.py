@@ -34,6 +34,7 @@ from typing import Any, Generic, NoReturn, TypeVar, cast, overload
 
 from tiered import codec, keys, store
 from tiered.check import Finding
+from tiered.doctor import Advice
 from tiered.errors import ConflictError
 from tiered.journal import record_bytes
 from tiered.mapping import ONE, Pairs, RangedMapping
@@ -398,6 +399,12 @@ class AsyncStore(AsyncMutableMapping[K, V]):
 
     async def explain(self, key: K) -> Explanation:
         return await self._run(self._store.explain, key)
+
+    async def reclaim(self) -> int:
+        return await self._run(self._store.reclaim)
+
+    async def doctor(self) -> list[Advice]:
+        return await self._run(self._store.doctor)
 
     async def check(self) -> list[Finding]:
         return await self._run(self._store.check)

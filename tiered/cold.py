@@ -318,6 +318,19 @@ class Cold:
         self._env.reader_check()
         return sum(1 for line in self._env.readers().splitlines()[1:] if line.split()[2:3] != ["-"])
 
+    def oldest_reader(self) -> tuple[int, int]:
+        """How many transactions were committed since the oldest open one that reads began, and whose process it is in.
+
+        (0, 0) where nobody reads.
+        """
+        self._env.reader_check()
+        lines = [line.split() for line in self._env.readers().splitlines()[1:]]
+        numbers = [(int(line[2]), int(line[0])) for line in lines if line[2:3] not in ([], ["-"])]
+        if not numbers:
+            return 0, 0
+        oldest, pid = min(numbers)
+        return max(0, int(self._env.info()["last_txnid"]) - oldest), pid
+
     def used_bytes(self) -> int:
         """Bytes of pages in use, free pages excluded."""
         with self.read() as reader:

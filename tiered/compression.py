@@ -118,6 +118,11 @@ class Decompressor:
         self._pools: dict[int, list[zstandard.ZstdDecompressor]] = {0: []}
         self._dictionaries: dict[int, Dictionary] = {}
 
+    @property
+    def dictionary_bytes(self) -> int:
+        """What the dictionaries loaded so far take: their bytes here, and again in the library's tables."""
+        return sum(2 * len(dictionary.data) for dictionary in tuple(self._dictionaries.values()))
+
     def decompress(self, compression: int, dictionary: int, body: bytes) -> bytes:
         """The payload.  Raises ValueError if the bytes are no such frame, KeyError for an unknown dictionary."""
         if compression == NONE:
@@ -261,13 +266,14 @@ class Trainer:
         except zstandard.ZstdError:
             return None  # Too little or too uniform to train on; the next trial may find more.
         candidate = Dictionary(number, trained.as_bytes())
-        before, after = _size_with(setting, current, held_out), _size_with(setting, candidate, held_out)
+        before, after = size_with(setting, current, held_out), size_with(setting, candidate, held_out)
         if after > (1 - self.GAIN) * before:
             return None
         self._ratio_at_trial = after / sum(map(len, held_out))
         return candidate
 
 
-def _size_with(setting: str, dictionary: Dictionary | None, payloads: Sequence[bytes]) -> int:
+def size_with(setting: str, dictionary: Dictionary | None, payloads: Sequence[bytes]) -> int:
+    """Bytes that these payloads take, compressed so."""
     compressor = Compressor(setting, dictionary)
     return sum(len(compressor.compress(payload)[2]) for payload in payloads)

@@ -106,6 +106,17 @@ class Engine(Snapshots):
             with self.lock:
                 shrunk = self.hot.shrink()
 
+    def reclaim(self) -> int:
+        """Give memory back now; returns by how much the process shrank."""
+        before = process.rss_anon_bytes()
+        if self.journal is not None and not self.poisoned:
+            self.save()
+        with self.lock:
+            self.check_readable()
+            self.hot.clear()
+        process.trim_heap()
+        return max(0, before - process.rss_anon_bytes())
+
     def sync(self, sequence: int) -> None:
         """Return when the journal is on the disk up to `sequence`."""
         assert self.journal is not None
@@ -191,6 +202,9 @@ class Engine(Snapshots):
                 journal.prepare()
         self._snapshot_when_due()
         self._trim()
+        if self.watch_memory.due(now):
+            accounted = self.hot.used_bytes + self.buffer_bytes + self.pinned_bytes()
+            self.watch_memory.add(now, accounted, process.rss_anon_bytes())
         again = TICK_SECONDS_MAX / 2
         if now >= self._expire_at:
             more = self._expire_cycle()

@@ -325,6 +325,12 @@ def lacks_room(directory: Path) -> bool:
     return False
 
 
+def free_bytes(directory: Path) -> int:
+    """Bytes that may still be written to the file system."""
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
 def filesystem_type(path: Path) -> str:
     """Type of the file system `path` is on as the kernel names it, "" where that is not known."""
     try:

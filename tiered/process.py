@@ -27,6 +27,31 @@ def rss_anon_bytes() -> int:
     return _field("/proc/self/status", b"RssAnon:") * 1024
 
 
+def rss_file_bytes() -> int:
+    """Resident pages of mapped files: LMDB's and the journal's are page cache, which the system takes back at need."""
+    return _field("/proc/self/status", b"RssFile:") * 1024
+
+
+@lru_cache(maxsize=1)
+def _mallinfo() -> Callable[[], int] | None:
+    import ctypes
+
+    # Of glibc 2.33 and later: ten sizes, the ninth of which is what is free.
+    figures = type("mallinfo2", (ctypes.Structure,), {"_fields_": [(f"f{at}", ctypes.c_size_t) for at in range(10)]})
+    try:
+        call = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError):
+        return None
+    call.restype = figures
+    return lambda: int(call().f8)
+
+
+def heap_free_bytes() -> int:
+    """Bytes that the C heap holds and nobody uses."""
+    call = _mallinfo()
+    return 0 if call is None else call()
+
+
 def written_bytes() -> int:
     """Bytes this process caused to be written to devices."""
     return _field("/proc/self/io", b"write_bytes:")

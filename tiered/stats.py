@@ -115,8 +115,21 @@ class Stats(NamedTuple):
         return _lines({**self._asdict(), "hit_ratio": self.hit_ratio})
 
 
+BUDGET_TIMES, BUDGET_MARGIN_BYTES = 1.15, 10 << 20
+"""With the arena a store's part of the process keeps to the budget by this factor and this much more."""
+
+
 class MemoryStats(NamedTuple):
-    """Where a store's memory is, in bytes."""
+    """Where a store's memory is, in bytes.
+
+    `accounted_bytes` is the sum of what counts against the budget: the hot tier's entries and its table or index,
+    write buffers, views.  `dictionary_bytes` come on top: compression dictionaries loaded so far, 32 KiB each, twice.
+
+    What the system says is of the whole process: `process_rss_anon_bytes`, its growth since the store was opened
+    (what else the program took or gave back included), and `fragmentation_ratio`, that growth by what is accounted.
+    `process_rss_file_bytes` are pages of mapped files, LMDB's map and the journal among them: page cache, which the
+    system takes back when it needs it, and no part of the budget.
+    """
 
     budget_bytes: int
     accounted_bytes: int
@@ -124,7 +137,11 @@ class MemoryStats(NamedTuple):
     hot_table_bytes: int
     write_buffer_bytes: int
     view_bytes: int
+    dictionary_bytes: int
     process_rss_anon_bytes: int
+    process_growth_bytes: int
+    process_rss_file_bytes: int
+    fragmentation_ratio: float
     helper_peak_rss_anon_bytes: int
     hot_tier: str
     bound: str
@@ -223,14 +240,20 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
 def memory_stats_of(engine: Engine) -> MemoryStats:
     """The memory of an engine now."""
     hot, buffers, views = engine.hot, engine.buffer_bytes, engine.pinned_bytes()
+    rss = process.rss_anon_bytes()
+    growth, accounted = max(0, rss - engine.watch_memory.rss_at_open), hot.used_bytes + buffers + views
     return MemoryStats(
         budget_bytes=engine.settings.memory,
-        accounted_bytes=hot.used_bytes + buffers + views,
+        accounted_bytes=accounted,
         hot_entry_bytes=hot.entry_bytes,
         hot_table_bytes=hot.used_bytes - hot.entry_bytes,
         write_buffer_bytes=buffers,
         view_bytes=views,
-        process_rss_anon_bytes=process.rss_anon_bytes(),
+        dictionary_bytes=engine.decompressor.dictionary_bytes,
+        process_rss_anon_bytes=rss,
+        process_growth_bytes=growth,
+        process_rss_file_bytes=process.rss_file_bytes(),
+        fragmentation_ratio=growth / accounted if accounted else 0.0,
         helper_peak_rss_anon_bytes=engine.counters.helper_peak_rss_anon_bytes,
         hot_tier=hot.name,
         bound=_BOUNDS[hot.in_budget],

@@ -19,6 +19,7 @@ from tiered import codec, keys, ranges, record
 from tiered.check import Finding, check_engine
 from tiered.clock import Clock
 from tiered.config import SETTINGS, setting_named
+from tiered.doctor import Advice, examine
 from tiered.errors import ConfigError
 from tiered.handle import Ended, Handle, Inherited
 from tiered.hot import Hits, HotTier
@@ -560,6 +561,23 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
             compression=_COMPRESSIONS[cold.compression] if cold else "",
             dictionary=cold.dictionary if cold else 0,
         )
+
+    def reclaim(self) -> int:
+        """Give memory back to the system now: checkpoint, evict everything, trim the heap.
+
+        Returns by how many bytes the process's anonymous memory shrank.  Nothing is lost; reads fill the hot tier.
+        """
+        self._engine.check_readable()
+        return self._engine.reclaim()
+
+    def doctor(self) -> list[Advice]:
+        """What could be better, each with evidence and what to do; empty when all is well.  Costs milliseconds.
+
+        Looks for memory that drifts, fragmentation, old views and readers that pin pages, a dictionary that no
+        longer fits, a budget too small, a disk nearly full.
+        """
+        self._engine.check_readable()
+        return examine(self._engine, self._hits)
 
     def check(self) -> list[Finding]:
         """What is wrong across the tiers; empty when all is well.  Reads every record."""

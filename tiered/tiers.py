@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from tiered import codec, files, keys, record
+from tiered import codec, files, keys, process, record
 from tiered.checkpointer import Checkpointer
 from tiered.clock import Clock
 from tiered.cold import Cold, translated
@@ -53,6 +53,7 @@ from tiered.journal import Dirty, Journal
 from tiered.maintenance import MAINTENANCE
 from tiered.recovery import Plan
 from tiered.stats import Counters
+from tiered.watch import Watch
 from tiered.write_buffer import WriteBuffer
 
 BUFFER_SHARE = 2
@@ -151,6 +152,7 @@ class Tiers:
         self._compaction_failure: StoreError | None = None
         self._background: BaseException | None = None
         self._trimmed_bytes = 0
+        self.watch_memory = Watch(process.rss_anon_bytes())
         clock.advance(self.state.time_ms)
 
     # Reading
