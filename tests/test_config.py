@@ -186,6 +186,7 @@ OTHERS = {
     "compression": ("zlib", "zlib:6"),
     "default_ttl": (60, 60),
     "disk": ("10GB", 10 << 30),
+    "disk_full": ("evict", "evict"),
     "snapshot_save": ("7200 1000", ((7200, 1000),)),
     "snapshot_dir": ("/tmp/snapshots", "/tmp/snapshots"),
     "snapshot_keep": (3, 3),

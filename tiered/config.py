@@ -160,7 +160,13 @@ SETTINGS = {
         Setting("save", "3600 1 300 100 60 10000", parse_save, "save points: checkpoint after SECONDS with CHANGES"),
         Setting("compression", "zstd:3", parse_compression, "how new records are compressed in the cold tier"),
         Setting("default_ttl", None, parse_ttl, "seconds to live where a write names none"),
-        Setting("disk", None, _disk, "cap on the bytes used in the cold tier; writes are refused above it"),
+        Setting("disk", None, _disk, "cap on the bytes used in the cold tier"),
+        Setting(
+            "disk_full",
+            "error",
+            _choice("disk_full", "error", "evict"),
+            "at the cap: refuse writes, or delete what was not used lately",
+        ),
         Setting("snapshot_save", "", _snapshot_save, "snapshots on schedule: after SECONDS with CHANGES"),
         Setting("snapshot_dir", None, _snapshot_dir, "where these go; None: a directory beside the store"),
         Setting("snapshot_keep", 7, _snapshot_keep, "how many of these stay; older ones are removed"),
@@ -186,6 +192,7 @@ class Settings(SimpleNamespace):
     compression: str
     default_ttl: float | None
     disk: int | None
+    disk_full: str
     snapshot_save: SavePoints
     snapshot_dir: str | None
     snapshot_keep: int

@@ -90,8 +90,8 @@ class Engine(Snapshots):
         self._attend()
         if name == "snapshot_save":
             self.serve()
-        if name == "disk":
-            self.capped = self.settings.disk is not None and self.cold_used_bytes > self.settings.disk
+        if name in ("disk", "disk_full"):
+            self._look_at_cap()
         self._room_until = -1  # The active buffer may be over its share of a smaller budget.
         try:
             self._rebudget()

@@ -22,6 +22,7 @@ class Counters:
     promotions: int = 0
     expired_hot: int = 0
     checkpoints: int = 0
+    disk_evictions: int = 0
     writer_waits: int = 0
     wait_seconds: float = 0.0
     helper_peak_rss_anon_bytes: int = 0
@@ -50,6 +51,7 @@ class Stats(NamedTuple):
     """A store at a glance.  Bytes and seconds; counts are since it was opened.
 
     `compiled` says whether the compiled part of the package runs, or Python in its place.
+    `disk_evictions` counts records deleted by `disk_full="evict"`.
     `disk_free_bytes` are pages of the cold tier's file that hold nothing: later checkpoints
     use them, but not those that an open view can still see.  `damaged_bytes` is what `salvage` has
     put aside.  `view_seconds` is the age of the oldest
@@ -78,6 +80,7 @@ class Stats(NamedTuple):
     misses: int
     promotions: int
     evictions: int
+    disk_evictions: int
     checkpoints: int
     checkpointer: str
     writer_waits: int
@@ -208,6 +211,7 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         misses=counters.misses,
         promotions=counters.promotions,
         evictions=engine.hot.evictions,
+        disk_evictions=counters.disk_evictions,
         checkpoints=counters.checkpoints,
         checkpointer=engine.checkpointer.name if engine.checkpointer else "none",
         writer_waits=counters.writer_waits,
