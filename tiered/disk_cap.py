@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 KEPT_SHARE = 0.3
 """Of the cap, for live records; the rest is for older versions, and for copies while runs are merged."""
-SLICE_RECORDS = 500
+SLICE_RECORDS = 300
 """The hand passes so many records at most in one call."""
 _ENTRY_BYTES = 16
 """What LMDB takes for an entry beside key and record."""
@@ -42,7 +42,7 @@ def excess_bytes(tiers: Tiers) -> int:
 
 
 def victims(tiers: Tiers, hand: bytes) -> tuple[list[bytes], int, bytes]:
-    """Encoded keys of records to be deleted, what they take, and where the hand is then.  Under the lock; ~2 ms."""
+    """Encoded keys of records to be deleted, what they take, and where the hand is then.  Under the lock; 2 ms."""
     found: list[bytes] = []
     size, passed, wanted = 0, 0, excess_bytes(tiers)
     hot = tiers.hot
