@@ -210,6 +210,7 @@ OTHERS = {
     "compression": ("zlib", "zlib:6"),
     "default_ttl": (60, 60),
     "disk": ("10GB", 10 << 30),
+    "disk_full": ("evict", "evict"),
     "snapshot_save": ("7200 1000", ((7200, 1000),)),
     "snapshot_dir": ("/tmp/snapshots", "/tmp/snapshots"),
     "snapshot_keep": (3, 3),
@@ -272,6 +273,93 @@ def test_a_setting_changed_at_run_time_is_in_force_at_once_and_after_reopening(o
 def test_a_setting_that_cannot_change_at_run_time_says_how_to_change_it(store, name):
     with pytest.raises(ConfigError, match=f"open it with {name}="):
         store.config_set(name, OTHERS[name][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "parsed"),
+    [
+        ("memory", "128mb", 128 * MB),
+        ("disk", "10gb", 10 << 30),
+        ("snapshot_keep", "3", 3),
+        ("save", "900 1", ((900, 1),)),
+    ],
+)
+def test_values_at_run_time_may_be_text_as_in_redis(store, name, text, parsed):
+    store.config_set(name, text)
+    assert store.config_get(name)[name] == parsed
+
+
+def test_yes_and_no_are_true_and_false_and_other_words_are_refused(opener):
+    assert opener(helper="no").config_get("helper") == {"helper": False}
+    assert SETTINGS["helper"].parse("yes") is True
+    for bad in ("maybe", "YES ", 1):
+        with pytest.raises(ConfigError, match="'yes' or 'no'"):
+            SETTINGS["helper"].parse(bad)
+    for bad in ("0", "-1", "1.5", "", "²", "9" * 10):
+        with pytest.raises(ConfigError, match="snapshot_keep"):
+            SETTINGS["snapshot_keep"].parse(bad)
+
+
+# The three situations of the memory-management samples
+
+
+def test_situation_an_lru_limit_set_at_run_time_keeps_memory_and_loses_nothing(opener):
+    """`maxmemory 2mb`, `maxmemory-policy allkeys-lru`, and many small collections, which are kept packed."""
+    store = opener(memory="64MB")
+    small = {
+        ("user", number): {"id": number, "tags": ["a", "b"], "at": (1, 2), "bio": "x" * 100} for number in range(20_000)
+    }
+    store.update(small)
+    store.config_set("memory", "2mb")
+    store.config_set("eviction", "lru")
+    for _ in range(3):
+        assert all(store["user", number] == small["user", number] for number in range(100))
+        for number in range(100, 20_000, 37):
+            assert store["user", number] == small["user", number]
+        stats = store.memory_stats()
+        assert stats.accounted_bytes <= 1.1 * stats.budget_bytes
+    assert store.stats().evictions > 0
+    store["user", 1] = small["user", 1]
+    assert "hot" in store.explain(("user", 1)).tiers
+    assert store.explain(("user", 1)).hot_bytes < 250, "packed: a dict of Python objects takes more than 700"
+    assert len(store) == 20_000
+
+
+def test_situation_save_points_and_zlib_set_at_run_time_are_heeded(opener, clock):
+    """`save 900 1`, `rdbcompression yes`."""
+    store = opener(clock=clock, stepwise=True, save="", compression="none")
+    store["before"] = ["text"] * 200
+    store.save()
+    store.config_set("save", "900 1")
+    store.config_set("compression", "zlib")
+    store["after"] = ["text"] * 200
+    checkpoints = store.stats().checkpoints
+    clock.sleep(890)
+    store.tick()
+    assert store.stats().checkpoints == checkpoints
+    clock.sleep(11)
+    while store.tick() == 0.0:
+        pass
+    assert store.stats().checkpoints == checkpoints + 1
+    assert store.explain("after").compression == "zlib"
+    assert store.explain("before").compression == "none"
+    assert store.explain("after").stored_bytes * 4 < store.explain("before").stored_bytes
+    assert store["before"] == store["after"]
+    assert store.config_get("save") == {"save": ((900, 1),)}
+
+
+def test_situation_virtual_memory_with_a_size_keeps_what_does_not_fit_on_disk_up_to_it(opener):
+    """`vm-enabled yes`, `vm-max-memory 1mb`, and a limit to the swap file, here `disk`."""
+    store = opener(memory="1MB", compression="none")
+    store.config_set("disk", "8mb")
+    with pytest.raises(tiered.StoreFullError, match="cap"):
+        store.update((number, "x" * 1000) for number in range(16_000))
+    assert 8 * MB < store.stats().disk_used_bytes < 10 * MB
+    assert len(store) > 4000
+    assert store[0] == store[len(store) - 1] == "x" * 1000, "reads go on"
+    store.config_set("disk", "64mb")
+    store["more"] = "fits"
+    assert store["more"] == "fits"
 
 
 def test_a_bad_value_at_run_time_changes_nothing(store):

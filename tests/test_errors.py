@@ -114,7 +114,7 @@ BAD_SETTINGS: list[tuple[str, Any]] = [
     *(("compression", value) for value in ("", "zstd:99", "zlib:-1", "lz4", None, 3)),
     *(("default_ttl", value) for value in (0, -1, float("nan"), float("inf"), "5", True)),
     *(("disk", value) for value in (-1, "much", 1.5, True)),
-    *(("helper", value) for value in (None, 1, "yes")),
+    *(("helper", value) for value in (None, 1, "maybe")),
     ("nonsense", 1),
 ]
 

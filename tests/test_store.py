@@ -389,13 +389,13 @@ def test_settings_changed_at_run_time_are_in_force_at_once_and_remembered_but_me
 
 def test_config_refuses_what_it_does_not_know_and_what_cannot_change(store: Any) -> None:
     before = store.config_get()
-    for name, value in [("nonsense", 1), ("eviction", "lru"), ("memory", "1KB"), ("save", "5"), ("durability", "no")]:
+    for name, value in [("nonsense", 1), ("helper", False), ("memory", "1KB"), ("save", "5"), ("durability", "no")]:
         with pytest.raises(tiered.ConfigError):
             store.config_set(name, value)
     with pytest.raises(tiered.ConfigError, match="memory"):
         store.config_get("memroy")
     assert store.config_get() == before
-    assert set(store.config_get("d*")) == {"default_ttl", "disk", "durability"}
+    assert set(store.config_get("d*")) == {"default_ttl", "disk", "disk_full", "durability"}
 
 
 def test_records_of_every_compression_stay_readable_after_it_changes(store: Any) -> None:

@@ -35,7 +35,7 @@ LAYERS = [
     ["helper"],
     ["checkpointer", "maintenance"],
     ["tiers"],
-    ["checkpoints", "moment"],
+    ["checkpoints", "disk_cap", "moment"],
     ["writing"],
     ["snapshots"],
     ["engine", "ranges"],

@@ -158,7 +158,12 @@ class Checkpoints(Tiers):
 
     def _on_merged(self, event: Event) -> None:
         self.cold_used_bytes = event["used"]
-        self.capped = self.settings.disk is not None and event["used"] > self.settings.disk
+        self._look_at_cap()
+
+    def _look_at_cap(self) -> None:
+        """Note whether the cold tier has reached its cap, and writes are refused."""
+        disk = self.settings.disk if self.settings.disk_full == "error" else None
+        self.capped = disk is not None and self.cold_used_bytes > disk
 
     def _set_buffers(self) -> None:
         active = () if self._active is None else (self._active,)

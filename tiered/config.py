@@ -1,4 +1,4 @@
-"""The settings of a store, in one table: name, default, parser, whether it may change at run time, help.
+"""The settings of a store, in one table: name, default, parser, help, and why one may not change at run time.
 
 `parse` turns what a user writes ("64MB", "900 1 300 10") into the value kept in
 `Settings`.  Every setting but `memory` and `helper`, which belong to the program and
@@ -119,15 +119,18 @@ def _snapshot_dir(value: object) -> str | None:
 
 
 def _snapshot_keep(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= SNAPSHOTS_MAX:
-        return value
+    number = int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) else value
+    if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= SNAPSHOTS_MAX:
+        return number
     raise ConfigError(f"snapshot_keep={value!r} is not a number from 1 to {SNAPSHOTS_MAX:,}")
 
 
 def _flag(value: object) -> bool:
     if isinstance(value, bool):
         return value
-    raise ConfigError(f"{value!r} is not True or False")
+    if value in ("yes", "no"):
+        return value == "yes"
+    raise ConfigError(f"{value!r} is not True or False, nor 'yes' or 'no'")
 
 
 class Setting(NamedTuple):
@@ -137,15 +140,20 @@ class Setting(NamedTuple):
     default: object
     parse: Callable[[object], Any]
     help: str
-    runtime: bool = True
+    fixed: str = ""  # Why it cannot change while the store is open, "" if it can.
     remembered: bool = True
+
+    @property
+    def runtime(self) -> bool:
+        """Whether it can change while the store is open."""
+        return not self.fixed
 
 
 SETTINGS = {
     setting.name: setting
     for setting in (
         Setting("memory", "64MB", _memory, "bytes for hot tier and write buffer, overheads included", remembered=False),
-        Setting("eviction", "lru", _choice("eviction", "lru"), "which value leaves the hot tier first", runtime=False),
+        Setting("eviction", "lru", _choice("eviction", "lru"), "which value leaves the hot tier first"),
         Setting(
             "durability",
             "everysec",
@@ -155,7 +163,13 @@ SETTINGS = {
         Setting("save", "3600 1 300 100 60 10000", parse_save, "save points: checkpoint after SECONDS with CHANGES"),
         Setting("compression", "zstd:3", parse_compression, "how new records are compressed in the cold tier"),
         Setting("default_ttl", None, parse_ttl, "seconds to live where a write names none"),
-        Setting("disk", None, _disk, "cap on the bytes used in the cold tier; writes are refused above it"),
+        Setting("disk", None, _disk, "cap on the bytes used in the cold tier"),
+        Setting(
+            "disk_full",
+            "error",
+            _choice("disk_full", "error", "evict"),
+            "at the cap: refuse writes, or delete what was not used lately",
+        ),
         Setting("snapshot_save", "", _snapshot_save, "snapshots on schedule: after SECONDS with CHANGES"),
         Setting("snapshot_dir", None, _snapshot_dir, "where these go; None: a directory beside the store"),
         Setting("snapshot_keep", 7, _snapshot_keep, "how many of these stay; older ones are removed"),
@@ -164,7 +178,7 @@ SETTINGS = {
             True,
             _flag,
             "checkpoint in a helper process; False: in the calling thread",
-            runtime=False,
+            fixed="who writes the cold tier is chosen once, with the lock on it",
             remembered=False,
         ),
     )
@@ -181,6 +195,7 @@ class Settings(SimpleNamespace):
     compression: str
     default_ttl: float | None
     disk: int | None
+    disk_full: str
     snapshot_save: SavePoints
     snapshot_dir: str | None
     snapshot_keep: int

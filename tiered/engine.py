@@ -96,8 +96,8 @@ class Engine(Snapshots):
         self._attend()
         if name == "snapshot_save":
             self.serve()
-        if name == "disk":
-            self.capped = self.settings.disk is not None and self.cold_used_bytes > self.settings.disk
+        if name in ("disk", "disk_full"):
+            self._look_at_cap()
         self._room_until = -1  # The active buffer may be over its share of a smaller budget.
         try:
             self._rebudget()
@@ -239,9 +239,13 @@ class Engine(Snapshots):
             samples.append((now, self.hot.used_bytes + self.buffer_bytes, process.rss_anon_bytes()))
 
     def reclaim(self) -> int:
-        """Give memory that holds nothing back to the system; returns by how much the process's became less."""
+        """Checkpoint, evict everything, and give memory back to the system; returns by how much the process shrank."""
         before = process.rss_anon_bytes()
-        self.shrink()
+        if self.journal is not None and not self.poisoned:
+            self.save()
+        with self.lock:
+            self.check_readable()
+            self.hot.clear()
         self.decompressor.forget()
         process.trim_heap()
         return max(0, before - process.rss_anon_bytes())

@@ -26,6 +26,7 @@ class Counters:
     wait_seconds: float = 0.0
     helper_peak_rss_anon_bytes: int = 0
     helper_written_bytes: int = 0
+    disk_evictions: int = 0
     snapshots: int = 0
     snapshot_failures: int = 0
 
@@ -52,7 +53,7 @@ class Stats(NamedTuple):
     `compiled` says whether the compiled part of the package runs, or Python in its place.
     `disk_free_bytes` are pages of the cold tier's file that hold nothing: later checkpoints
     use them, but not those that an open view can still see.  `damaged_bytes` is what `salvage` has
-    put aside.  `view_seconds` is the age of the oldest
+    put aside, `disk_evictions` counts what `disk_full="evict"` has deleted.  `view_seconds` is the age of the oldest
     view, `view_bytes` what views keep of write buffers that the store has let go of.
 
     Everything that was acknowledged before `as_of` is seen, in seconds since the epoch: now for the
@@ -78,6 +79,7 @@ class Stats(NamedTuple):
     misses: int
     promotions: int
     evictions: int
+    disk_evictions: int
     checkpoints: int
     checkpointer: str
     writer_waits: int
@@ -203,6 +205,7 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         misses=counters.misses,
         promotions=counters.promotions,
         evictions=engine.hot.evictions,
+        disk_evictions=counters.disk_evictions,
         checkpoints=counters.checkpoints,
         checkpointer=engine.checkpointer.name if engine.checkpointer else "none",
         writer_waits=counters.writer_waits,

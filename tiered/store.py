@@ -499,10 +499,16 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         return {name: getattr(self._engine.settings, name) for name in names}
 
     def config_set(self, name: str, value: object) -> None:
-        """Change a setting from now on; all but `memory` are remembered in the store.  Raises `ConfigError`."""
+        """Change a setting from now on; all but `memory` are remembered in the store.  Raises `ConfigError`.
+
+        Values may be text as in Redis: "128mb", "900 1 60 1000", "yes".  `compression` holds for what is
+        compressed from the next checkpoint on.
+        """
         setting = setting_named(name)
         if not setting.runtime:
-            raise ConfigError(f"{name} cannot change while the store is open; close it and open it with {name}=…")
+            raise ConfigError(
+                f"{name} cannot change while the store is open: {setting.fixed}; close it and open it with {name}=…"
+            )
         parsed = setting.parse(value)
         engine = self._engine
         engine.check_readable()
@@ -562,7 +568,10 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         return diagnoses(self._engine, self.stats(), self.memory_stats())
 
     def reclaim(self) -> int:
-        """Give memory that holds nothing back to the system now; returns the bytes by which the process shrank."""
+        """Checkpoint, evict everything, and give the memory back to the system; returns by how much the process shrank.
+
+        Nothing is lost: what is read afterwards is cold at first.
+        """
         engine = self._engine
         engine.check_readable()
         engine.refuse_reentry()
@@ -607,8 +616,8 @@ def open(
 
     `flag` is as in `dbm`: "c" create if missing, "w" existing, "r" existing and
     read-only beside any writer, a tenth of a second behind it, "n" always new.  `settings` are those of `config`:
-    memory, eviction, durability, save, compression, default_ttl, disk, snapshot_save,
-    snapshot_dir, snapshot_keep, helper.  One process at a time may have a store open for
+    memory, eviction, durability, save, compression, default_ttl, disk, disk_full,
+    snapshot_save, snapshot_dir, snapshot_keep, helper.  One process at a time may have a store open for
     writing; others get `LockedError`, after `lock_timeout` seconds.  Opened again in the same
     process, it is another handle on the same engine, and settings that differ from those in
     force are a `ConfigError`.

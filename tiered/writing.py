@@ -17,6 +17,7 @@ import msgpack
 
 from tiered import codec, keys
 from tiered.checkpoints import Checkpoints
+from tiered.disk_cap import excess_bytes, victims
 from tiered.errors import StoreError, StoreFullError
 from tiered.journal import CLEAR, CLOSE_BYTES, DELETE, HEADER_BYTES, PUT, SETTING, record_bytes
 from tiered.maintenance import MAINTENANCE
@@ -95,8 +96,13 @@ class Change(NamedTuple):
 class Writing(Checkpoints):
     """Checkpoints, and the writes that make them needed."""
 
+    _hand = b""
+    """Where the next look for what the disk's cap drives out begins."""
+
     def reserve(self, size: int, frees: bool = False) -> bool:
-        """Make room for `size` bytes of records, in the active segment; True if the lock was let go of meanwhile.
+        """Make room for `size` bytes of records, in the active segment.
+
+        True if the lock was let go of meanwhile, or keys were deleted.
 
         `frees` says that the write takes less room in the end, so that the disk cap does not refuse it.
         """
@@ -112,6 +118,8 @@ class Writing(Checkpoints):
 
     def _make_room(self, size: int, frees: bool) -> bool:
         waited = False
+        if not frees and self.settings.disk_full == "evict" and excess_bytes(self) > 0:
+            waited = self._evict_cold()
         # Again after each wait: another thread may have begun a segment meanwhile, too small for this.
         while not self._has_room(size, frees):
             waited = self._wait_for_applied() or waited
@@ -119,6 +127,19 @@ class Writing(Checkpoints):
                 self._begin_segment(size)
                 break
         return waited
+
+    def _evict_cold(self) -> bool:
+        """Delete a slice of what was not used lately; True where the caller has to look again at what it had read."""
+        self.check_writable()
+        encoded, stored_bytes, self._hand = victims(self, self._hand)
+        waited = self._make_room(sum(record_bytes(key, b"") for key in encoded), True)
+        if not encoded or waited:  # Somebody may have read or written them in between: another call will look again.
+            return waited
+        self.write([Change(keys.decode(key), key, True) for key in encoded])
+        assert self._active is not None
+        self._active.evicted_bytes += stored_bytes
+        self.counters.disk_evictions += len(encoded)
+        return True
 
     def _has_room(self, size: int, frees: bool) -> bool:
         """Whether the active segment has room; closes it if not."""
