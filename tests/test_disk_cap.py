@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import programs
 import pytest
+from contracts import evict
+from test_threads import Crowd
 
 import tiered
 from tiered import disk_cap
@@ -80,3 +85,74 @@ def test_without_a_cap_nothing_is_evicted(opener: Any) -> None:
     store.update((number, "x" * 1000) for number in range(5000))
     assert (len(store), store.stats().disk_evictions) == (5000, 0)
     assert disk_cap.excess_bytes(store._engine) == 0
+
+
+def test_threads_and_views_see_right_values_or_none_while_records_are_evicted(opener: Any) -> None:
+    store = opener(memory="1MB", disk="4MB", disk_full="evict", compression="none", helper=True)
+    crowd = Crowd()
+
+    def write(thread: int) -> None:
+        number = thread
+        while not crowd.stop.is_set():
+            store[number % 9000] = [number % 9000, number, "x" * 500]
+            number += 3
+
+    def read() -> None:
+        uniform = random.Random(2)
+        while not crowd.stop.is_set():
+            key = uniform.randrange(9000)
+            value = store.get(key)
+            assert value is None or value[0] == key
+            wanted = [uniform.randrange(9000) for _ in range(50)]
+            assert all(value[0] == key for key, value in store.get_many(wanted).items())
+
+    def look() -> None:
+        while not crowd.stop.is_set():
+            with suppress(tiered.ViewExpiredError), store.view() as view:
+                seen = [key for key, value in view.items() if value[0] == key]
+                assert len(seen) == len(view)
+
+    for thread in range(3):
+        crowd.add(write, thread)
+    crowd.add(read)
+    crowd.add(look)
+    with crowd.running(3):
+        pass
+    assert store.stats().disk_evictions > 100
+    store.save()
+    assert store.check() == []
+
+
+def test_a_killed_cache_opens_whole_and_within_its_cap(tmp_path: Path) -> None:
+    code = """
+        import sys, tiered
+        store = tiered.open(sys.argv[1], memory="1MB", disk="4MB", disk_full="evict", compression="none")
+        for number in range(10**9):
+            store[number] = [number, "x" * 500]
+            if number == 20_000:
+                print("go on", flush=True)
+    """
+    for _ in range(3):
+        with programs.running(code, tmp_path / "store") as program:
+            assert programs.line_of(program) == "go on"
+            program.kill()
+            program.wait()
+        with tiered.open(tmp_path / "store", memory="1MB") as store:
+            assert store.check() == []
+            assert store.stats().disk_used_bytes <= 4 * MB
+            assert all(value[0] == key for key, value in store.items())
+            assert 500 < len(store) < 20_000
+
+
+def test_a_transaction_that_read_what_is_evicted_meanwhile_conflicts(opener: Any) -> None:
+    store = opener(memory="1MB", disk="2MB", disk_full="evict", compression="none", stepwise=True)
+    store["read"] = "x"
+    store.save()
+    evict(store)
+    with pytest.raises(tiered.ConflictError), store.transaction() as txn:  # noqa: PT012
+        assert txn["read"] == "x"
+        evict(store)
+        for number in range(10_000):
+            store["filling", number] = "x" * 500
+        txn["other"] = 1
+        assert "read" not in store
