@@ -17,6 +17,7 @@ from programs import alive, helper_pid, line_of, running, succeed, tell, wait_un
 
 import tiered
 from tiered import checkpoint, files, helper, maintenance
+from tiered.engine import Engine
 from tiered.helper import Job
 from tiered.maintenance import MAINTENANCE
 
@@ -391,3 +392,32 @@ def test_a_close_leaves_few_runs_to_whoever_opens_the_store_next(opener: Any, mo
     store.close()
     again = opener(path=path, flag="r")
     assert len(again._engine.cold.state().runs) == 1
+
+
+@pytest.mark.parametrize("afterwards", ["another helper", "no helper", "closed"])
+def test_a_compaction_that_a_helper_did_and_died_before_it_told_is_followed(
+    opener: Any, monkeypatch: pytest.MonkeyPatch, afterwards: str
+) -> None:
+    store = opener(helper=True, save="")
+    store.update((number, number) for number in range(100))
+    store.save()
+    engine, before = store._engine, store._engine.cold.directory
+    process = engine.checkpointer.process
+    heard = Engine.on_event
+    monkeypatch.setattr(Engine, "on_event", lambda self, event: event["event"] == "compacted" or heard(self, event))
+    engine.checkpointer.compact()
+    wait_until(lambda: files.cold_path(before.parent, files.read_current(before.parent) or 0) != before)
+    os.kill(process.pid, signal.SIGSTOP)  # It does nothing more, and is not missed yet.
+    store["late"] = 1
+    with engine.lock:
+        os.kill(process.pid, signal.SIGKILL)
+        wait_until(lambda: not alive(process.pid))
+        if afterwards != "another helper":
+            monkeypatch.setattr(maintenance, "can_start", lambda: False)
+    monkeypatch.setattr(Engine, "on_event", heard)
+    if afterwards != "closed":
+        store.save()
+        assert engine.cold.directory != before
+        assert (store["late"], len(store), store.check()) == (1, 101, [])
+    store.close()
+    assert dict(opener(flag="w")) == {**{number: number for number in range(100)}, "late": 1}

@@ -230,6 +230,7 @@ class Checkpoints(Tiers):
                     self.poison(f"the helper process died {self._helper_deaths} times")
                     return
                 LOG.warning("%s: the helper process died; starting another", self.directory)
+                self._follow_compaction()  # One that it had done, and did not come to tell of.
                 checkpointer = self._make_checkpointer()
                 self.time_sent_ms = 0
                 self._resubmit()

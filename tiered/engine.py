@@ -344,7 +344,9 @@ class Engine(Snapshots):
             checkpointer = self.checkpointer
             self.wait_for(lambda: self._finished or checkpointer.ended or self.clock.monotonic() > limit, closing=True)
         if self._aside and not self.poisoned:
-            # The helper died meanwhile: what it left is applied here.
+            # The helper died meanwhile: what it left is applied here, to the cold tier that it left.
+            if self.checkpointer is not None:
+                self._follow_compaction()
             self.checkpointer = InlineCheckpointer(self.directory, self.cold, self.settings.compression, self.on_event)
             self._resubmit()
             self._unlocked(self.checkpointer.finish)
