@@ -82,7 +82,7 @@ __all__ = [
 ]
 
 _MODULES = ("aio", "migrate")
-_FUNCTIONS = {
+_WHEN_ASKED_FOR = {
     "Diagnosis": "doctor",
     "Salvaged": "salvaging",
     "restore": "restoration",
@@ -105,9 +105,9 @@ else:
 
         if name in _MODULES:
             return import_module(f"{__name__}.{name}")
-        if name not in _FUNCTIONS:
+        if name not in _WHEN_ASKED_FOR:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
-        return globals().setdefault(name, getattr(import_module(f"{__name__}.{_FUNCTIONS[name]}"), name))
+        return globals().setdefault(name, getattr(import_module(f"{__name__}.{_WHEN_ASKED_FOR[name]}"), name))
 
 
 def __dir__() -> list[str]:
