@@ -96,6 +96,15 @@ async def _handed_over(make: Callable[[], T], undo: Callable[[T], object]) -> T:
     return made.pop()
 
 
+def _refusing(words: str) -> Any:
+    """A method that says what to write in place of what Python made a call of it."""
+
+    def refuse(self: object, *args: object) -> NoReturn:
+        raise TypeError(words)
+
+    return refuse
+
+
 def _not_awaitable(run: Callable[[Any], Any], txn: Any) -> Any:
     """What a function called in a thread returns.  Raises `TypeError` for what was to be awaited."""
     result = run(txn)
@@ -166,6 +175,12 @@ class AsyncMapping(Generic[K, V]):
     def __iter__(self) -> NoReturn:
         raise TypeError("iterate with `async for`")
 
+    if not TYPE_CHECKING:  # A type checker says so itself.
+        __len__ = _refusing("len() cannot be awaited: use `await store.count()`")
+
+        def __bool__(self) -> bool:
+            return True  # As any object: whether it is empty would have to be awaited.
+
     async def _fetched(self, items: Iterable[T]) -> AsyncIterator[T]:
         source = iter(items)
 
@@ -188,6 +203,11 @@ class AsyncMapping(Generic[K, V]):
 
 class AsyncMutableMapping(AsyncMapping[K, V]):
     """What can be read and written."""
+
+    if not TYPE_CHECKING:
+        __setitem__ = _refusing("an assignment cannot be awaited: use `await store.set(key, value)`")
+        __delitem__ = _refusing("`del` cannot be awaited: use `await store.delete(key)`")
+        __ior__ = _refusing("`|=` cannot be awaited: use `await store.update(other)`")
 
     def _set_at_once(self, key: Any, value: Any, ttl: float | timedelta | None) -> bool:
         """Write a value if that can be done without waiting."""
@@ -426,6 +446,9 @@ class AsyncStore(AsyncMutableMapping[K, V]):
         """The store's directory."""
         return self._store.path
 
+    if not TYPE_CHECKING:
+        __enter__ = __exit__ = _refusing("closing has to be awaited: use `async with` in place of `with`")
+
     async def __aenter__(self) -> AsyncStore[K, V]:
         return self
 
@@ -445,6 +468,10 @@ class Opening:
         return self._open().__await__()
 
     if not TYPE_CHECKING:  # Nothing of this is there for a type checker, which says so itself.
+        __enter__ = __exit__ = __getitem__ = __setitem__ = __delitem__ = __contains__ = __aiter__ = _refusing(
+            "the store is not open yet: write `async with tiered.aio.open(…) as store:`, "
+            "or `store = await tiered.aio.open(…)`"
+        )
 
         def __getattr__(self, name: str) -> object:
             raise AttributeError(

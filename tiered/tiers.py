@@ -109,7 +109,7 @@ class Tiers:
         self.clock = clock
         self.recovery = recovery
         self.counters = Counters()
-        self.watchers: list[weakref.ref[Watcher]] = []
+        self.watchers: set[weakref.ref[Watcher]] = set()
         self.views: list[weakref.ref[Pinning]] = []
         self._views_counted = 0
         self.hot = hot_tier(settings.eviction, settings.memory)
@@ -417,8 +417,12 @@ class Tiers:
         return sum(buffer.used_bytes() for buffer in kept.values()) + sum(view.order_bytes for view in views)
 
     def watch(self, watcher: Watcher) -> None:
-        """Tell a transaction of writes, as long as it is referred to."""
-        self.watchers.append(weakref.ref(watcher, self.watchers.remove))
+        """Tell a transaction of writes, until `unwatch`, or as long as it is referred to."""
+        self.watchers.add(weakref.ref(watcher, self.watchers.discard))
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Tell it no more: who keeps the `ConflictError` would refer to it for long."""
+        self.watchers.discard(weakref.ref(watcher))
 
     def tell(self, stored_keys: Iterable[bytes | None]) -> None:
         """Tell transactions of keys just written."""

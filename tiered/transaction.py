@@ -405,6 +405,7 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
         """Forget everything; again is allowed and does nothing."""
         self._ended = True
         self._pending = {}
+        self._engine.unwatch(self._reads)
         self._reads = Reads()
 
     def sub(self, *prefix: Any) -> Sub[Any, V]:
