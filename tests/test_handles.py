@@ -173,6 +173,27 @@ def test_a_last_handle_that_is_collected_closes_the_engine(path: Path) -> None:
         assert store["a"] == 1
 
 
+def test_a_handle_whose_opening_was_interrupted_goes_by_itself_without_a_warning(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = one.Handle._adopt
+    engines: list[Engine] = []
+
+    def interrupted(self: Any, shared: Any) -> None:
+        real(self, shared)
+        engines.append(shared.engine)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(one.Handle, "_adopt", interrupted)
+    with pytest.raises(KeyboardInterrupt):  # Warnings are errors here.
+        tiered.open(path, helper=False)
+    gc.collect()
+    monkeypatch.undo()
+    with tiered.open(path, helper=False) as store:
+        assert engines[0].closed
+        store["a"] = 1
+
+
 def test_flag_n_on_a_path_that_is_open_is_a_locked_error_with_a_hint(opener: Any) -> None:
     store = opener()
     store["a"] = 1
