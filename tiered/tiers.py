@@ -212,7 +212,7 @@ class Tiers:
         where = self.dirty(stored_key) if self.buffers else None
         if where is not None:
             buffer, position = where
-            return where, buffer.segment.put_at(position) if position >= 0 else None
+            return where, buffer.put_of(encoded, position)
         cold = self.cold
         try:
             data = cold.get(stored_key)
@@ -254,7 +254,8 @@ class Tiers:
             asked = list(map(stored_keys.__getitem__, order))
             datas = reader.newest_many(asked)
         records = [
-            where[0].segment.put_at(where[1]) if where is not None and where[1] >= 0 else None for where in wheres
+            None if where is None else where[0].put_of(key, where[1])
+            for key, where in zip(encoded, wheres, strict=True)
         ]
         undone = self.opened_many(reader.cold, asked, datas, list(map(encoded.__getitem__, order)))
         for i, found in zip(order, undone, strict=True):
