@@ -422,6 +422,24 @@ def test_transact_runs_again_after_each_conflict_for_async_and_for_plain_functio
     asyncio.run(main())
 
 
+def test_hundreds_of_tasks_that_change_one_key_all_succeed_after_few_attempts(opened: Opened) -> None:
+    async def main() -> None:
+        async with opened() as store:
+            runs = 0
+
+            async def count_up(txn: aio.AsyncTransaction[Any, Any]) -> None:
+                nonlocal runs
+                runs += 1
+                await txn.incr("count")
+
+            await asyncio.gather(*(store.transact(count_up) for _ in range(500)))
+            assert await store.get("count") == 500
+            assert runs < 500 * 12
+            assert store._rivals == 0
+
+    asyncio.run(main())
+
+
 def test_transact_refuses_a_plain_function_that_returns_a_coroutine(opened: Opened) -> None:
     async def main() -> None:
         async with opened() as store:

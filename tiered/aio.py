@@ -334,6 +334,7 @@ class AsyncStore(AsyncMutableMapping[K, V]):
     def __init__(self, store: Store[K, V]) -> None:
         super().__init__(store)
         self._store = store
+        self._rivals = 0  # Calls of `transact` that have met a conflict and are not through yet.
 
     def _at_once(self, key: Any) -> Any:
         store = self._store
@@ -379,14 +380,20 @@ class AsyncStore(AsyncMutableMapping[K, V]):
         """As `Store.transact`: an async function is called with an `AsyncTransaction`, any other in a thread."""
         if not inspect.iscoroutinefunction(run):
             return await asyncio.to_thread(self._store.transact, partial(_not_awaitable, run), attempts)
-        for attempt in range(attempts):
-            try:
-                async with self.transaction() as txn:
-                    return await run(txn)
-            except ConflictError:
-                if attempt == attempts - 1:
-                    raise
-                await asyncio.sleep(backoff_seconds(attempt))
+        rival = False
+        try:
+            for attempt in range(attempts):
+                try:
+                    async with self.transaction() as txn:
+                        return await run(txn)
+                except ConflictError:
+                    if attempt == attempts - 1:
+                        raise
+                    self._rivals += not rival
+                    rival = True
+                    await asyncio.sleep(backoff_seconds(attempt, self._rivals))
+        finally:
+            self._rivals -= rival
         raise ValueError(f"attempts={attempts!r} is not a number from 1 on")
 
     @asynccontextmanager
