@@ -168,14 +168,10 @@ class AsyncMapping(Generic[K, V]):
     def __aiter__(self) -> AsyncIterator[K]:
         return self.keys()
 
-    # Without these two, Python would ask `__getitem__` for 0, 1, 2 and so on, and get coroutines without end.
-    def __contains__(self, key: object) -> NoReturn:
-        raise TypeError("`in` cannot be awaited: use `await store.contains(key)`")
-
-    def __iter__(self) -> NoReturn:
-        raise TypeError("iterate with `async for`")
-
     if not TYPE_CHECKING:  # A type checker says so itself.
+        # Without these two, Python would ask `__getitem__` for 0, 1, 2 and so on, and get coroutines without end.
+        __contains__ = _refusing("`in` cannot be awaited: use `await store.contains(key)`")
+        __iter__ = _refusing("iterate with `async for`")
         __len__ = _refusing("len() cannot be awaited: use `await store.count()`")
 
         def __bool__(self) -> bool:
