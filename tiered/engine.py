@@ -98,6 +98,8 @@ class Engine(Snapshots):
             self.serve()
         if name in ("disk", "disk_full"):
             self._look_at_cap()
+        if name == "memory" or name.startswith("object_"):
+            self.share_objects()
         self._room_until = -1  # The active buffer may be over its share of a smaller budget.
         try:
             self._rebudget()

@@ -113,6 +113,7 @@ class Tiers:
         self.views: list[weakref.ref[Pinning]] = []
         self._views_counted = 0
         self.hot = hot_tier(settings.eviction, settings.memory)
+        self.share_objects()
         self.lock = threading.RLock()
         self.owned: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
         self.changed = threading.Condition(self.lock)
@@ -377,6 +378,13 @@ class Tiers:
     def buffer_bytes(self) -> int:
         """What the write buffers take now."""
         return sum(buffer.used_bytes() for buffer in self.buffers)
+
+    def share_objects(self) -> None:
+        """Let the hot tier keep documents decoded, as the settings say."""
+        settings = self.settings
+        self.hot.keep_objects(
+            int(settings.memory * settings.object_share), settings.object_entries_max, settings.object_value_bytes_max
+        )
 
     def _rebudget(self) -> None:
         """Give the hot tier what write buffers and views leave."""
