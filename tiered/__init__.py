@@ -92,7 +92,7 @@ _HOMES = {
     "salvage": "salvaging",
     "verify": "verification",
 }
-"""Where the names are that are imported when they are first asked for: importing the package takes no time by itself."""
+"""Where the names are that are imported when they are first asked for: importing the package takes little time."""
 
 if _typing.TYPE_CHECKING:
     from tiered import aio as aio
