@@ -136,6 +136,7 @@ class Tiers:
         self._number = 0
         self._active: WriteBuffer | None = None
         self._aside: list[WriteBuffer] = []
+        self._applied: list[WriteBuffer] = []  # To be let go of.
         self._room_until = -1
         self._journal_ahead = False
         self._changes = 0
