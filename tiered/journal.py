@@ -72,10 +72,9 @@ from tiered.log import LOG
 from tiered.native import native
 
 HEADER = struct.Struct("<8sHHIQQQI")
-assert HEADER.size == 44
 HEADER_BYTES = 64
 RECORD = struct.Struct("<IHBBHBBIQQq")
-assert RECORD.size == 40
+assert (HEADER.size, RECORD.size) == (44, 40)
 _CRC = struct.Struct("<I")
 _REST = struct.Struct("<HBBHBBIQQq")
 assert _CRC.size + _REST.size == RECORD.size
