@@ -6,8 +6,8 @@ held    values of 250 bytes until the budget is full: records and their bytes fo
 hit     `cache[key]` of `bytes` and of text of 100 characters, all hot, as a multiple of a dict's subscript
 put     `cache[key] = value` of new keys, `bytes` of 250, room for all
 
-Every figure is of a process of its own, a median of `--repeat`; "tiered, heap" is without the compiled part. What tiered
-puts is in its journal as well, and survives; what it drops from memory is on the disk. lru-dict counts entries, not bytes.
+Every figure is of a process of its own, a median of `--repeat`; "tiered, heap" is without the compiled part. What
+tiered puts is in its journal as well, and survives; what it drops from memory is on the disk. lru-dict counts entries.
 """
 
 from __future__ import annotations
