@@ -109,7 +109,7 @@ class Tiers:
         self.clock = clock
         self.recovery = recovery
         self.counters = Counters()
-        self.watchers: list[weakref.ref[Watcher]] = []
+        self.watchers: set[weakref.ref[Watcher]] = set()
         self.views: list[weakref.ref[Pinning]] = []
         self._views_counted = 0
         self.hot = hot_tier(settings.eviction, settings.memory)
@@ -214,7 +214,7 @@ class Tiers:
         where = self.dirty(stored_key) if self.buffers else None
         if where is not None:
             buffer, position = where
-            return where, buffer.segment.put_at(position) if position >= 0 else None
+            return where, buffer.put_of(encoded, position)
         cold = self.cold
         try:
             data = cold.get(stored_key)
@@ -256,7 +256,8 @@ class Tiers:
             asked = list(map(stored_keys.__getitem__, order))
             datas = reader.newest_many(asked)
         records = [
-            where[0].segment.put_at(where[1]) if where is not None and where[1] >= 0 else None for where in wheres
+            None if where is None else where[0].put_of(key, where[1])
+            for key, where in zip(encoded, wheres, strict=True)
         ]
         undone = self.opened_many(reader.cold, asked, datas, list(map(encoded.__getitem__, order)))
         for i, found in zip(order, undone, strict=True):
@@ -426,8 +427,12 @@ class Tiers:
         return sum(buffer.used_bytes() for buffer in kept.values()) + sum(view.order_bytes for view in views)
 
     def watch(self, watcher: Watcher) -> None:
-        """Tell a transaction of writes, as long as it is referred to."""
-        self.watchers.append(weakref.ref(watcher, self.watchers.remove))
+        """Tell a transaction of writes, until `unwatch`, or as long as it is referred to."""
+        self.watchers.add(weakref.ref(watcher, self.watchers.discard))
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Tell it no more: who keeps the `ConflictError` would refer to it for long."""
+        self.watchers.discard(weakref.ref(watcher))
 
     def tell(self, stored_keys: Iterable[bytes | None]) -> None:
         """Tell transactions of keys just written."""

@@ -107,6 +107,13 @@ class WriteBuffer:
         position = self.positions[stored_key]
         return None if position < 0 else self.segment.put_at(position)
 
+    def put_of(self, encoded: bytes, position: int) -> Dirty | None:
+        """The put of a key at `position`, None for a deletion or the put of another long key with its digest."""
+        if position < 0:
+            return None
+        put = self.segment.put_at(position)
+        return put if put.full_key == encoded else None
+
     def position_before(self, stored_key: bytes, filled: int) -> int | None:
         """Position of a key's latest record when the segment was filled up to `filled`; needs a pin since then."""
         position = self.positions.get(stored_key)
