@@ -94,7 +94,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
             value = self._unexpired(tier, key)
             if value is not _UNSET:
                 return value
-        encoded = keys.encode(key)
+        encoded = _ENCODE_KEY(key)
         stored_key = encoded if len(encoded) <= keys.STORED_BYTES_EXACT else keys.stored(encoded)
         generation = engine.generation
         engine.check_readable()

@@ -324,7 +324,8 @@ class Tiers:
         if self.owned():
             return
         with self.lock:
-            if generation == self.generation and not self.closed and self.dirty(stored_key) == where:
+            newest = self.dirty(stored_key) if self.buffers else None
+            if generation == self.generation and not self.closed and newest == where:
                 plain = key if key.__class__ is str else keys.canonical(key)
                 self.hot.put(plain, found.codec, found.payload, found.deadline)
                 self.counters.promotions += 1
