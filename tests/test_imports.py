@@ -76,6 +76,8 @@ def test_every_name_is_there_by_any_kind_of_import() -> None:
 
 @pytest.mark.parametrize("name", HEAVY)
 def test_a_heavy_module_is_not_imported_before_it_is_used(imported: set[str], name: str) -> None:
+    if name == "subprocess" and sys.version_info < (3, 11):
+        pytest.skip("zstandard needs platform, which imports it before Python 3.11")
     assert name not in imported
 
 
