@@ -24,10 +24,17 @@ from tiered.tiers import Tiers
 
 HELPER_DEATHS_MAX = 3
 FULL_RETRY_SECONDS = 1.0
-ALONE = 2
-"""What `getrefcount` says of an object that one variable refers to."""
 _PASSING = {StoreFullError.__name__: StoreFullError, MemoryError.__name__: StoreError}
 """Failures that pass, as the disk may have room again, and memory too; and what those who wait for it get."""
+
+
+def _references_of_one_variable() -> int:
+    """What `getrefcount` says of an object that nothing else refers to: interpreters count its own argument or not."""
+    thing = object()
+    return sys.getrefcount(thing)
+
+
+ALONE = _references_of_one_variable()
 
 
 class Checkpoints(Tiers):
