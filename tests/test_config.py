@@ -205,6 +205,9 @@ def test_what_a_setting_is_kept_as_parses_to_itself(name):
 OTHERS = {
     "memory": ("2MB", 2 * MB),
     "eviction": ("lru", "lru"),
+    "object_share": ("0.25", 0.25),
+    "object_entries_max": ("100", 100),
+    "object_value_bytes_max": ("64", 64),
     "durability": ("always", "always"),
     "save": ("900 1", ((900, 1),)),
     "compression": ("zlib", "zlib:6"),
@@ -281,6 +284,7 @@ def test_a_setting_that_cannot_change_at_run_time_says_how_to_change_it(store, n
         ("memory", "128mb", 128 * MB),
         ("disk", "10gb", 10 << 30),
         ("snapshot_keep", "3", 3),
+        ("object_share", "0", 0.0),
         ("save", "900 1", ((900, 1),)),
     ],
 )
@@ -298,6 +302,12 @@ def test_yes_and_no_are_true_and_false_and_other_words_are_refused(opener):
     for bad in ("0", "-1", "1.5", "", "²", "9" * 10):
         with pytest.raises(ConfigError, match="snapshot_keep"):
             SETTINGS["snapshot_keep"].parse(bad)
+    for bad in ("0.3", "-1", "much", "nan", True, None):
+        with pytest.raises(ConfigError, match="object_share"):
+            SETTINGS["object_share"].parse(bad)
+    for bad in ("-1", "1.5", -1, 1.5, True, None):
+        with pytest.raises(ConfigError, match="object_entries_max"):
+            SETTINGS["object_entries_max"].parse(bad)
 
 
 # The three situations of the memory-management samples

@@ -154,6 +154,12 @@ class HeapTier:
         """Memory of all entries and the table."""
         return self.entry_bytes + self._table_bytes
 
+    # Its values that cannot change are objects anyway; documents are not kept decoded here.
+    objects = object_bytes = object_hits = 0
+
+    def keep_objects(self, share_bytes: int, entries_max: int, value_bytes_max: int) -> None:
+        """Nothing: only the arena keeps documents decoded."""
+
     @property
     def expiring(self) -> int:
         """How many keys have a deadline."""

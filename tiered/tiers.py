@@ -113,6 +113,7 @@ class Tiers:
         self.views: list[weakref.ref[Pinning]] = []
         self._views_counted = 0
         self.hot = hot_tier(settings.eviction, settings.memory)
+        self.share_objects()
         self.lock = threading.RLock()
         self.owned: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
         self.changed = threading.Condition(self.lock)
@@ -135,6 +136,7 @@ class Tiers:
         self._number = 0
         self._active: WriteBuffer | None = None
         self._aside: list[WriteBuffer] = []
+        self._applied: list[WriteBuffer] = []  # To be let go of.
         self._room_until = -1
         self._journal_ahead = False
         self._changes = 0
@@ -322,7 +324,8 @@ class Tiers:
         if self.owned():
             return
         with self.lock:
-            if generation == self.generation and not self.closed and self.dirty(stored_key) == where:
+            newest = self.dirty(stored_key) if self.buffers else None
+            if generation == self.generation and not self.closed and newest == where:
                 plain = key if key.__class__ is str else keys.canonical(key)
                 self.hot.put(plain, found.codec, found.payload, found.deadline)
                 self.counters.promotions += 1
@@ -378,6 +381,13 @@ class Tiers:
     def buffer_bytes(self) -> int:
         """What the write buffers take now."""
         return sum(buffer.used_bytes() for buffer in self.buffers)
+
+    def share_objects(self) -> None:
+        """Let the hot tier keep documents decoded, as the settings say."""
+        settings = self.settings
+        self.hot.keep_objects(
+            int(settings.memory * settings.object_share), settings.object_entries_max, settings.object_value_bytes_max
+        )
 
     def _rebudget(self) -> None:
         """Give the hot tier what write buffers and views leave."""
