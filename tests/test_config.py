@@ -204,6 +204,9 @@ def test_what_a_setting_is_kept_as_parses_to_itself(name):
 
 OTHERS = {
     "memory": ("2MB", 2 * MB),
+    "low_watermark": ("50% 60%", (0.5, 0.6)),
+    "hot_value_share": (0.1, (0.1, 0.1)),
+    "cycle_seconds": ("1 5", (1.0, 5.0)),
     "eviction": ("lru", "lru"),
     "durability": ("always", "always"),
     "save": ("900 1", ((900, 1),)),
@@ -423,4 +426,4 @@ def test_more_memory_than_there_is_address_space_is_refused_and_changes_nothing(
 
 def _plain(value):
     """Remembered tuples come back as lists."""
-    return [list(pair) for pair in value] if isinstance(value, (list, tuple)) else value
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value

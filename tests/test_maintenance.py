@@ -124,7 +124,7 @@ def test_a_store_whose_directory_was_removed_raises_named_errors_only(tmp_path: 
         store.update((number, "v" * 100) for number in range(500))
         store.save()
         shutil.rmtree(tmp_path / "gone")
-        store._engine._expire_at = 0.0
+        store._engine._cycle_at = 0.0
         store._engine.tick_guarded()
         for call in (
             lambda store=store: store.get("absent"),

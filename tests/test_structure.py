@@ -19,14 +19,14 @@ README = ROOT.parent / "README.md"
 # From the bottom up.  A module may import those of rows above its own, and nothing else of the package.
 LAYERS = [
     ["errors", "log", "native", "refusal"],
-    ["clock", "schedule", "process", "eviction.lru", "arrays", "scalars", "group_commit"],
+    ["clock", "schedule", "jitter", "process", "eviction.lru", "arrays", "scalars", "group_commit"],
     ["registry"],
     ["extensions"],
     ["conversion"],
     ["config", "files", "keys", "codec", "eviction", "expiry", "record"],
     ["compression", "heap", "arena", "journal", "snapshot"],
     ["environment", "hot", "write_buffer", "recovery", "retention"],
-    ["cold_state"],
+    ["cold_state", "watermark"],
     ["cold_reader"],
     ["cold_update"],
     ["cold", "overlay"],

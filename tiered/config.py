@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from tiered.errors import ConfigError
+from tiered.jitter import Bounds
 from tiered.schedule import SavePoints
 
 MEMORY_BYTES_MIN = 1 << 20
@@ -133,6 +134,30 @@ def _flag(value: object) -> bool:
     raise ConfigError(f"{value!r} is not True or False, nor 'yes' or 'no'")
 
 
+def parse_bounds(name: str, value: object, least: float, most: float) -> Bounds:
+    """Two numbers to draw one between, from "0.95 0.99", "95% 99%" or (0.95, 0.99); one alone is both."""
+    words = value.split() if isinstance(value, str) else value
+    try:
+        numbers = [_number(word) for word in (words if isinstance(words, (list, tuple)) else [words])]
+    except (ValueError, TypeError):
+        numbers = []
+    if len(numbers) in (1, 2) and least <= numbers[0] <= numbers[-1] <= most:
+        return numbers[0], numbers[-1]
+    raise ConfigError(f"{name}={value!r} is not one or two ascending numbers from {least:g} to {most:g}")
+
+
+def _number(word: object) -> float:
+    if isinstance(word, str):
+        return float(word[:-1]) / 100 if word.endswith("%") else float(word)
+    if isinstance(word, (int, float)) and not isinstance(word, bool):
+        return float(word)
+    raise TypeError
+
+
+def _between(name: str, least: float, most: float) -> Callable[[object], Bounds]:
+    return lambda value: parse_bounds(name, value, least, most)
+
+
 class Setting(NamedTuple):
     """One row of the table of settings."""
 
@@ -153,6 +178,24 @@ SETTINGS = {
     setting.name: setting
     for setting in (
         Setting("memory", "64MB", _memory, "bytes for hot tier and write buffer, overheads included", remembered=False),
+        Setting(
+            "low_watermark",
+            "0.95 0.99",
+            _between("low_watermark", 0.1, 1.0),
+            "share of the hot tier's budget that it is evicted down to when it was reached, drawn between these",
+        ),
+        Setting(
+            "hot_value_share",
+            "0.0625 0.125",
+            _between("hot_value_share", 0.0, 0.125),
+            "share of that budget above which a value is not kept hot when read, drawn between these",
+        ),
+        Setting(
+            "cycle_seconds",
+            "0.5 2",
+            _between("cycle_seconds", 0.01, 3600.0),
+            "from one periodic cycle (what expired, watermarks) to the next, drawn between these",
+        ),
         Setting("eviction", "lru", _choice("eviction", "lru"), "which value leaves the hot tier first"),
         Setting(
             "durability",
@@ -189,6 +232,9 @@ class Settings(SimpleNamespace):
     """The settings in force in one store, parsed."""
 
     memory: int
+    low_watermark: Bounds
+    hot_value_share: Bounds
+    cycle_seconds: Bounds
     eviction: str
     durability: str
     save: SavePoints

@@ -616,9 +616,10 @@ def open(
 
     `flag` is as in `dbm`: "c" create if missing, "w" existing, "r" existing and
     read-only beside any writer, a tenth of a second behind it, "n" always new.  `settings` are those of `config`:
-    memory, eviction, durability, save, compression, default_ttl, disk, disk_full,
-    snapshot_save, snapshot_dir, snapshot_keep, helper.  One process at a time may have a store open for
-    writing; others get `LockedError`, after `lock_timeout` seconds.  Opened again in the same
+    memory, low_watermark, hot_value_share, cycle_seconds, eviction, durability, save,
+    compression, default_ttl, disk, disk_full, snapshot_save, snapshot_dir, snapshot_keep, helper.
+    One process at a time may have a store open for writing;
+    others get `LockedError`, after `lock_timeout` seconds.  Opened again in the same
     process, it is another handle on the same engine, and settings that differ from those in
     force are a `ConfigError`.
 

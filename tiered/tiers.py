@@ -25,7 +25,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tiered import codec, files, keys, record
 from tiered.checkpointer import Checkpointer
@@ -45,14 +45,18 @@ from tiered.errors import (
     StoreError,
     StoreFullError,
 )
-from tiered.expiry import next_cycle
 from tiered.heap import is_packed
 from tiered.hot import hot_tier
+from tiered.jitter import drawn
 from tiered.journal import Dirty, Journal
 from tiered.maintenance import MAINTENANCE
 from tiered.recovery import Plan
 from tiered.stats import Counters
+from tiered.watermark import Watermark
 from tiered.write_buffer import WriteBuffer
+
+if TYPE_CHECKING:
+    from tiered.engine import Engine
 
 BUFFER_SHARE = 2
 """The write buffer, active and set aside, takes about the budget divided by this; nine sixteenths at most."""
@@ -60,6 +64,9 @@ SEGMENT_BYTES_MAX = 64 << 20
 
 HOT_SHARE_MIN = 8
 """The hot tier keeps at least the budget divided by this, whatever write buffers and views take."""
+EVICTIONS_MAX = 2000
+KEPT_BYTES = 64 << 10
+"""Of a batch, so much at a time becomes hot, until as many others were evicted for it: a millisecond or two."""
 PINNED_SHARE = 5 / 16
 """What views may keep of the budget in buffers that the store itself has let go of."""
 
@@ -113,6 +120,7 @@ class Tiers:
         self.views: list[weakref.ref[Pinning]] = []
         self._views_counted = 0
         self.hot = hot_tier(settings.eviction, settings.memory)
+        self.watermark = Watermark()
         self.lock = threading.RLock()
         self.owned: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
         self.changed = threading.Condition(self.lock)
@@ -139,7 +147,7 @@ class Tiers:
         self._journal_ahead = False
         self._changes = 0
         self._saved_at = self._synced_at = clock.monotonic()
-        self._expire_at = clock.monotonic() + next_cycle()
+        self._cycle_at = clock.monotonic() + drawn(settings.cycle_seconds)
         self._full_since = 0.0
         self._helper_deaths = 0
         self._finished = False
@@ -149,7 +157,13 @@ class Tiers:
         self._compaction_failure: StoreError | None = None
         self._background: BaseException | None = None
         self._trimmed_bytes = 0
+        self._small_bytes = int(settings.hot_value_share[0] * self.hot.budget_bytes)
         clock.advance(self.state.time_ms)
+
+    def serve(self) -> None:
+        """Have the maintenance thread tick this engine from now on."""
+        if not self._number:
+            self._number = MAINTENANCE.serve(cast("Engine", self))
 
     # Reading
 
@@ -320,11 +334,16 @@ class Tiers:
         """Keep a value that was read without the lock, if it is still the newest."""
         if self.owned():
             return
+        size = len(found.payload)
+        if size > self._small_bytes and not self._stays_hot(size):
+            return
         with self.lock:
             if generation == self.generation and not self.closed and self.dirty(stored_key) == where:
                 plain = key if key.__class__ is str else keys.canonical(key)
                 self.hot.put(plain, found.codec, found.payload, found.deadline)
                 self.counters.promotions += 1
+                if not self._number and self.hot.evictions:
+                    self.serve()  # A store that is only read is on its way to the low watermark, too.
 
     def promote_many(self, located: Sequence[tuple[Any, bytes, Where, Dirty]], generation: int) -> None:
         """`promote` for each `(key, stored key, where, record)`, under the lock once."""
@@ -337,6 +356,8 @@ class Tiers:
             for key, stored_key, where, (number, deadline, _, payload) in located:
                 if self.buffers and self.dirty(stored_key) != where:
                     continue
+                if len(payload) > self._small_bytes and not self._stays_hot(len(payload)):
+                    continue
                 plain = key if key.__class__ is str else keys.canonical(key)
                 self.counters.promotions += 1
                 if deadline:
@@ -345,7 +366,32 @@ class Tiers:
                     names.append(plain)
                     numbers.append(number)
                     payloads.append(payload)
-            self.hot.put_many(names, numbers, payloads, 0)
+            self._keep_many(names, numbers, payloads, 0, sum(map(len, payloads)))
+            if not self._number and self.hot.evictions:
+                self.serve()
+
+    def _stays_hot(self, size: int) -> bool:
+        """Whether a value that was read is kept: not above a share of the budget, drawn anew each time.
+
+        So a large one takes the place of many small ones rarely where it is read once, and in the end where it is
+        read again and again.
+        """
+        return size <= drawn(self.settings.hot_value_share) * self.hot.budget_bytes
+
+    def _keep_many(self, names: list[Any], numbers: list[int], payloads: list[bytes], deadline: int, size: int) -> None:
+        """Put many values into the hot tier, evicting for them no more than one call may; the rest is not kept."""
+        hot, start, count = self.hot, 0, len(names)
+        if size <= KEPT_BYTES:
+            hot.put_many(names, numbers, payloads, deadline)
+            return
+        most = hot.evictions + EVICTIONS_MAX
+        while start < count and hot.evictions < most:
+            stop, room = start, KEPT_BYTES
+            while stop < count and room > 0:
+                room -= len(payloads[stop])
+                stop += 1
+            hot.put_many(names[start:stop], numbers[start:stop], payloads[start:stop], deadline)
+            start = stop
 
     def _load_dictionary(self, number: int) -> bytes:
         with self.cold.read() as reader:
@@ -392,6 +438,7 @@ class Tiers:
         if self._active is not None:
             taken += self._active.foreseen_bytes(self.step_bytes)
         self.hot.budget_bytes = max(memory // HOT_SHARE_MIN, memory - taken)
+        self._small_bytes = int(self.settings.hot_value_share[0] * self.hot.budget_bytes)
         if self.hot.used_bytes > self.hot.budget_bytes:
             self.hot.shrink()
 

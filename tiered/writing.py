@@ -22,6 +22,7 @@ from tiered.errors import StoreError, StoreFullError
 from tiered.journal import CLEAR, CLOSE_BYTES, DELETE, HEADER_BYTES, PUT, SETTING, record_bytes
 from tiered.maintenance import MAINTENANCE
 from tiered.native import native
+from tiered.tiers import EVICTIONS_MAX
 from tiered.write_buffer import WriteBuffer
 
 SEGMENT_RECORDS_MAX = 65_536
@@ -256,7 +257,7 @@ class Writing(Checkpoints):
             positions = journal.append_batch([PUT] * count, batch.encoded, batch.payloads, batch.codecs, deadlines)
             self.hot.discard_many(batch.keys)
             buffer.put_many(stored_keys, positions, deadlines)
-            self.hot.put_many(batch.keys, batch.codecs, batch.payloads, deadline)
+            self._keep_many(batch.keys, batch.codecs, batch.payloads, deadline, batch.bytes)
             if self.watchers:
                 self.tell(stored_keys)
         except BaseException:
@@ -290,8 +291,9 @@ class Writing(Checkpoints):
                 self.hot.discard(change.key)
             places = [~at if change.deleted else at for at, change in zip(positions, changes, strict=True)]
             buffer.put_many(stored_keys, places, deadlines)
+            most = self.hot.evictions + EVICTIONS_MAX
             for change in changes:
-                if not change.deleted:
+                if not change.deleted and self.hot.evictions < most:
                     self.hot.put(change.key, change.codec, change.payload, change.deadline)
             if self.watchers:
                 self.tell(stored_keys)
