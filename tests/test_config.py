@@ -204,6 +204,7 @@ def test_what_a_setting_is_kept_as_parses_to_itself(name):
 
 OTHERS = {
     "memory": ("2MB", 2 * MB),
+    "spill": ("no", False),
     "low_watermark": ("50% 60%", (0.5, 0.6)),
     "hot_value_share": (0.1, (0.1, 0.1)),
     "cycle_seconds": ("1 5", (1.0, 5.0)),

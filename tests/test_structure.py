@@ -35,7 +35,7 @@ LAYERS = [
     ["helper"],
     ["checkpointer", "maintenance"],
     ["tiers"],
-    ["checkpoints", "disk_cap", "moment"],
+    ["checkpoints", "disk_cap", "memory_cap", "moment"],
     ["writing"],
     ["snapshots"],
     ["engine", "ranges"],

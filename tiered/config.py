@@ -179,6 +179,12 @@ SETTINGS = {
     for setting in (
         Setting("memory", "64MB", _memory, "bytes for hot tier and write buffer, overheads included", remembered=False),
         Setting(
+            "spill",
+            True,
+            _flag,
+            "whether values may be in the cold tier only; False: writes beyond what memory holds are refused",
+        ),
+        Setting(
             "low_watermark",
             "0.95 0.99",
             _between("low_watermark", 0.1, 1.0),
@@ -232,6 +238,7 @@ class Settings(SimpleNamespace):
     """The settings in force in one store, parsed."""
 
     memory: int
+    spill: bool
     low_watermark: Bounds
     hot_value_share: Bounds
     cycle_seconds: Bounds

@@ -93,6 +93,8 @@ class Engine(Snapshots):
         self._attend()
         if name == "snapshot_save":
             self.serve()
+        if name == "spill":
+            self.bound(parsed)
         if name == "cycle_seconds":
             self._cycle_at = self.clock.monotonic() + drawn(parsed)
             MAINTENANCE.wake()
@@ -105,8 +107,11 @@ class Engine(Snapshots):
             setattr(self.settings, name, before)
             raise no_address_space(parsed) from None
 
-    def shrink(self) -> None:
-        """Evict down to a budget that became smaller, letting others in meanwhile."""
+    def settle(self, name: str) -> None:
+        """What follows a setting, without the lock: evict down to a smaller budget, count what live records take."""
+        if name == "spill" and self.bounded:
+            with contextlib.suppress(StoreError):  # Where there is no checkpoint now, more is counted until there is.
+                self.save()
         shrunk = False
         while not shrunk:
             with self.lock:

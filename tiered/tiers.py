@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 
 BUFFER_SHARE = 2
 """The write buffer, active and set aside, takes about the budget divided by this; nine sixteenths at most."""
+BOUNDED_BUFFER_SHARE = 8
+"""That with `spill=False`, where what is live is to be hot beside it."""
 SEGMENT_BYTES_MAX = 64 << 20
 
 HOT_SHARE_MIN = 8
@@ -130,12 +132,12 @@ class Tiers:
         self.time_sent_ms = 0  # Told to nobody yet: whoever knew it may have left with more to expire.
         self.cold_used_bytes = cold.used_bytes()
         self.readonly = journal is None
-        self.closed = False
-        self.forked = False
+        self.closed = self.forked = False
         self.poisoned = ""
         self.full = ""  # Why checkpoints are put off, if they are, and the error that says so.
         self.full_kind: type[StoreError] = StoreFullError
         self.capped = False
+        self.bounded = not settings.spill
         self.always = self.attended = settings.durability == "always"
         self.checkpointer: Checkpointer | None = None
         self.decompressor = Decompressor(self._load_dictionary)
@@ -151,8 +153,7 @@ class Tiers:
         self._full_since = 0.0
         self._helper_deaths = 0
         self._finished = False
-        self._compactions = 0
-        self._compacting = False
+        self._compactions, self._compacting = 0, False
         self._moved = False  # A compaction is done, and its cold tier is not the one read here yet.
         self._compaction_failure: StoreError | None = None
         self._background: BaseException | None = None
@@ -412,7 +413,8 @@ class Tiers:
     @property
     def share_bytes(self) -> int:
         """What the active buffer may take, and as much again what is set aside."""
-        return min(self.settings.memory // BUFFER_SHARE // 2, SEGMENT_BYTES_MAX)
+        share = BOUNDED_BUFFER_SHARE if self.bounded else BUFFER_SHARE
+        return min(self.settings.memory // share // 2, SEGMENT_BYTES_MAX)
 
     @property
     def step_bytes(self) -> int:

@@ -21,6 +21,7 @@ from tiered.disk_cap import excess_bytes, victims
 from tiered.errors import StoreError, StoreFullError
 from tiered.journal import CLEAR, CLOSE_BYTES, DELETE, HEADER_BYTES, PUT, SETTING, record_bytes
 from tiered.maintenance import MAINTENANCE
+from tiered.memory_cap import DELETED, ENTRY_BYTES, admit
 from tiered.native import native
 from tiered.tiers import EVICTIONS_MAX
 from tiered.write_buffer import WriteBuffer
@@ -211,6 +212,7 @@ class Writing(Checkpoints):
         journal = self.journal
         assert buffer is not None
         assert journal is not None
+        growth = admit(self, ((key, encoded, len(payload)),)) if self.bounded else 0
         stored_key = encoded if len(encoded) <= keys.STORED_BYTES_EXACT else keys.stored(encoded)
         position = buffer.segment.position
         try:
@@ -226,6 +228,7 @@ class Writing(Checkpoints):
         except BaseException:
             self._roll_forward(buffer, position)
             raise
+        buffer.grown_bytes += growth
         self._changes += 1
         return journal.last
 
@@ -249,6 +252,9 @@ class Writing(Checkpoints):
         assert buffer is not None
         assert journal is not None
         start, count = buffer.segment.position, len(batch.keys)
+        growth = 0
+        if self.bounded:
+            growth = admit(self, zip(batch.keys, batch.encoded, map(len, batch.payloads), strict=True))
         deadlines = [deadline] * count
         stored_keys = batch.encoded
         if max(map(len, stored_keys)) > keys.STORED_BYTES_EXACT:
@@ -263,6 +269,7 @@ class Writing(Checkpoints):
         except BaseException:
             self._roll_forward(buffer, start)
             raise
+        buffer.grown_bytes += growth
         self._changes += count
         return journal.last
 
@@ -277,6 +284,9 @@ class Writing(Checkpoints):
         assert buffer is not None
         assert journal is not None
         start = buffer.segment.position
+        growth = 0
+        if self.bounded:
+            growth = admit(self, ((c.key, c.encoded, DELETED if c.deleted else len(c.payload)) for c in changes))
         stored_keys = [keys.stored(change.encoded) for change in changes]
         deadlines = [change.deadline for change in changes]
         try:
@@ -300,6 +310,7 @@ class Writing(Checkpoints):
         except BaseException:
             self._roll_forward(buffer, start)
             raise
+        buffer.grown_bytes += growth
         self._changes += len(changes)
         return journal.last
 
@@ -323,6 +334,14 @@ class Writing(Checkpoints):
             raise
         self._changes += 1
         return journal.last
+
+    def bound(self, spill: bool) -> None:
+        """Count what live records take from now on, where they may not spill, and refuse what is too much."""
+        if not spill and not self.bounded:
+            for buffer in self.buffers:  # Nobody has counted what is in them: as if all of it were new.
+                buffer.grown_bytes = buffer.segment.position + len(buffer.positions) * ENTRY_BYTES
+            self.rotate()
+        self.bounded = not spill
 
     def put_setting(self, name: str, value: object) -> int:
         """Journal a setting to be remembered."""
