@@ -22,6 +22,8 @@ The state is one msgpack map, kept under "state" in `meta` and written by every 
     key_bytes        length of their keys
     dictionary       id of the one that new records are compressed with, 0 for none
     dictionary_next  id of the one trained next; none is used again
+    adopted_ratio    stored bytes by packed ones, of payloads held out, when that dictionary was adopted; 0.0 if unknown
+    recent_ratio     the same of samples compressed with it lately
     moved            whether a compaction has made a copy that CURRENT names, or is about to
 """
 
@@ -65,6 +67,8 @@ class State(SimpleNamespace):
     key_bytes: int = 0
     dictionary: int = 0
     dictionary_next: int = 1
+    adopted_ratio: float = 0.0
+    recent_ratio: float = 0.0
     moved: bool = False
     runs: list[int] = []  # noqa: RUF012 - copied for each.
     merging: list[int] = []  # noqa: RUF012
