@@ -207,6 +207,20 @@ def test_memory_is_sampled_by_ticks_now_and_then(opener: Any, clock: Any) -> Non
     assert samples[1][1:] == (store.memory_stats().accounted_bytes, pytest.approx(process.rss_anon_bytes(), rel=0.2))
 
 
+def test_a_program_that_grows_and_grows_is_told_from_ticks_alone(opener: Any, clock: Any) -> None:
+    store = opener(stepwise=True, clock=clock)
+    kept = []
+    for number in range(40):
+        store[number] = "x" * 1000
+        kept.append(b"x" * MB)
+        clock.sleep(31)
+        store.tick()
+    (found,) = store.doctor()
+    assert found.what == "memory drifts"
+    assert re.search(r"grew by [23]\d,\d{3},\d{3} bytes in 20 minutes", found.evidence), found.evidence
+    kept.clear()
+
+
 def test_reclaiming_checkpoints_evicts_everything_gives_its_memory_back_and_loses_nothing(used: Any) -> None:
     used["dirty"] = "x"
     hot = used.stats().hot_bytes

@@ -107,6 +107,12 @@ def parse_ttl(value: object) -> float | None:
     )
 
 
+def _default_ttl(value: object) -> float | None:
+    if isinstance(value, str) and re.fullmatch(r"\d{1,12}(\.\d+)?", value):
+        value = float(value) if "." in value else int(value)
+    return parse_ttl(value)
+
+
 def _snapshot_save(value: object) -> SavePoints:
     return parse_save(value, "snapshot_save")
 
@@ -211,7 +217,7 @@ SETTINGS = {
         ),
         Setting("save", "3600 1 300 100 60 10000", parse_save, "save points: checkpoint after SECONDS with CHANGES"),
         Setting("compression", "zstd:3", parse_compression, "how new records are compressed in the cold tier"),
-        Setting("default_ttl", None, parse_ttl, "seconds to live where a write names none"),
+        Setting("default_ttl", None, _default_ttl, "seconds to live where a write names none"),
         Setting("disk", None, _disk, "cap on the bytes used in the cold tier"),
         Setting(
             "disk_full",
