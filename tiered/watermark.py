@@ -4,7 +4,9 @@ A write, or a read that promotes, evicts no more than what it needs room for, th
 only a bounded part of that: what would take longer is not kept hot.  The way down from there belongs to the periodic
 cycle.  Where something had to leave since the last time, it draws a share of the budget between the bounds of
 `low_watermark`, and evicts down to it in slices, letting go of the lock between them.  Puts then find room without
-evicting, so that in the long run as much is evicted as without a low watermark; only a little less is hot.
+evicting, so that in the long run as much is evicted as without a low watermark; only a little less is hot.  Measured
+(tools/bench/hit_ratio.py: Zipf 0.9, a tenth of the data hot, ten times as many cycles as by default): 59.3 % of reads
+were hits without a low watermark, 59.3 % with the default of 0.95 to 0.99, 59.1 with 0.8 to 0.9, 58.4 with 0.5 to 0.6.
 
 What is compared with the watermarks is measured as far as it is the store's own.  Of the arena these are the pages that
 it has taken, whole segments, index and values outside, and of write buffers and views what they hold at this moment;
