@@ -71,16 +71,53 @@ async def all_of(source: Any) -> list[Any]:
     return [item async for item in source]
 
 
-@pytest.mark.parametrize("use", [lambda store: "k" in store, iter, list])
-def test_what_cannot_be_awaited_is_refused_with_what_can(opened: Opened, use: Callable[[Any], Any]) -> None:
+def with_block(store: Any) -> None:
+    with store:
+        raise AssertionError("entered")
+
+
+NOT_AWAITED: dict[str, Callable[[Any], Any]] = {
+    r"await store\.contains\(key\)": lambda store: "k" in store,
+    "async for": list,
+    r"await store\.count\(\)": len,
+    r"await store\.set\(key, value\)": lambda store: store.__setitem__("k", 2),
+    r"await store\.delete\(key\)": lambda store: store.__delitem__("k"),
+    r"await store\.update\(other\)": lambda store: store.__ior__({"k": 2}),
+}
+
+
+@pytest.mark.parametrize("what", NOT_AWAITED)
+def test_what_cannot_be_awaited_is_refused_with_what_can(opened: Opened, what: str) -> None:
     async def main() -> None:
         async with opened() as store:
             await store.set("k", 1)
             for mapping in (store, store.sub("part")):
-                with pytest.raises(TypeError, match=r"await store\.contains\(key\)|async for"):
-                    use(mapping)
+                with pytest.raises(TypeError, match=what):
+                    NOT_AWAITED[what](mapping)
+                assert mapping  # As any object.
+            with pytest.raises(TypeError, match="use `async with`"):
+                with_block(store)
+            assert await store.get("k") == 1
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "use",
+    [with_block, lambda opening: opening["k"], lambda opening: opening.__setitem__("k", 1),
+     lambda opening: opening.__delitem__("k"), lambda opening: "k" in opening, list],
+)  # fmt: skip
+def test_a_store_that_was_not_awaited_says_what_to_write(tmp_path: Path, use: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match=r"`async with tiered\.aio\.open\(…\) as store:`, or `store = await tiered"):
+        use(aio.open(tmp_path / "s"))
+
+    async def over_it() -> None:
+        async for _ in aio.open(tmp_path / "s"):  # type: ignore[attr-defined]
+            raise AssertionError
+
+    with pytest.raises(TypeError, match="`async with tiered"):
+        asyncio.run(over_it())
+    assert not (tmp_path / "s").exists()
 
 
 def test_importing_tiered_does_not_bring_the_facade() -> None:
@@ -385,6 +422,24 @@ def test_transact_runs_again_after_each_conflict_for_async_and_for_plain_functio
     asyncio.run(main())
 
 
+def test_hundreds_of_tasks_that_change_one_key_all_succeed_after_few_attempts(opened: Opened) -> None:
+    async def main() -> None:
+        async with opened() as store:
+            runs = 0
+
+            async def count_up(txn: aio.AsyncTransaction[Any, Any]) -> None:
+                nonlocal runs
+                runs += 1
+                await txn.incr("count")
+
+            await asyncio.gather(*(store.transact(count_up) for _ in range(500)))
+            assert await store.get("count") == 500
+            assert runs < 500 * 12
+            assert store._rivals == 0
+
+    asyncio.run(main())
+
+
 def test_transact_refuses_a_plain_function_that_returns_a_coroutine(opened: Opened) -> None:
     async def main() -> None:
         async with opened() as store:
@@ -596,6 +651,68 @@ def test_cancelling_at_random_moments_leaves_every_operation_done_or_not_whole(o
             assert await store.check() == []
 
     asyncio.run(main())
+
+
+def test_transactions_of_cancelled_tasks_watch_the_store_no_more(opened: Opened) -> None:
+    async def main() -> None:
+        rng = random.Random(2)
+        asyncio.get_running_loop().set_default_executor(threads := ThreadPoolExecutor(8))
+        async with opened() as store:
+            watchers = store._store._engine.watchers
+            accounts = [("account", n) for n in range(6)]
+            await store.set_many((account, 100) for account in accounts)
+            await store.save()
+            most = 0
+
+            async def move(txn: Any) -> None:
+                nonlocal most
+                one, other = rng.sample(accounts, 2)
+                balance = await txn[one]
+                most = max(most, len(watchers))
+                await asyncio.sleep(rng.choice([0, 0, 0.002]))
+                await txn.set(one, balance - 1)
+                await txn.incr(other)
+                assert await txn.count() >= len(accounts)
+
+            def moved(txn: Any) -> None:
+                one, other = rng.sample(accounts, 2)
+                txn[one] -= 1
+                txn[other] += 1
+
+            async def work(number: int) -> None:
+                while True:
+                    if number % 3 == 0:
+                        await store.transact(move, attempts=1000)
+                    elif number % 3 == 1:
+                        await store.transact(moved, attempts=1000)
+                    else:
+                        with suppress(tiered.ConflictError):
+                            async with store.transaction() as txn:
+                                await move(txn)
+                    if number % 4 == 0:
+                        evict(store._store)
+
+            for _ in range(40):
+                tasks = [asyncio.ensure_future(work(number)) for number in range(12)]
+                await asyncio.sleep(rng.uniform(0, 0.02))
+                for task in rng.sample(tasks, len(tasks)):
+                    task.cancel()
+                    await asyncio.sleep(0)
+                results = await asyncio.gather(*tasks, return_exceptions=True)
+                assert {type(result) for result in results} == {asyncio.CancelledError}
+                del tasks, results, task
+            assert most > 1
+            threads.shutdown()  # Plain functions may still run there.
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+            assert watchers == set()  # None waits for the garbage collector, which is off here.
+            assert sum(store._store.values(prefix=("account",))) == 600
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
 
 
 def test_nobody_hears_of_what_a_cancelled_operation_failed_with(opened: Opened) -> None:

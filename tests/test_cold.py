@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -546,3 +550,62 @@ def test_large_records_are_merged_a_few_at_a_time(cold, monkeypatch):
 
 def test_the_docstring_describes_everything_that_the_state_holds() -> None:
     assert [name for name in State.__annotations__ if name not in (cold_state.__doc__ or "")] == []
+
+
+def read_of(cold: Cold) -> None:
+    with cold.read() as reader:
+        reader.state()
+
+
+def stayed(cold: Cold) -> None:
+    cold.end(cold.begin())
+
+
+def updated(cold: Cold) -> None:
+    with cold.update() as update:
+        update.current.moved = False
+
+
+@pytest.mark.parametrize("use", [lambda cold: cold.get(b"a"), read_of, stayed, updated, Cold.file_bytes], ids=range(5))
+def test_an_interrupt_at_any_step_of_a_use_leaves_nothing_that_closing_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[Cold], object]
+) -> None:
+    Cold(tmp_path, create=True).close()
+    kept: list[BaseException] = []  # As the interpreter keeps the last one, and its frames with it.
+
+    def interrupted(at: int) -> Cold | None:
+        """A cold tier whose use was interrupted at that line, here or in `contextlib`; None if it has fewer."""
+        cold, seen = Cold(tmp_path), 0
+
+        def trace(frame: FrameType, event: str, argument: object) -> Any:
+            nonlocal seen
+            if not frame.f_code.co_filename.endswith(("cold.py", "contextlib.py")):
+                return None
+            # When the tracer comes to a line of `end`, the transaction has an owner who will call it again.
+            if event == "line" and frame.f_code.co_name != "end":
+                seen += 1
+                if seen == at:
+                    raise KeyboardInterrupt(f"{frame.f_code.co_name}:{frame.f_lineno}")
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            use(cold)
+        except KeyboardInterrupt as error:
+            kept.append(error)
+            return cold
+        finally:
+            sys.settrace(before)
+        cold.close()
+        return None
+
+    def waits(seconds: float) -> None:
+        raise AssertionError(f"closing waits: {kept[-1]}")
+
+    monkeypatch.setattr("tiered.cold.time.sleep", waits)
+    at = 1
+    while (cold := interrupted(at)) is not None:
+        cold.close()
+        at += 1
+    assert len(kept) > 5

@@ -212,6 +212,9 @@ OTHERS = {
     "hot_value_share": (0.1, (0.1, 0.1)),
     "cycle_seconds": ("1 5", (1.0, 5.0)),
     "eviction": ("lru", "lru"),
+    "object_share": ("0.25", 0.25),
+    "object_entries_max": ("100", 100),
+    "object_value_bytes_max": ("64", 64),
     "durability": ("always", "always"),
     "save": ("900 1", ((900, 1),)),
     "compression": ("zlib", "zlib:6"),
@@ -288,6 +291,7 @@ def test_a_setting_that_cannot_change_at_run_time_says_how_to_change_it(store, n
         ("memory", "128mb", 128 * MB),
         ("disk", "10gb", 10 << 30),
         ("snapshot_keep", "3", 3),
+        ("object_share", "0", 0.0),
         ("save", "900 1", ((900, 1),)),
     ],
 )
@@ -305,6 +309,12 @@ def test_yes_and_no_are_true_and_false_and_other_words_are_refused(opener):
     for bad in ("0", "-1", "1.5", "", "²", "9" * 10):
         with pytest.raises(ConfigError, match="snapshot_keep"):
             SETTINGS["snapshot_keep"].parse(bad)
+    for bad in ("0.3", "-1", "much", "nan", True, None):
+        with pytest.raises(ConfigError, match="object_share"):
+            SETTINGS["object_share"].parse(bad)
+    for bad in ("-1", "1.5", -1, 1.5, True, None):
+        with pytest.raises(ConfigError, match="object_entries_max"):
+            SETTINGS["object_entries_max"].parse(bad)
 
 
 # Every setting, changed at run time with a value as Redis takes them
@@ -350,6 +360,26 @@ def the_oldest_leaves(store, clock):
     store.update((("filling", number), "x" * 1000) for number in range(6000))
     hot = list(store._engine.hot)
     assert hot == [("filling", number) for number in range(6000 - len(hot), 6000)]
+
+
+DOCUMENT = {"name": "Ada", "tags": ["a", "b"], "text": "x" * 30}
+
+
+def documents_kept(store, clock, document=DOCUMENT):
+    store["document"] = document
+    store.save()
+    for _ in range(9):
+        assert store["document"] == document
+    return store.stats().object_hits
+
+
+def no_document_is_kept_decoded(store, clock):
+    assert documents_kept(store, clock) == 0
+
+
+def small_documents_only_are(store, clock):
+    assert documents_kept(store, clock) == 0
+    assert (documents_kept(store, clock, {"a": 1}) > 0) is (native is not None)
 
 
 def a_write_is_synced(store, clock):
@@ -422,6 +452,9 @@ IN_FORCE = {
     "hot_value_share": ("0", no_large_value_stays_hot),
     "cycle_seconds": ("20 30", the_next_cycle_is_soon),
     "eviction": ("lru", the_oldest_leaves),
+    "object_share": ("0", no_document_is_kept_decoded),
+    "object_entries_max": ("4", small_documents_only_are),
+    "object_value_bytes_max": ("20", small_documents_only_are),
     "durability": ("always", a_write_is_synced),
     "save": ("900 1", a_checkpoint_comes_after_so_many_seconds),
     "compression": ("zlib", records_are_compressed_by_zlib),

@@ -104,7 +104,7 @@ def settle(store: Any) -> None:
 
 def nearly_what_memory_holds(store: Any, patch: pytest.MonkeyPatch) -> None:
     store.config_set("spill", False)
-    for number in range(1200):
+    for number in range(1050):
         store["filling", number] = bytes(1000)
 
 
@@ -125,7 +125,7 @@ SIGNS: dict[str, tuple[Sign, str]] = {
         misfitting,
         r"come to \d\d\d?% of their size lately, to \d\d% when dictionary \d",
     ),
-    "the store is near what memory holds": (nearly_what_memory_holds, r"live records take 1,\d{3},\d{3} of the 1,5"),
+    "the store is near what memory holds": (nearly_what_memory_holds, r"live records take 1,\d{3},\d{3} of the 1,3"),
 }
 
 

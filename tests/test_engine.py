@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,3 +110,40 @@ def test_a_segment_whose_making_was_interrupted_does_not_block_later_writes(
     store["b"] = 3
     store.save()
     assert store["b"] == 3
+
+
+@pytest.mark.parametrize("helper", [False, True])
+def test_what_was_applied_is_let_go_of_in_slices_once_nobody_reads_it(
+    opener: Any, monkeypatch: pytest.MonkeyPatch, helper: bool
+) -> None:
+    store = opener(memory="16MB", helper=helper)
+    engine = store._engine
+    monkeypatch.setattr("tiered.write_buffer.EMPTIED_AT_ONCE", 100)
+    pauses: list[int] = []
+    pause = SimpleNamespace(sleep=lambda _: pauses.append(len(read.positions)))
+    monkeypatch.setattr("tiered.write_buffer.time", pause)
+    store.set_many([(str(number), number) for number in range(1000)], ttl=1000)
+    (read,) = reading = engine.buffers
+    store.save()
+    engine.tick()
+    assert (len(read.positions), pauses) == (1000, []), "a reader has it still"
+    assert reading == (read,)
+    positions, deadlines = read.positions, read.deadlines
+    del reading
+    read = SimpleNamespace(positions=positions)
+    while engine._applied:
+        engine.tick()
+    assert pauses[:10] == [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
+    assert (len(pauses), positions, deadlines) == (20, {}, {})
+    assert store["999"] == 999
+
+
+def test_the_first_write_into_a_segment_does_not_wait_for_what_would_be_read_ahead(opener: Any) -> None:
+    store = opener(memory="16MB")
+    store["k"] = 1
+    (segment,) = (buffer.segment for buffer in store._engine.buffers)
+    if segment.map is None:
+        pytest.skip("this file system reserves no space, so that the journal is not mapped")
+    maps = Path("/proc/self/smaps").read_text().partition(f"{segment.path}\n")[2]
+    flags = next(line for line in maps.splitlines() if line.startswith("VmFlags"))
+    assert "rr" in flags.split(), "read at random: nothing is read ahead"

@@ -73,7 +73,7 @@ def test_a_key_of_another_type_is_a_type_error_in_every_operation(opener: Any, k
         lambda: store.set_many([(key, 1)]),
         lambda: store.delete_many([key]),
     ):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="keys are str, bytes, int or tuples of them"):
             call()
     assert len(store) == 0
 

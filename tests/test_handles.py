@@ -173,6 +173,27 @@ def test_a_last_handle_that_is_collected_closes_the_engine(path: Path) -> None:
         assert store["a"] == 1
 
 
+def test_a_handle_whose_opening_was_interrupted_goes_by_itself_without_a_warning(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = one.Handle._adopt
+    engines: list[Engine] = []
+
+    def interrupted(self: Any, shared: Any) -> None:
+        real(self, shared)
+        engines.append(shared.engine)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(one.Handle, "_adopt", interrupted)
+    with pytest.raises(KeyboardInterrupt):  # Warnings are errors here.
+        tiered.open(path, helper=False)
+    gc.collect()
+    monkeypatch.undo()
+    with tiered.open(path, helper=False) as store:
+        assert engines[0].closed
+        store["a"] = 1
+
+
 def test_flag_n_on_a_path_that_is_open_is_a_locked_error_with_a_hint(opener: Any) -> None:
     store = opener()
     store["a"] = 1
@@ -240,7 +261,7 @@ def test_every_method_of_an_engine_is_one_that_a_reader_may_call_or_one_that_it_
     """A new one that only reads goes into `READS` of `handle`, another here."""
     writes = """
         check_writable clear close compact deadline_after dismiss disown has_room_now on_event poison put put_many
-        put_setting reclaim reserve rotate save serve sync tell wait_for watch write
+        put_setting reclaim reserve rotate save serve sync tell unwatch wait_for watch write
     """
     public = {name for name in dir(Engine) if not name.startswith("_") and callable(getattr(Engine, name))}
     assert public == one.READS | set(writes.split())

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiered import record
+from tiered.native import native
 from tiered.record import Record
 
 SHAPES = {
@@ -18,6 +19,14 @@ SHAPES = {
     "empty payload": (b"\x14", 0, 0, 0, 0, b"", b""),
     "empty payload, deadline": (b"\x14", 0, 0, 0, 5, b"", b""),
 }
+
+
+@pytest.mark.skipif(native is None, reason="there is no compiled part")
+@given(st.binary(max_size=700), st.integers(0, 700), st.integers(0, 0xFFFFFFFF))
+def test_the_compiled_checksum_is_zlibs_of_any_length_and_in_pieces(data, at, start):
+    assert native is not None
+    assert native.crc32(data, start) == record.crc32(data, start)
+    assert native.crc32(data[at:], native.crc32(data[:at], start)) == record.crc32(data, start)
 
 
 @pytest.mark.parametrize("parts", SHAPES.values(), ids=SHAPES)

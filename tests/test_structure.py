@@ -234,7 +234,7 @@ def test_all_is_sorted_and_is_what_can_be_imported():
     assert names == sorted(names)
     modules = {name.partition(".")[0] for name in PATHS}
     public = {name for name in vars(tiered) if not name.startswith("_")} - modules
-    assert public | set(tiered._WHEN_ASKED_FOR) == set(names)
+    assert public | set(tiered._HOMES) == set(names)
     assert all(callable(getattr(tiered, name)) for name in names)
     for name in names:
         assert getattr(tiered, name).__doc__, name

@@ -151,7 +151,7 @@ def test_its_own_transactions_views_and_edits(store: Any) -> None:
         users.transact(lambda txn: (txn.get("x"), users.set("x", 1), txn.set("y", 1)), 2)
     with pytest.raises(ZeroDivisionError), users.transaction() as txn:
         txn["gone"] = 1 / 0
-    assert store._engine.watchers == []
+    assert store._engine.watchers == set()
 
 
 def test_a_view_of_a_sub_store_takes_an_age(opener: Any, clock: ManualClock) -> None:

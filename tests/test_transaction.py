@@ -588,7 +588,7 @@ def test_transfers_by_many_threads_keep_the_sum_and_lose_none(opener: Any, helpe
         pass
     assert store["count"] == sum(done) > 10
     assert sum(store[number] for number in range(8)) == 800
-    assert store._engine.watchers == []
+    assert store._engine.watchers == set()
 
 
 # The end
@@ -683,12 +683,12 @@ def test_an_abandoned_transaction_leaves_nothing(store: Any) -> None:
     assert len(store._engine.watchers) == 1
     del txn, iterator
     gc.collect()
-    assert store._engine.watchers == []
+    assert store._engine.watchers == set()
     assert dict(store) == {"k": 1}
-    with pytest.raises(ConflictError), store.transaction() as txn:  # noqa: PT012
+    with pytest.raises(ConflictError) as kept, store.transaction() as txn:  # noqa: PT012
         txn["k"]
         store["k"] = txn["x"] = 2
-    assert store._engine.watchers == []
+    assert store._engine.watchers == set(), f"though there is {kept.value!r}, with its traceback"
 
 
 @pytest.mark.parametrize("cut", ["between records", "inside the last"])
@@ -930,7 +930,7 @@ def test_an_exception_in_edit_writes_nothing(store: Any) -> None:
     with pytest.raises(TypeError), store.edit("k") as value:
         value.append(object())
     assert store["k"] == [1]
-    assert store._engine.watchers == []
+    assert store._engine.watchers == set()
 
 
 def test_edit_of_a_value_larger_than_a_batch_is_as_good_as_an_assignment(store: Any) -> None:

@@ -8,7 +8,6 @@ with tiered.open("users.tiered", memory="256MB") as store:
 
 import typing as _typing
 
-from tiered.check import Finding
 from tiered.errors import (
     BatchTooLargeError,
     ClosedError,
@@ -33,13 +32,6 @@ from tiered.errors import (
     ValueTooLargeError,
     ViewExpiredError,
 )
-from tiered.registry import register
-from tiered.snapshot import SnapshotInfo
-from tiered.stats import Explanation, MemoryStats, Stats
-from tiered.store import Store, open
-from tiered.sub import Sub
-from tiered.transaction import Transaction
-from tiered.view import View
 
 __version__ = "0.1.0"
 __all__ = [
@@ -84,22 +76,41 @@ __all__ = [
 ]
 
 _MODULES = ("aio", "migrate")
-_WHEN_ASKED_FOR = {
+_HOMES = {
     "Diagnosis": "doctor",
+    "Explanation": "stats",
+    "Finding": "check",
+    "MemoryStats": "stats",
     "Salvaged": "salvaging",
+    "SnapshotInfo": "snapshot",
+    "Stats": "stats",
+    "Store": "store",
+    "Sub": "sub",
+    "Transaction": "transaction",
+    "View": "view",
+    "open": "store",
+    "register": "registry",
     "restore": "restoration",
     "salvage": "salvaging",
     "verify": "verification",
 }
-"""What few programs need, and what takes time to import: when it is asked for."""
+"""Where the names are that are imported when they are first asked for: importing the package takes little time."""
 
 if _typing.TYPE_CHECKING:
     from tiered import aio as aio
     from tiered import migrate as migrate
+    from tiered.check import Finding
     from tiered.doctor import Diagnosis
+    from tiered.registry import register
     from tiered.restoration import restore
     from tiered.salvaging import Salvaged, salvage
+    from tiered.snapshot import SnapshotInfo
+    from tiered.stats import Explanation, MemoryStats, Stats
+    from tiered.store import Store, open
+    from tiered.sub import Sub
+    from tiered.transaction import Transaction
     from tiered.verification import verify
+    from tiered.view import View
 else:
 
     def __getattr__(name: str) -> object:
@@ -107,9 +118,9 @@ else:
 
         if name in _MODULES:
             return import_module(f"{__name__}.{name}")
-        if name not in _WHEN_ASKED_FOR:
+        if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
-        return globals().setdefault(name, getattr(import_module(f"{__name__}.{_WHEN_ASKED_FOR[name]}"), name))
+        return globals().setdefault(name, getattr(import_module(f"{__name__}.{_HOMES[name]}"), name))
 
 
 def __dir__() -> list[str]:

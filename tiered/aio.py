@@ -96,6 +96,15 @@ async def _handed_over(make: Callable[[], T], undo: Callable[[T], object]) -> T:
     return made.pop()
 
 
+def _refusing(words: str) -> Any:
+    """A method that says what to write in place of what Python made a call of it."""
+
+    def refuse(self: object, *args: object) -> NoReturn:
+        raise TypeError(words)
+
+    return refuse
+
+
 def _not_awaitable(run: Callable[[Any], Any], txn: Any) -> Any:
     """What a function called in a thread returns.  Raises `TypeError` for what was to be awaited."""
     result = run(txn)
@@ -159,12 +168,14 @@ class AsyncMapping(Generic[K, V]):
     def __aiter__(self) -> AsyncIterator[K]:
         return self.keys()
 
-    # Without these two, Python would ask `__getitem__` for 0, 1, 2 and so on, and get coroutines without end.
-    def __contains__(self, key: object) -> NoReturn:
-        raise TypeError("`in` cannot be awaited: use `await store.contains(key)`")
+    if not TYPE_CHECKING:  # A type checker says so itself.
+        # Without these two, Python would ask `__getitem__` for 0, 1, 2 and so on, and get coroutines without end.
+        __contains__ = _refusing("`in` cannot be awaited: use `await store.contains(key)`")
+        __iter__ = _refusing("iterate with `async for`")
+        __len__ = _refusing("len() cannot be awaited: use `await store.count()`")
 
-    def __iter__(self) -> NoReturn:
-        raise TypeError("iterate with `async for`")
+        def __bool__(self) -> bool:
+            return True  # As any object: whether it is empty would have to be awaited.
 
     async def _fetched(self, items: Iterable[T]) -> AsyncIterator[T]:
         source = iter(items)
@@ -188,6 +199,11 @@ class AsyncMapping(Generic[K, V]):
 
 class AsyncMutableMapping(AsyncMapping[K, V]):
     """What can be read and written."""
+
+    if not TYPE_CHECKING:
+        __setitem__ = _refusing("an assignment cannot be awaited: use `await store.set(key, value)`")
+        __delitem__ = _refusing("`del` cannot be awaited: use `await store.delete(key)`")
+        __ior__ = _refusing("`|=` cannot be awaited: use `await store.update(other)`")
 
     def _set_at_once(self, key: Any, value: Any, ttl: float | timedelta | None) -> bool:
         """Write a value if that can be done without waiting."""
@@ -314,6 +330,7 @@ class AsyncStore(AsyncMutableMapping[K, V]):
     def __init__(self, store: Store[K, V]) -> None:
         super().__init__(store)
         self._store = store
+        self._rivals = 0  # Calls of `transact` that have met a conflict and are not through yet.
 
     def _at_once(self, key: Any) -> Any:
         store = self._store
@@ -359,14 +376,20 @@ class AsyncStore(AsyncMutableMapping[K, V]):
         """As `Store.transact`: an async function is called with an `AsyncTransaction`, any other in a thread."""
         if not inspect.iscoroutinefunction(run):
             return await asyncio.to_thread(self._store.transact, partial(_not_awaitable, run), attempts)
-        for attempt in range(attempts):
-            try:
-                async with self.transaction() as txn:
-                    return await run(txn)
-            except ConflictError:
-                if attempt == attempts - 1:
-                    raise
-                await asyncio.sleep(backoff_seconds(attempt))
+        rival = False
+        try:
+            for attempt in range(attempts):
+                try:
+                    async with self.transaction() as txn:
+                        return await run(txn)
+                except ConflictError:
+                    if attempt == attempts - 1:
+                        raise
+                    self._rivals += not rival
+                    rival = True
+                    await asyncio.sleep(backoff_seconds(attempt, self._rivals))
+        finally:
+            self._rivals -= rival
         raise ValueError(f"attempts={attempts!r} is not a number from 1 on")
 
     @asynccontextmanager
@@ -426,6 +449,9 @@ class AsyncStore(AsyncMutableMapping[K, V]):
         """The store's directory."""
         return self._store.path
 
+    if not TYPE_CHECKING:
+        __enter__ = __exit__ = _refusing("closing has to be awaited: use `async with` in place of `with`")
+
     async def __aenter__(self) -> AsyncStore[K, V]:
         return self
 
@@ -445,6 +471,10 @@ class Opening:
         return self._open().__await__()
 
     if not TYPE_CHECKING:  # Nothing of this is there for a type checker, which says so itself.
+        __enter__ = __exit__ = __getitem__ = __setitem__ = __delitem__ = __contains__ = __aiter__ = _refusing(
+            "the store is not open yet: write `async with tiered.aio.open(…) as store:`, "
+            "or `store = await tiered.aio.open(…)`"
+        )
 
         def __getattr__(self, name: str) -> object:
             raise AttributeError(

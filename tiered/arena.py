@@ -47,6 +47,10 @@ class ArenaTier(native.Arena if native else object):  # type: ignore[misc]
         assert policy == "lru"
         return super().__new__(cls, budget_bytes, keys.encode, codec.DECODERS, os.urandom(16))  # type: ignore[no-any-return]
 
+    def keep_objects(self, share_bytes: int, entries_max: int, value_bytes_max: int) -> None:
+        """Keep what is decoded most as objects, within so many bytes, which the arena then lacks."""
+        super().keep_objects(share_bytes, entries_max, value_bytes_max, codec.is_immutable)
+
     def __iter__(self) -> Iterator[Any]:
         """All keys, the one that leaves first at the front."""
         return map(keys.decode, self.encoded_keys())

@@ -10,6 +10,7 @@ lock, which its caller holds at one level.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from tiered import files
@@ -25,6 +26,15 @@ HELPER_DEATHS_MAX = 3
 FULL_RETRY_SECONDS = 1.0
 _PASSING = {StoreFullError.__name__: StoreFullError, MemoryError.__name__: StoreError}
 """Failures that pass, as the disk may have room again, and memory too; and what those who wait for it get."""
+
+
+def _references_of_one_variable() -> int:
+    """What `getrefcount` says of an object that nothing else refers to: interpreters count its own argument or not."""
+    thing = object()
+    return sys.getrefcount(thing)
+
+
+ALONE = _references_of_one_variable()
 
 
 class Checkpoints(Tiers):
@@ -136,6 +146,22 @@ class Checkpoints(Tiers):
             except (StoreError, OSError) as error:
                 self.poison(f"the word of the checkpointer could not be heeded: {error}")
             self.changed.notify_all()
+        self._empty_applied()
+
+    def _empty_applied(self) -> None:
+        """Let go of buffers that were applied, a slice at a time: a large one at once would keep everybody waiting.
+
+        Those that a reader or a view has yet stay as they are until it is done.
+        """
+        for _ in range(len(self._applied)):
+            try:
+                buffer = self._applied.pop(0)
+            except IndexError:  # Another thread is at it.
+                return
+            if sys.getrefcount(buffer) > ALONE:
+                self._applied.append(buffer)
+            else:
+                buffer.empty()
 
     def _on_opened(self, event: Event) -> None:
         pass
@@ -147,7 +173,9 @@ class Checkpoints(Tiers):
         until = event["until"]
         self.state = State(**event["state"])
         while self._aside and self._aside[0].segment.last <= until:
-            self.journal.forget(self._aside.pop(0).segment, until)
+            buffer = self._aside.pop(0)
+            self._applied.append(buffer)
+            self.journal.forget(buffer.segment, until)
         self._set_buffers()
         self.generation += 1
         self._on_merged(event)

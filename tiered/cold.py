@@ -17,7 +17,11 @@ How an environment is opened: `environment`.
 
 Locking: any thread may read.  Only the holder of the APPLY lock writes.  Readers use
 short transactions of their own; an environment that is no longer current is dropped,
-not closed, and goes when the last reader lets go of it.
+not closed, and goes when the last reader lets go of it.  Whoever is at work in an environment
+is noted among its users, since closing it under a thread that reads without the interpreter lock would end the
+process.  An interrupt at any moment leaves no note that a close would wait for: it is taken away by
+one call in a `finally` of the frame that made it, one of the closing thread itself keeps nobody
+waiting, and that of a transaction which stays goes with its `Reader`.
 """
 
 from __future__ import annotations
@@ -25,9 +29,11 @@ from __future__ import annotations
 import errno
 import os
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import lmdb
@@ -104,7 +110,8 @@ class Cold:
         self.path = directory / "data.mdb"
         self.directory = directory
         self._readonly = readonly
-        self._users: list[None] = []
+        self._users: dict[object, int] = {}  # Something of its own for each time, and the thread.
+        self._readers: set[weakref.ref[Reader]] = set()  # Those that stay, of whichever thread.
         self._closed = False
         self._barred = False
         if create:
@@ -175,27 +182,31 @@ class Cold:
         """Close the environment as soon as nobody is using it; who comes later gets `ClosedError`."""
         # Unmapping what another thread is reading, without the interpreter lock, ends the process.
         self._closed = self._barred = True
-        if self._unused(0):
+        if self._unused():
             self._env.close()
         else:
             LOG.warning("%s: still in use, and closed when that ends", self.path)
 
-    def _unused(self, users: int) -> bool:
-        """Wait until no more than so many use the environment, and none can come; False if that takes too long."""
-        limit = time.monotonic() + CLOSE_WAIT_SECONDS
-        while len(self._users) > users and time.monotonic() <= limit:
-            time.sleep(0.0005)
-        return len(self._users) <= users
+    def _unused(self) -> bool:
+        """Wait until no other thread uses the environment, and none can come; False if that takes too long.
 
-    def _enter(self) -> None:
-        """Keep the environment from being closed until `_leave`."""
-        self._users.append(None)  # Before the look at `_barred`, and both atomic: `close` sees one or is seen.
+        What this thread was doing in it was interrupted, or is further up and finds it closed.
+        """
+        limit, this = time.monotonic() + CLOSE_WAIT_SECONDS, get_ident()
+        while used := bool(self._readers) or any(thread != this for thread in list(self._users.values())):
+            if time.monotonic() > limit:
+                break
+            time.sleep(0.0005)
+        return not used
+
+    def _wait_until_open(self, user: object) -> None:
+        """The environment is barred: wait until it is not, with the user taken away meanwhile."""
         while self._barred:
-            self._users.pop()
+            self._users.pop(user, None)
             if self._closed:
                 raise ClosedError(self.path, "the store was closed meanwhile")
             time.sleep(0.0005)
-            self._users.append(None)
+            self._users[user] = get_ident()
 
     def _revive(self) -> None:
         """Open the environment again where LMDB takes no transaction any more, not even for reading.
@@ -207,7 +218,7 @@ class Cold:
         except lmdb.PanicError:
             self._barred = True
             try:
-                if self._unused(1):  # The transaction that failed.
+                if self._unused():
                     self._env.close()
                     with ExitStack() as undo, translated(self.path):
                         self._open(False, undo)
@@ -217,11 +228,15 @@ class Cold:
 
     @contextmanager
     def _used(self) -> Iterator[None]:
-        self._enter()
+        user = object()
         try:
+            # Before the look at `_barred`, and both atomic: `close` sees one or is seen.
+            self._users[user] = get_ident()
+            if self._barred:
+                self._wait_until_open(user)
             yield
         finally:
-            self._users.pop()
+            self._users.pop(user, None)
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
@@ -231,12 +246,14 @@ class Cold:
 
     def begin(self) -> Reader:
         """A read transaction that stays, until `end`."""
-        self._enter()
+        reader = Reader(self)
         try:
-            with translated(self.path):
-                return Reader(self, self._env.begin())
+            with self._used(), translated(self.path):
+                self._readers.add(weakref.ref(reader, self._readers.discard))
+                reader.txn = self._env.begin()
+            return reader
         except BaseException:
-            self._users.pop()
+            self._readers.discard(weakref.ref(reader))
             raise
 
     def layers(self, state: State) -> list[Any]:
@@ -264,7 +281,7 @@ class Cold:
         try:
             reader.txn.abort()
         finally:
-            self._users.pop()
+            self._readers.discard(weakref.ref(reader))
 
     def get(self, stored_key: bytes) -> bytes | None:
         """The record under a key, markers resolved, in a transaction of its own.  About 2 µs."""
@@ -272,8 +289,11 @@ class Cold:
 
     def get_at(self, stored_key: bytes) -> tuple[bytes | None, int]:
         """What `get` gives, and the number of the transaction that wrote the moment it was read at."""
-        self._enter()
+        users, user = self._users, object()
         try:
+            users[user] = get_ident()  # As in `_used`, which costs more.
+            if self._barred:
+                self._wait_until_open(user)
             with self._env.begin() as txn:
                 transaction, layers, merged_to, behind = self._layout
                 if transaction != txn.id():
@@ -288,7 +308,7 @@ class Cold:
             with translated(self.path):
                 raise
         finally:
-            self._users.pop()
+            users.pop(user, None)
         return None if record.is_marker(data) else data, transaction
 
     @contextmanager

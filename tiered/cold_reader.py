@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Reader:
     """A read transaction."""
 
-    def __init__(self, cold: Cold, txn: Any) -> None:
+    def __init__(self, cold: Cold, txn: Any = None) -> None:
         self.cold = cold
         self.txn = txn
         self._layers: Sequence[Any] | None = None

@@ -130,27 +130,24 @@ class Decompressor:
 
     def decompress(self, compression: int, dictionary: int, body: bytes) -> bytes:
         """The payload.  Raises ValueError if the bytes are no such frame, KeyError for an unknown dictionary."""
-        if compression == NONE:
-            return body
         if compression == ZSTD:
-            pool = self._pools.get(dictionary)
-            if pool is None:
-                self._dictionaries[dictionary] = Dictionary(dictionary, self._load(dictionary))
-                pool = self._pools.setdefault(dictionary, [])
-            # A list's pop and append are atomic, so that no two threads hold one context.
             try:
+                # A list's pop and append are atomic, so that no two threads hold one context.
+                pool = self._pools[dictionary]
                 context = pool.pop()
-            except IndexError:
-                context = self._context(dictionary)
+            except LookupError:
+                pool, context = self._borrow(dictionary)
             try:
                 # The two top bits of a frame's fifth byte say how wide its size is: below 0x80 up to two bytes.
                 if body[4:5] >= b"\x80" and zstandard.frame_content_size(body) > VALUE_BYTES_MAX:
                     raise ValueError("frame larger than any value")
-                return context.decompress(body, read_across_frames=False, allow_extra_data=False)
+                return context.decompress(body, 0, False, False)  # One frame, and nothing after it.
             except zstandard.ZstdError as error:
                 raise ValueError(f"not a zstd frame: {error}") from None
             finally:
                 pool.append(context)
+        if compression == NONE:
+            return body
         if compression == ZLIB:
             return _inflate(body)
         raise ValueError(f"unknown compression id {compression}")
@@ -161,22 +158,27 @@ class Decompressor:
         first = self.decompress(ZSTD, dictionary, bodies[0])
         if any(body[4:5] >= b"\x80" for body in bodies):
             return [self.decompress(ZSTD, dictionary, body) for body in bodies]
-        try:
-            context = self._pools[dictionary].pop()
-        except IndexError:
-            context = self._context(dictionary)
+        pool, context = self._borrow(dictionary)
         try:
             batch: Any = context.multi_decompress_to_buffer(cast("list[Any]", bodies[1:])) if bodies[1:] else ()
             return [first, *(segment.tobytes() for segment in batch)]
         except (zstandard.ZstdError, ValueError) as error:
             raise ValueError(f"not zstd frames: {error}") from None
         finally:
-            self._pools[dictionary].append(context)
+            pool.append(context)
 
-    def _context(self, dictionary: int) -> zstandard.ZstdDecompressor:
-        if dictionary:
-            return zstandard.ZstdDecompressor(dict_data=self._dictionaries[dictionary].zstd)
-        return zstandard.ZstdDecompressor()
+    def _borrow(self, dictionary: int) -> tuple[list[zstandard.ZstdDecompressor], zstandard.ZstdDecompressor]:
+        """A context for frames of one dictionary, and the pool to give it back to."""
+        pool = self._pools.get(dictionary)
+        if pool is None:
+            self._dictionaries[dictionary] = Dictionary(dictionary, self._load(dictionary))
+            pool = self._pools.setdefault(dictionary, [])
+        try:
+            return pool, pool.pop()
+        except IndexError:
+            if dictionary:
+                return pool, zstandard.ZstdDecompressor(dict_data=self._dictionaries[dictionary].zstd)
+            return pool, zstandard.ZstdDecompressor()
 
 
 def _inflate(body: bytes) -> bytes:

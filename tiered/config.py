@@ -22,6 +22,7 @@ from tiered.schedule import SavePoints
 MEMORY_BYTES_MIN = 1 << 20
 TTL_SECONDS_MAX = 10**10
 SNAPSHOTS_MAX = 1_000_000
+OBJECT_SHARE_MAX = 0.25
 NUMBER_MAX = (1 << 63) - 1
 """What a store can remember of a size, of seconds, or of changes."""
 
@@ -125,6 +126,23 @@ def _snapshot_dir(value: object) -> str | None:
     return os.path.abspath(os.fsdecode(value))
 
 
+def _object_share(value: object) -> float:
+    try:
+        share = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else -1.0
+    except ValueError:
+        share = -1.0
+    if 0 <= share <= OBJECT_SHARE_MAX:
+        return share
+    raise ConfigError(f"object_share={value!r} is not a part of the memory, from 0 (none) to {OBJECT_SHARE_MAX}")
+
+
+def _object_entries(value: object) -> int:
+    number = int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) else value
+    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= NUMBER_MAX:
+        return number
+    raise ConfigError(f"object_entries_max={value!r} is not a number of elements, 0 or more")
+
+
 def _snapshot_keep(value: object) -> int:
     number = int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) else value
     if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= SNAPSHOTS_MAX:
@@ -209,6 +227,9 @@ SETTINGS = {
             "from one periodic cycle (what expired, watermarks) to the next, drawn between these",
         ),
         Setting("eviction", "lru", _choice("eviction", "lru"), "which value leaves the hot tier first"),
+        Setting("object_share", 0.125, _object_share, "part of the memory for hot documents kept decoded; 0: none are"),
+        Setting("object_entries_max", 512, _object_entries, "elements of a document kept so, at most, all told"),
+        Setting("object_value_bytes_max", "1KB", parse_size, "bytes of each text or number in it, at most"),
         Setting(
             "durability",
             "everysec",
@@ -249,6 +270,9 @@ class Settings(SimpleNamespace):
     hot_value_share: Bounds
     cycle_seconds: Bounds
     eviction: str
+    object_share: float
+    object_entries_max: int
+    object_value_bytes_max: int
     durability: str
     save: SavePoints
     compression: str

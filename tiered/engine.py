@@ -100,6 +100,8 @@ class Engine(Snapshots):
             MAINTENANCE.wake()
         if name in ("disk", "disk_full"):
             self._look_at_cap()
+        if name == "memory" or name.startswith("object_"):
+            self.share_objects()
         self._room_until = -1  # The active buffer may be over its share of a smaller budget.
         try:
             self._rebudget()
@@ -200,6 +202,7 @@ class Engine(Snapshots):
         if active is not None and not journal.prepared and active.segment.position * 2 > active.segment.capacity:
             with contextlib.suppress(StoreFullError):
                 journal.prepare()
+        self._empty_applied()
         self._snapshot_when_due()
         self._trim()
         self._sample_memory(now)
@@ -353,6 +356,7 @@ class Engine(Snapshots):
         self.buffers = ()
         self._active = None
         self._aside.clear()
+        self._applied.clear()
 
     def _finish(self) -> None:
         if not self.poisoned and self._active is not None:

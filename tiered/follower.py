@@ -99,7 +99,7 @@ class Follower(Engine):
             if where is not None:
                 buffer, position = where
                 try:
-                    return where, buffer.segment.put_at(position) if position >= 0 else None
+                    return where, buffer.put_of(encoded, position)
                 except CorruptionError:
                     if self.owned() or not self._rewound():
                         raise

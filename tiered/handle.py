@@ -148,10 +148,11 @@ class Handle:
         self._member = object()
         self._guard = threading.RLock()
         self._readonly = flag == "r"
-        self._arrived = False
+        self._arrived = True  # Interrupted before it is open, it is nobody's to close, and goes by itself as well.
         self._allow_network = allow_network
         self._hits = 0
         HANDLES.open(self, path, flag, settings or {}, lock_timeout, clock)
+        self._arrived = isinstance(settings, Arrived)
 
     def _adopt(self, shared: Shared) -> None:
         """Take the engine that `HANDLES` found."""
@@ -235,6 +236,4 @@ class Handle:
 
 def arrive(kind: type[Handle], path: str, settings: dict[str, object], allow_network: bool) -> Handle:
     """A handle that was pickled elsewhere."""
-    handle = kind(path, "r", Arrived(settings), allow_network=allow_network)
-    handle._arrived = True
-    return handle
+    return kind(path, "r", Arrived(settings), allow_network=allow_network)

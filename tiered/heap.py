@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from sys import getsizeof
 from typing import Any
 
-from tiered import codec
+from tiered import codec, keys
 from tiered.eviction import POLICIES
 from tiered.expiry import Deadlines
 
@@ -77,6 +77,12 @@ def payload_of(entry: Any) -> tuple[int, bytes]:
     """The codec id and payload that an entry without deadline was made from."""
     number = _NUMBERS.get(entry.__class__)
     return codec.encode(entry) if number is None else (number, entry)
+
+
+def refuse_unhashable(*names: Any) -> None:
+    """Raise the `TypeError` that says what keys are, for what does not hash and so is none."""
+    for name in names:
+        keys.encode(name)
 
 
 def value_of(entry: Any) -> Any:
@@ -148,6 +154,12 @@ class HeapTier:
         """Memory of all entries and the table."""
         return self.entry_bytes + self._table_bytes
 
+    # Its values that cannot change are objects anyway; documents are not kept decoded here.
+    objects = object_bytes = object_hits = 0
+
+    def keep_objects(self, share_bytes: int, entries_max: int, value_bytes_max: int) -> None:
+        """Nothing: only the arena keeps documents decoded."""
+
     @property
     def expiring(self) -> int:
         """How many keys have a deadline."""
@@ -174,6 +186,9 @@ class HeapTier:
             self.hit(key)
         except KeyError:
             return default
+        except TypeError:
+            refuse_unhashable(key)
+            raise
         return value_of(entry)
 
     def get_at(self, key: Any, now_ms: int, default: Any) -> Any:
@@ -187,6 +202,9 @@ class HeapTier:
             self.hit(key)
         except KeyError:
             return default
+        except TypeError:
+            refuse_unhashable(key)
+            raise
         return value_of(entry)
 
     def get_many(self, names: list[Any], found: dict[Any, Any], absent: Any) -> list[Any]:
@@ -197,6 +215,9 @@ class HeapTier:
             kinds = set(map(type, entries))
         except KeyError:
             kinds = set()
+        except TypeError:
+            refuse_unhashable(*names)
+            raise
         if kinds <= codec.PLAIN_TYPES and kinds:
             found.update(zip(names, entries, strict=True))
             return []
@@ -385,6 +406,9 @@ class Hits:
             self._hit(key)
         except KeyError:
             return self._load(key)
+        except TypeError:
+            refuse_unhashable(key)
+            raise
         if type(entry) is str or type(entry) is bytes:
             self._hits += 1
             return entry
@@ -401,12 +425,19 @@ class Hits:
             self._hit(key)
         except KeyError:
             return self._load(key, default)
+        except TypeError:
+            refuse_unhashable(key)
+            raise
         if entry.__class__ is Expiring:
             return self._load(key, default)
         self._hits += 1
         return value_of(entry)
 
     def __contains__(self, key: object) -> bool:
-        if key in self._table and not isinstance(self._table.get(key), Expiring):
-            return True
+        try:
+            if key in self._table and not isinstance(self._table.get(key), Expiring):
+                return True
+        except TypeError:
+            refuse_unhashable(key)
+            raise
         return self._has(key)

@@ -72,10 +72,9 @@ from tiered.log import LOG
 from tiered.native import native
 
 HEADER = struct.Struct("<8sHHIQQQI")
-assert HEADER.size == 44
 HEADER_BYTES = 64
 RECORD = struct.Struct("<IHBBHBBIQQq")
-assert RECORD.size == 40
+assert (HEADER.size, RECORD.size) == (44, 40)
 _CRC = struct.Struct("<I")
 _REST = struct.Struct("<HBBHBBIQQq")
 assert _CRC.size + _REST.size == RECORD.size
@@ -144,6 +143,8 @@ class Segment:
         self.fd = files.Descriptor(files.preallocate(self.path, capacity))
         try:
             self.map = mmap.mmap(self.fd, capacity) if mapped else None
+            if self.map is not None:
+                self.map.madvise(mmap.MADV_RANDOM)  # Else the first write waits for megabytes that are read ahead.
         except BaseException:
             self.path.unlink(missing_ok=True)
             raise
@@ -263,7 +264,9 @@ class Journal:
         """Make the next segment ahead of need, outside the store's lock."""
         with self._prepare_lock:
             if self._prepared is None and self.active is not None:
-                self._prepared = Segment(self.directory, self._capacity, self.mapped)
+                self._prepared = segment = Segment(self.directory, self._capacity, self.mapped)
+                with contextlib.suppress(AttributeError, OSError):  # Not every system has it.
+                    os.posix_fadvise(segment.fd, 0, segment.capacity, os.POSIX_FADV_WILLNEED)
 
     @property
     def prepared(self) -> bool:

@@ -10,7 +10,7 @@ small between two, except where an interrupt came in the middle of a write.  Wha
 cycle has removed it.
 
 LIVE_SHARE of the budget is for live records.  The rest is for the write buffer, which takes less than it does
-otherwise (`share_bytes`), for what views keep of it, and for the arena's tables and slack, so that all of them are hot
+otherwise (`share_bytes`), for documents kept decoded, and for the arena's tables and slack, so that all of them are hot
 once they were read or written.  On the heap, whose entries are larger, some may not be.
 
 A write that makes them more, and more than that, is refused as a whole, with `MemoryFullError`, before the journal
@@ -29,7 +29,7 @@ from tiered.errors import CorruptionError, MemoryFullError
 if TYPE_CHECKING:
     from tiered.tiers import Tiers
 
-LIVE_SHARE = 0.75
+LIVE_SHARE = 2 / 3
 ENTRY_BYTES = 64
 DELETED = -1
 

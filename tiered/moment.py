@@ -87,7 +87,7 @@ class Moment:
         for buffer in self.buffers:
             position = self._position(buffer, stored_key)
             if position is not None:
-                found = buffer.segment.put_at(position) if position >= 0 else None
+                found = buffer.put_of(encoded, position)
                 break
             if buffer.cleared:
                 return None

@@ -60,6 +60,8 @@ class Stats(NamedTuple):
     program that writes; for `flag="r"` the last time that it had read all of the journal, so that `time.time() -
     as_of` is how far behind it may be.  `last_sequence` is the number of the last operation seen.
 
+    `object_hits` are those of the hits that were copies of a document kept decoded.
+
     `snapshot_seconds` is the age of a snapshot under way, which holds pages as a view does; `snapshot_failure`
     why the last scheduled one failed, "" if it did not.
     """
@@ -74,6 +76,7 @@ class Stats(NamedTuple):
     dirty_records: int
     write_buffer_bytes: int
     hits: int
+    object_hits: int
     buffer_hits: int
     cold_hits: int
     misses: int
@@ -120,18 +123,19 @@ class Stats(NamedTuple):
 class MemoryStats(NamedTuple):
     """Where a store's memory is, in bytes.
 
-    `accounted_bytes` is the sum of what the budget is for: hot tier (its entries
-    and its tables), write buffer, and what views keep of it.  `dictionary_bytes` are those of compression that
-    are loaded, beside the budget.  `grown_bytes` is by how much the anonymous memory of the whole
-    process has grown since the store was opened, and `fragmentation` that for each byte accounted for, other stores and
-    the program itself included.  `process_rss_file_bytes` are pages of mapped files, LMDB's among them: the
-    system's cache, which counts as resident and is given up under pressure.
+    `accounted_bytes` is the sum of what the budget is for: hot tier (its entries, its tables, and
+    the documents it keeps decoded), write buffer, and what views keep of it.  `dictionary_bytes` are those
+    of compression that are loaded, beside the budget.  `grown_bytes` is by how much the anonymous memory
+    of the whole process has grown since the store was opened, and `fragmentation` that for each byte
+    accounted for, other stores and the program itself included.  `process_rss_file_bytes` are pages of mapped
+    files, LMDB's among them: the system's cache, which counts as resident and is given up under pressure.
     """
 
     budget_bytes: int
     accounted_bytes: int
     hot_entry_bytes: int
     hot_table_bytes: int
+    object_bytes: int
     write_buffer_bytes: int
     view_bytes: int
     dictionary_bytes: int
@@ -200,6 +204,7 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         dirty_records=sum(len(buffer.positions) for buffer in engine.buffers),
         write_buffer_bytes=engine.buffer_bytes,
         hits=hits,
+        object_hits=engine.hot.object_hits,
         buffer_hits=counters.buffer_hits,
         cold_hits=counters.cold_hits,
         misses=counters.misses,
@@ -244,7 +249,8 @@ def memory_stats_of(engine: Engine) -> MemoryStats:
         budget_bytes=engine.settings.memory,
         accounted_bytes=accounted,
         hot_entry_bytes=hot.entry_bytes,
-        hot_table_bytes=hot.used_bytes - hot.entry_bytes,
+        hot_table_bytes=hot.used_bytes - hot.entry_bytes - hot.object_bytes,
+        object_bytes=hot.object_bytes,
         write_buffer_bytes=buffers,
         view_bytes=views,
         dictionary_bytes=engine.decompressor.dictionary_bytes,

@@ -118,11 +118,12 @@ class Tiers:
         self.clock = clock
         self.recovery = recovery
         self.counters = Counters()
-        self.watchers: list[weakref.ref[Watcher]] = []
+        self.watchers: set[weakref.ref[Watcher]] = set()
         self.views: list[weakref.ref[Pinning]] = []
         self._views_counted = 0
         self.hot = hot_tier(settings.eviction, settings.memory)
         self.watermark = Watermark()
+        self.share_objects()
         self.lock = threading.RLock()
         self.owned: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
         self.changed = threading.Condition(self.lock)
@@ -145,13 +146,13 @@ class Tiers:
         self._number = 0
         self._active: WriteBuffer | None = None
         self._aside: list[WriteBuffer] = []
+        self._applied: list[WriteBuffer] = []  # To be let go of.
         self._room_until = -1
         self._journal_ahead = False
         self._changes = 0
         self._saved_at = self._synced_at = clock.monotonic()
         self._cycle_at = clock.monotonic() + drawn(settings.cycle_seconds)
-        self._full_since = 0.0
-        self._helper_deaths = 0
+        self._full_since, self._helper_deaths = 0.0, 0
         self._finished = False
         self._compactions, self._compacting = 0, False
         self._moved = False  # A compaction is done, and its cold tier is not the one read here yet.
@@ -227,7 +228,7 @@ class Tiers:
         where = self.dirty(stored_key) if self.buffers else None
         if where is not None:
             buffer, position = where
-            return where, buffer.segment.put_at(position) if position >= 0 else None
+            return where, buffer.put_of(encoded, position)
         cold = self.cold
         try:
             data = cold.get(stored_key)
@@ -269,7 +270,8 @@ class Tiers:
             asked = list(map(stored_keys.__getitem__, order))
             datas = reader.newest_many(asked)
         records = [
-            where[0].segment.put_at(where[1]) if where is not None and where[1] >= 0 else None for where in wheres
+            None if where is None else where[0].put_of(key, where[1])
+            for key, where in zip(encoded, wheres, strict=True)
         ]
         undone = self.opened_many(reader.cold, asked, datas, list(map(encoded.__getitem__, order)))
         for i, found in zip(order, undone, strict=True):
@@ -339,7 +341,8 @@ class Tiers:
         if size > self._small_bytes and not self._stays_hot(size):
             return
         with self.lock:
-            if generation == self.generation and not self.closed and self.dirty(stored_key) == where:
+            newest = self.dirty(stored_key) if self.buffers else None
+            if generation == self.generation and not self.closed and newest == where:
                 plain = key if key.__class__ is str else keys.canonical(key)
                 self.hot.put(plain, found.codec, found.payload, found.deadline)
                 self.counters.promotions += 1
@@ -426,6 +429,13 @@ class Tiers:
         """What the write buffers take now."""
         return sum(buffer.used_bytes() for buffer in self.buffers)
 
+    def share_objects(self) -> None:
+        """Let the hot tier keep documents decoded, as the settings say."""
+        settings = self.settings
+        self.hot.keep_objects(
+            int(settings.memory * settings.object_share), settings.object_entries_max, settings.object_value_bytes_max
+        )
+
     def _rebudget(self) -> None:
         """Give the hot tier what write buffers and views leave."""
         memory, pinned = self.settings.memory, 0
@@ -466,8 +476,12 @@ class Tiers:
         return sum(buffer.used_bytes() for buffer in kept.values()) + sum(view.order_bytes for view in views)
 
     def watch(self, watcher: Watcher) -> None:
-        """Tell a transaction of writes, as long as it is referred to."""
-        self.watchers.append(weakref.ref(watcher, self.watchers.remove))
+        """Tell a transaction of writes, until `unwatch`, or as long as it is referred to."""
+        self.watchers.add(weakref.ref(watcher, self.watchers.discard))
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Tell it no more: who keeps the `ConflictError` would refer to it for long."""
+        self.watchers.discard(weakref.ref(watcher))
 
     def tell(self, stored_keys: Iterable[bytes | None]) -> None:
         """Tell transactions of keys just written."""

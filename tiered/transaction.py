@@ -42,6 +42,8 @@ V = TypeVar("V")
 T = TypeVar("T")
 ATTEMPTS = 100
 _BACKOFF_SECONDS = 0.0005
+_RIVAL_SECONDS = 0.002
+"""Measured: 1,000 tasks that count up one number take three attempts each then, twelve with a fourth of it."""
 
 
 class Reads:
@@ -405,6 +407,7 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
         """Forget everything; again is allowed and does nothing."""
         self._ended = True
         self._pending = {}
+        self._engine.unwatch(self._reads)
         self._reads = Reads()
 
     def sub(self, *prefix: Any) -> Sub[Any, V]:
@@ -442,11 +445,14 @@ def edited(handle: Handle, key: Any, default: Any) -> Iterator[Any]:
             yield value
 
 
-def backoff_seconds(attempt: int) -> float:
-    """How long to wait after a conflict; jittered, so that those who met do not meet again."""
+def backoff_seconds(attempt: int, rivals: int = 0) -> float:
+    """How long to wait after a conflict; jittered, so that those who met do not meet again.
+
+    Where it is known how many `rivals` wait like this, each of them gets a time of its own, about.
+    """
     from random import uniform  # Not at the top: it takes a while to import, and so would the package.
 
-    return uniform(0, _BACKOFF_SECONDS * min(2**attempt, 64))
+    return uniform(0, max(_BACKOFF_SECONDS * min(2**attempt, 64), _RIVAL_SECONDS * rivals))
 
 
 def _not_awaitable(result: T) -> T:

@@ -16,6 +16,7 @@ anything refers to it.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
@@ -24,6 +25,8 @@ from tiered.journal import Dirty, Segment
 ENTRY_BYTES = 33 + 16 + 32
 """A stored key as a bytes object with its rounding, and an int: what an entry takes beside key and table."""
 
+EMPTIED_AT_ONCE = 1000
+"""Keys forgotten without letting other threads in: a tenth of a millisecond."""
 LIST_BYTES = 88
 """An empty list that has grown once."""
 DEADLINE_BYTES = 32
@@ -83,6 +86,14 @@ class WriteBuffer:
         known.update(zip(stored_keys, positions, strict=True))
         self.key_bytes += sum(map(len, fresh if len(known) - before == len(stored_keys) else set(fresh)))
 
+    def empty(self) -> None:
+        """Forget everything, where nobody else has the buffer any more, letting other threads in now and then."""
+        for table in (self.positions, self.deadlines):
+            while table:
+                for _ in range(min(len(table), EMPTIED_AT_ONCE)):
+                    table.popitem()
+                time.sleep(0)
+
     def _replace(self, stored_key: bytes) -> None:
         """Keep the position that a view may still need."""
         self.replaced.setdefault(stored_key, []).append(self.positions[stored_key])
@@ -96,6 +107,13 @@ class WriteBuffer:
         """The latest put of a key, None where it was deleted.  KeyError if this buffer does not have the key."""
         position = self.positions[stored_key]
         return None if position < 0 else self.segment.put_at(position)
+
+    def put_of(self, encoded: bytes, position: int) -> Dirty | None:
+        """The put of a key at `position`, None for a deletion or the put of another long key with its digest."""
+        if position < 0:
+            return None
+        put = self.segment.put_at(position)
+        return put if put.full_key == encoded else None
 
     def position_before(self, stored_key: bytes, filled: int) -> int | None:
         """Position of a key's latest record when the segment was filled up to `filled`; needs a pin since then."""

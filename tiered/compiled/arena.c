@@ -228,6 +228,7 @@ move(Arena *a, uint32_t place, size_t bytes)
             due_of(at(a, due->later))->sooner = target;
     }
     memcpy(at(a, target), r, bytes);
+    at(a, target)->kind &= (uint8_t)~NOTED;
     r->kind |= DEAD;
     a->moved_bytes += bytes;
     a->work--;
@@ -566,6 +567,7 @@ value_at(const Arena *a, uint32_t place, ArenaValue *found)
     Record *r = at(a, place);
     found->place = place;
     found->kind = r->kind & KIND_MASK;
+    found->noted = r->kind & NOTED;
     found->deadline = r->kind & EXPIRING ? deadline_of(r) : 0;
     found->size = r->value_size;
     found->data = r->kind & OUTSIDE ? a->outside[outside_slot(r)].map : key_of(r) + r->key_size;
@@ -602,6 +604,12 @@ arena_hit(Arena *a, uint32_t place)
     default:
         break;
     }
+}
+
+void
+arena_note(Arena *a, uint32_t place)
+{
+    at(a, place)->kind |= NOTED;
 }
 
 unsigned

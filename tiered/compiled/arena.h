@@ -27,6 +27,7 @@ typedef struct {
     unsigned kind;
     int64_t deadline; /* In milliseconds; 0 is none. */
     uint32_t place;
+    bool noted; /* By `arena_note`. */
 } ArenaValue;
 
 typedef struct {
@@ -71,6 +72,8 @@ void arena_foresee(const Arena *a, const uint32_t *hashes, size_t count);
 bool arena_find(const Arena *a, const ArenaKey *key, ArenaValue *found);
 /* Notes a use of what was found just now. */
 void arena_hit(Arena *a, uint32_t place);
+/* Notes that the caller keeps something by its place; that is no longer so once it is replaced, removed or moved. */
+void arena_note(Arena *a, uint32_t place);
 /* What uses of it have marked or counted. */
 unsigned arena_uses(const Arena *a, uint32_t place);
 /* Keeps a value, evicting others; false if it is not kept, and then nothing is under the key. */

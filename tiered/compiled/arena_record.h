@@ -6,7 +6,8 @@
 
 #include <string.h>
 
-#define KIND_MASK 0x1F /* What the caller makes of the value. */
+#define KIND_MASK 0x17 /* What the caller makes of the value. */
+#define NOTED 0x08
 #define EXPIRING 0x20
 #define OUTSIDE 0x40
 #define DEAD 0x80

@@ -13,9 +13,7 @@
 #include <structmember.h>
 #include <string.h>
 
-#define CODEC_MASK 0x07
 #define ASCII 0x10 /* A text that is ASCII. */
-#define COPY_BYTES_MAX 4096 /* On the stack; a larger payload is copied into an object. */
 
 /* -- keys and values --------------------------------------------------------------------------- */
 
@@ -53,22 +51,11 @@ is_ascii(const unsigned char *data, size_t size)
 
 /* What a payload stands for, decoded from a copy: other code may run, and this record move or go. */
 static PyObject *
-decoded(ArenaObject *self, const ArenaValue *found, int number)
+decoded(ArenaObject *self, const ArenaKey *key, const ArenaValue *found, int number)
 {
     PyObject *decoder = self->decoders[number];
-    unsigned char copy[COPY_BYTES_MAX];
-    if (number == CODEC_MSGPACK && found->size <= sizeof copy && tiered_is_decoder(decoder)) {
-        size_t size = found->size;
-        memcpy(copy, found->data, size);
-        arena_hit(&self->arena, found->place);
-        PyObject *value = tiered_decode(decoder, copy, (Py_ssize_t)size);
-        if (value != NULL || PyErr_Occurred())
-            return value;
-        PyObject *payload = PyBytes_FromStringAndSize((const char *)copy, (Py_ssize_t)size);
-        value = payload ? PyObject_CallOneArg(decoder, payload) : NULL;
-        Py_XDECREF(payload);
-        return value;
-    }
+    if (number == CODEC_MSGPACK && found->size <= TIERED_DOCUMENT_BYTES_MAX && tiered_is_decoder(decoder))
+        return tiered_arena_document(self, key, found);
     PyObject *payload = PyBytes_FromStringAndSize((const char *)found->data, (Py_ssize_t)found->size);
     if (payload == NULL)
         return NULL;
@@ -80,7 +67,7 @@ decoded(ArenaObject *self, const ArenaValue *found, int number)
 
 /* The value that was found, which counts as a use of it: from here on the record may be gone. */
 static PyObject *
-value_of(ArenaObject *self, const ArenaValue *found)
+value_of(ArenaObject *self, const ArenaKey *key, const ArenaValue *found)
 {
     PyObject *value;
     int number = found->kind & CODEC_MASK;
@@ -91,7 +78,7 @@ value_of(ArenaObject *self, const ArenaValue *found)
     } else if (number == CODEC_BYTES) {
         value = PyBytes_FromStringAndSize((const char *)found->data, (Py_ssize_t)found->size);
     } else {
-        return decoded(self, found, number);
+        return decoded(self, key, found, number);
     }
     if (value != NULL)
         arena_hit(&self->arena, found->place);
@@ -106,11 +93,12 @@ tiered_arena_lookup(ArenaObject *self, PyObject *object, int64_t now_ms, int any
     int known = any ? tiered_arena_key(self, object, &key) : tiered_key(object, &key);
     if (known <= 0)
         return NULL;
-    bool there = arena_find(&self->arena, &key.key, &found);
+    PyObject *value = NULL;
+    if (arena_find(&self->arena, &key.key, &found)
+        && (found.deadline == 0 || (now_ms != TIERED_BELOW_NOW && found.deadline > now_ms)))
+        value = value_of(self, &key.key, &found);
     tiered_key_end(&key);
-    if (!there || (found.deadline && (now_ms == TIERED_BELOW_NOW || found.deadline <= now_ms)))
-        return NULL;
-    return value_of(self, &found);
+    return value;
 }
 
 /* -- Arena ------------------------------------------------------------------------------------- */
@@ -146,6 +134,7 @@ arena_new(PyTypeObject *type, PyObject *args, PyObject *named)
         Py_DECREF(self);
         return no_address_space();
     }
+    self->budget_bytes = (size_t)budget;
     self->encode_key = Py_NewRef(encode_key);
     for (int number = CODEC_BYTES; number <= CODEC_LAST; number++) {
         PyObject *id = PyLong_FromLong(number);
@@ -167,6 +156,8 @@ arena_traverse(ArenaObject *self, visitproc visit, void *arg)
 {
     /* Not its type: where that is a class made in Python, Python visits it, and twice would be once too often. */
     Py_VISIT(self->encode_key);
+    Py_VISIT(self->objects.is_immutable);
+    Py_VISIT(self->objects.size_of);
     for (int number = CODEC_BYTES; number <= CODEC_LAST; number++)
         Py_VISIT(self->decoders[number]);
     return 0;
@@ -183,6 +174,9 @@ arena_dealloc(ArenaObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
+    objects_clear(&self->objects);
+    Py_CLEAR(self->objects.is_immutable);
+    Py_CLEAR(self->objects.size_of);
     arena_end(&self->arena);
     Py_CLEAR(self->encode_key);
     for (int number = CODEC_BYTES; number <= CODEC_LAST; number++)
@@ -398,13 +392,18 @@ arena_shrink_method(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
         return PyErr_Format(PyExc_TypeError, "shrink(bytes=None)");
     if (count && args[0] != Py_None && (bytes = PyLong_AsSize_t(args[0])) == (size_t)-1 && PyErr_Occurred())
         return NULL;
-    return PyBool_FromLong(arena_shrink(&self->arena, bytes));
+    bool objects = self->objects.used_bytes <= self->objects.bytes_max || objects_make_room(&self->objects, 0);
+    tiered_arena_divide(self, 0);
+    size_t taken = self->objects.used_bytes;
+    return PyBool_FromLong(arena_shrink(&self->arena, bytes > taken ? bytes - taken : 0) && objects);
 }
 
 static PyObject *
 arena_clear_method(ArenaObject *self, PyObject *Py_UNUSED(ignored))
 {
     arena_clear(&self->arena);
+    objects_clear(&self->objects);
+    tiered_arena_divide(self, 0);
     Py_RETURN_NONE;
 }
 
@@ -412,6 +411,8 @@ static PyObject *
 arena_check_method(ArenaObject *self, PyObject *Py_UNUSED(ignored))
 {
     const char *wrong = arena_check(&self->arena);
+    if (wrong == NULL && !objects_add_up(&self->objects))
+        wrong = "the bytes of objects do not add up";
     return PyUnicode_FromString(wrong ? wrong : "");
 }
 
@@ -424,7 +425,7 @@ arena_length(ArenaObject *self)
 static PyObject *
 get_budget(ArenaObject *self, void *closure)
 {
-    return PyLong_FromSize_t(self->arena.budget_bytes);
+    return PyLong_FromSize_t(self->budget_bytes);
 }
 
 static int
@@ -436,16 +437,20 @@ set_budget(ArenaObject *self, PyObject *value, void *closure)
             PyErr_SetString(PyExc_ValueError, "a budget is not negative");
         return -1;
     }
-    if (arena_resize(&self->arena, (size_t)bytes))
-        return 0;
-    no_address_space();
-    return -1;
+    /* All of it first, so that the address space is there whenever objects leave their part. */
+    if (!arena_resize(&self->arena, (size_t)bytes)) {
+        no_address_space();
+        return -1;
+    }
+    self->budget_bytes = (size_t)bytes;
+    tiered_arena_limit_objects(self);
+    return 0;
 }
 
 static PyObject *
 get_used(ArenaObject *self, void *closure)
 {
-    return PyLong_FromSize_t(arena_used_bytes(&self->arena));
+    return PyLong_FromSize_t(arena_used_bytes(&self->arena) + self->objects.used_bytes);
 }
 
 static PyObject *
@@ -477,6 +482,9 @@ static PyMemberDef arena_members[] = {
     COUNTER("outside_bytes", outside_bytes, T_PYSSIZET, "Memory of values outside the segments."),
     COUNTER("expiring", expiring, T_PYSSIZET, "Records that have a deadline."),
     COUNTER("segment_bytes", segments.segment_bytes, T_PYSSIZET, "Size of a segment."),
+    {"object_hits", T_PYSSIZET, offsetof(ArenaObject, objects.hits), READONLY, "Hits that were copies of objects."},
+    {"object_bytes", T_PYSSIZET, offsetof(ArenaObject, objects.used_bytes), READONLY, "Memory of objects, and of their table."},
+    {"objects", T_PYSSIZET, offsetof(ArenaObject, objects.count), READONLY, "How many objects are kept."},
     {"hit_action", T_INT, offsetof(ArenaObject, arena.hit_action), 0,
         "What a hit does: 0 nothing, 1 marks the record, 2 counts up to 255, 3 moves it to the end of those to leave."},
     {NULL, 0, 0, 0, NULL},
@@ -490,6 +498,8 @@ static PyMethodDef arena_methods[] = {
     METHOD("deadline", arena_deadline, METH_O, "deadline(key): in milliseconds, 0 for none; None if the key is not there."),
     METHOD("hit", arena_hit_method, METH_O, "hit(key): note a use; KeyError if the key is not there."),
     METHOD("uses", arena_uses_method, METH_O, "uses(key): what hits have marked or counted; None if it is not there."),
+    METHOD("keep_objects", tiered_arena_keep_objects, METH_VARARGS,
+        "keep_objects(bytes, entries_max, value_bytes_max, is_immutable): keep decoded values within so many bytes."),
     METHOD("peek", arena_peek, METH_O, "peek(key): codec, payload, deadline and bytes taken, or None; is no use of it."),
     METHOD("put", arena_put_method, METH_FASTCALL, "put(key, codec, payload, deadline): whether it is kept."),
     METHOD("put_many", tiered_arena_put_many, METH_FASTCALL, "put_many(keys, codecs, payloads, deadline): `put` for each."),

@@ -5,6 +5,7 @@
 #include "arena.h"
 #include "key.h"
 #include "native.h"
+#include "objects.h"
 
 /* Codec ids, as in tiered/codec.py. */
 enum { CODEC_BYTES = 1, CODEC_STR = 2, CODEC_MSGPACK = 3, CODEC_LAST = 5 };
@@ -12,11 +13,15 @@ enum { CODEC_BYTES = 1, CODEC_STR = 2, CODEC_MSGPACK = 3, CODEC_LAST = 5 };
 typedef struct {
     PyObject_HEAD
     Arena arena;
+    Objects objects;
+    size_t budget_bytes; /* Of both: the arena has what the objects leave. */
     PyObject *encode_key;               /* keys.encode */
     PyObject *decoders[CODEC_LAST + 1]; /* Of codec.DECODERS, by codec id. */
 } ArenaObject;
 
 #define TIERED_BELOW_NOW INT64_MIN
+#define CODEC_MASK 0x07
+#define TIERED_DOCUMENT_BYTES_MAX 8192 /* Copied to the stack to be decoded. */
 
 extern PyTypeObject TieredArenaType;
 
@@ -29,6 +34,14 @@ int tiered_arena_key(ArenaObject *self, PyObject *object, TieredKey *key);
 /* Keeps an encoded value: whether it is kept; -1 with an error set. */
 int tiered_arena_put(ArenaObject *self, PyObject *object, PyObject *codec, PyObject *payload, long long deadline);
 
+/* The value of a MSGPACK payload of that size at most, kept decoded or decoded now; any code may run. */
+PyObject *tiered_arena_document(ArenaObject *self, const ArenaKey *key, const ArenaValue *found);
+/* Has the arena leave to objects what they take, and so many bytes more. */
+void tiered_arena_divide(ArenaObject *self, size_t bytes);
+/* Sets what objects may take, after the budget or their share has changed. */
+void tiered_arena_limit_objects(ArenaObject *self);
+
+PyObject *tiered_arena_keep_objects(ArenaObject *self, PyObject *args);
 PyObject *tiered_arena_get_many(ArenaObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *tiered_arena_put_many(ArenaObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *tiered_arena_discard_many(ArenaObject *self, PyObject *keys);

@@ -1,4 +1,5 @@
-"""How long `import tiered` takes, against an interpreter that does nothing; both take turns in one run.
+"""How long `import tiered` takes, and the first use of `tiered.open`, which imports the rest of the package, against an
+interpreter that does nothing; all take turns in one run.
 
 Each process reads compiled modules, as an installed package does, kept in a temporary directory. "-S" is without
 `site`, which in some environments (an editable install) imports part of the same modules already. `--times` shows
@@ -44,11 +45,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--times", action="store_true")
     options = parser.parse_args()
+    codes = ("pass", "import tiered", "import tiered; tiered.open")
     programs = {
-        "python -c pass": ("-c", "pass"),
-        "python -c 'import tiered'": ("-c", "import tiered"),
-        "python -S -c pass": ("-S", "-c", "pass"),
-        "python -S -c 'import tiered'": ("-S", "-c", "import tiered"),
+        f"python {' '.join((*site, '-c'))} '{code}'": (*site, "-c", code) for site in ((), ("-S",)) for code in codes
     }
     with tempfile.TemporaryDirectory() as compiled:
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": compiled, "PYTHONPATH": search_path()}
@@ -60,7 +59,7 @@ def main() -> None:
             for name, arguments in programs.items():
                 taken[name].append(run(environment, *arguments))
         if options.times:
-            run(environment, "-S", "-X", "importtime", "-c", "import tiered")
+            run(environment, "-S", "-X", "importtime", "-c", "import tiered; tiered.open")
     rows = []
     for name, figures in taken.items():
         clock, processor = (sorted(column) for column in zip(*figures, strict=True))

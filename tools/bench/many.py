@@ -17,6 +17,7 @@ from measure import table
 from workload import batches, document, key, open_store, temporary_folder
 
 Pairs = list[tuple[str, Any]]
+Way = Callable[[Any, Pairs], object]
 Make = Callable[[int], Any]
 
 
@@ -38,7 +39,7 @@ def set_many(store: Any, pairs: Pairs) -> object:
     return store.set_many(pairs)
 
 
-def microseconds(store: Any, numbers: list[int], make: Make, size: int, *ways: Callable[[Any, Pairs], object]) -> list[float]:
+def microseconds(store: Any, numbers: list[int], make: Make, size: int, *ways: Way) -> list[float]:
     """The median cost per key of each way, which take turns over the batches.
 
     The values of a batch are made just before it, as programs write what they have just made.  Each batch that writes
@@ -80,7 +81,7 @@ MAKERS: dict[str, Make] = {"documents": document, "text": text}
 def measured(name: str, make: Make, numbers: list[int], size: int) -> list[list[object]]:
     rows: list[list[object]] = []
 
-    def row(what: str, *ways: Callable[[Any, Pairs], object]) -> None:
+    def row(what: str, *ways: Way) -> None:
         figures = microseconds(store, numbers, make, size, *ways)
         rows.append([f"{name}: {what}", *figures, figures[1] / figures[0]])
 
