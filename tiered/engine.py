@@ -211,7 +211,7 @@ class Engine(Snapshots):
             more = self._expire_cycle()
             self._look_at_memory()
             self._cycle_at = now + (0.005 if more else drawn(self.settings.cycle_seconds))
-        again = min(again, self._cycle_at - now)
+        again = max(SLICES_SECONDS, min(again, self._cycle_at - now))
         if self.watermark.share:
             again = SLICES_SECONDS if self._evict_slice() else again
         checkpointer = self.checkpointer
