@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import enum
 import gc
 import inspect
@@ -172,6 +173,46 @@ def test_in_place_or_popitem_and_atomic_pop_and_setdefault(opener: Any) -> None:
     assert sorted(number for number in won if number >= 0) == sorted(-number - 1 for number in won if number < 0)
     assert set(range(200)) <= set(won)
     assert not list(store.keys(prefix=("first",)))
+
+
+def test_what_would_make_a_dict_of_all_the_store_is_refused_with_what_to_write(opener: Any) -> None:
+    store = opener()
+    store["a"] = 1
+    with store.view() as view:
+        for one, other in ((store, {"b": 2}), ({"b": 2}, store), (store, store), (view, {}), (store.sub("a"), {})):
+            with pytest.raises(TypeError, match=r"write `dict\(store\) \| other`"):
+                one | other
+    assert dict(store) | {"b": 2} == {"a": 1, "b": 2}
+    assert list(reversed(store)) == ["a"]
+
+
+def test_a_with_block_of_a_closed_store_raises_at_its_beginning(opener: Any) -> None:
+    with opener() as store:
+        store["a"] = 1
+    with pytest.raises(tiered.ClosedError), store:
+        raise AssertionError("entered")
+
+
+def test_the_class_takes_what_open_takes(tmp_path: Path) -> None:
+    with tiered.Store[str, int](tmp_path / "s", memory="1MB", helper=False, default_ttl=5) as store:
+        store["a"] = 1
+        assert store.config_get("default_ttl") == {"default_ttl": 5.0}
+    with tiered.Store(tmp_path / "s", "r", lock_timeout=1) as store:
+        assert store["a"] == 1
+    with pytest.raises(tiered.ConfigError, match="no setting 'memori'"):
+        tiered.Store(tmp_path / "s", memori="1MB")
+
+
+def test_copies_are_read_only_handles_on_the_same_store(opener: Any) -> None:
+    store = opener()
+    store["a"] = [1]
+    for copied in (copy.copy(store), copy.deepcopy(store), copy.deepcopy({"in": [store]})["in"][0]):
+        assert copied["a"] == [1]
+        store["a"] = [1]
+        assert copied["a"] == [1]
+        with pytest.raises(tiered.ReadOnlyError):
+            copied["a"] = 2
+        copied.close()
 
 
 @pytest.mark.parametrize("text", ["ab", b"ab"])

@@ -103,9 +103,10 @@ class TestSubOfATransaction(MappingContract):
     def mapping(self, opener: Any) -> Any:
         store = opener(stepwise=True)
         store.update({("part", number): number for number in range(40)})
-        sub = store.transaction().sub("part")
-        sub.clear()
-        return sub
+        txn = store.transaction()
+        txn.sub("part").clear()
+        yield txn.sub("part")
+        txn.rollback()
 
 
 if mapping_tests is not None:
@@ -185,12 +186,14 @@ if mapping_tests is not None:
         """The same on a transaction, whose keys are the store's that it began with and its own."""
 
         def type2test(self) -> Any:
-            return super().type2test().transaction()
+            return self._full_mapping({})
 
         def _full_mapping(self, data: dict[Any, Any]) -> Any:
             store = super().type2test()
             store.update(data)
-            return store.transaction()
+            txn = store.transaction()
+            self.addCleanup(txn.rollback)
+            return txn
 
     def test_the_adapted_class_passes_for_a_plain_python_mapping_where_it_was_not_adapted() -> None:
         """That the subclass above runs the tests of CPython at all."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import pytest
 from conftest import without_background
 from contracts import evict, merge, set_aside
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from test_stateful import ROUNDS, TIMES, settings
 import tiered
 from tiered import ConflictError
 
+pytestmark = pytest.mark.filterwarnings("ignore:transaction of:ResourceWarning")  # Some are abandoned.
 ABSENT = "absent"
 KEYS: list[Any] = [*range(4), "h" * 600 + "1", "h" * 600 + "2"]
 WRITERS = 2
@@ -258,6 +260,9 @@ class SerialMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
+            for writer in self.writers:
+                if writer is not None:
+                    writer.txn.rollback()
             try:
                 assert self.store.check() == []
             finally:

@@ -672,17 +672,26 @@ def test_transactions_as_large_as_allowed_fit_whatever_is_in_the_buffer(store: A
     assert store.stats().checkpoints > 3
 
 
-def test_an_abandoned_transaction_leaves_nothing(store: Any) -> None:
+def test_an_abandoned_transaction_leaves_nothing_and_warns_of_the_writes_that_are_lost(store: Any) -> None:
     store["k"] = 1
-    for _ in range(5):
-        txn = store.transaction()
-        assert txn["k"] == 1
-        txn["mine"] = 1
-        iterator = iter(txn)
-        next(iterator)
-    assert len(store._engine.watchers) == 1
-    del txn, iterator
-    gc.collect()
+    with pytest.warns(
+        ResourceWarning, match=r"1 writes are lost; use it in a `with` block, or call commit\(\)"
+    ) as told:
+        for _ in range(5):
+            txn = store.transaction()
+            assert txn["k"] == 1
+            txn["mine"] = 1
+            iterator = iter(txn)
+            next(iterator)
+        assert len(store._engine.watchers) == 1
+        del txn, iterator
+        gc.collect()
+    assert len(told) == 5
+    store.transaction().get("k")  # Without a write there is nothing to warn of, nor after its end.
+    ended = store.transaction()
+    ended["mine"] = 1
+    ended.rollback()
+    del ended
     assert store._engine.watchers == set()
     assert dict(store) == {"k": 1}
     with pytest.raises(ConflictError) as kept, store.transaction() as txn:  # noqa: PT012

@@ -139,7 +139,19 @@ class Handle:
         self,
         path: str | os.PathLike[str] = TEMPORARY,
         flag: str = "c",
-        settings: Mapping[str, object] | None = None,
+        *,
+        lock_timeout: float = 0.0,
+        allow_network: bool = False,
+        clock: Clock | None = None,
+        **settings: Any,
+    ) -> None:
+        self._open(path, flag, settings, lock_timeout, allow_network, clock)
+
+    def _open(
+        self,
+        path: str | os.PathLike[str],
+        flag: str,
+        settings: Mapping[str, object],
         lock_timeout: float = 0.0,
         allow_network: bool = False,
         clock: Clock | None = None,
@@ -151,7 +163,7 @@ class Handle:
         self._arrived = True  # Interrupted before it is open, it is nobody's to close, and goes by itself as well.
         self._allow_network = allow_network
         self._hits = 0
-        HANDLES.open(self, path, flag, settings or {}, lock_timeout, clock)
+        HANDLES.open(self, path, flag, settings, lock_timeout, clock)
         self._arrived = isinstance(settings, Arrived)
 
     def _adopt(self, shared: Shared) -> None:
@@ -196,6 +208,7 @@ class Handle:
                     view.end("its handle was closed")
 
     def __enter__(self: Self) -> Self:
+        self._engine.check_readable()  # A `with` that can do nothing says so at its beginning.
         return self
 
     def __exit__(
@@ -236,4 +249,6 @@ class Handle:
 
 def arrive(kind: type[Handle], path: str, settings: dict[str, object], allow_network: bool) -> Handle:
     """A handle that was pickled elsewhere."""
-    return kind(path, "r", Arrived(settings), allow_network=allow_network)
+    handle = kind.__new__(kind)
+    handle._open(path, "r", Arrived(settings), allow_network=allow_network)
+    return handle

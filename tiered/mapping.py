@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar, cast, overload
 
 from tiered import keys
 from tiered.ranges import Range
@@ -107,6 +107,13 @@ class RangedMapping(Mapping[K, V]):
         return all(key in other and other[key] == value for key, value in self.items())
 
     __hash__ = None  # type: ignore[assignment]
+
+    if not TYPE_CHECKING:  # A type checker says that there is no such operator.
+
+        def __or__(self, other: object) -> NoReturn:
+            raise TypeError("`|` would make a dict of it all; if that fits into memory, write `dict(store) | other`")
+
+        __ror__ = __or__
 
     def _encode(self, key: object) -> bytes:
         """A key as it is encoded in the store."""

@@ -626,4 +626,4 @@ def open(
     `ReadOnlyError`, `UnsupportedError`, `ConfigError`.  Opens in a few milliseconds,
     more if a crashed program left a journal to be applied.
     """
-    return Store(path, flag, settings, lock_timeout, allow_network, clock)
+    return Store(path, flag, lock_timeout=lock_timeout, allow_network=allow_network, clock=clock, **settings)

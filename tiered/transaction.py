@@ -21,7 +21,9 @@ from __future__ import annotations
 import contextlib
 import heapq
 import math
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from datetime import timedelta
 from types import TracebackType
@@ -371,6 +373,17 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
         self.delete_many(self.keys())
 
     # The end
+
+    def __del__(self) -> None:
+        if not getattr(self, "_ended", True) and (lost := len(self._pending)) and not sys.is_finalizing():
+            self.rollback()  # Who records the warning keeps the transaction.
+            warnings.warn(
+                f"transaction of {self._engine.directory} that did not end: {lost:,} writes are lost; "
+                "use it in a `with` block, or call commit() or rollback()",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
 
     def __enter__(self) -> Transaction[K, V]:
         return self
