@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tiered import cold_state, cold_update, compression, record
 from tiered.cold import Cold
-from tiered.cold_state import RUNS, SLOTS, State, deadline_key, run_name, sealed
+from tiered.cold_state import RUNS, SLOTS, State, deadline_key, key_size, run_name, sealed
 from tiered.compression import Compressor, Decompressor
 from tiered.errors import CorruptionError, FormatError, StoreFullError
 
@@ -66,6 +66,7 @@ def assert_holds(cold: Cold, model: dict[bytes, tuple[bytes, int]]) -> None:
     assert state.records == len(model)
     assert state.packed_bytes == sum(len(payload) for payload, _ in model.values())
     assert state.stored_bytes == sum(map(len, datas))
+    assert state.key_bytes == sum(key_size(key, data) for key, data in zip(sorted(model), datas, strict=True))
     assert index == sorted(deadline_key(deadline, key) for key, (_, deadline) in model.items() if deadline)
 
 
@@ -175,7 +176,7 @@ def test_a_merge_in_slices_leaves_every_read_right_and_counts_untouched(cold):
         slices += 1
         assert contents(cold) == sorted(model.items())
         after = cold.state()
-        for name in ("applied", "records", "stored_bytes", "packed_bytes"):
+        for name in ("applied", "records", "stored_bytes", "packed_bytes", "key_bytes"):
             assert getattr(after, name) == getattr(before, name)
     assert slices > 5
     with cold.read() as reader:

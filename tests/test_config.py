@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from programs import wait_until
 
 import tiered
 from tiered.config import (
@@ -204,6 +207,10 @@ def test_what_a_setting_is_kept_as_parses_to_itself(name):
 
 OTHERS = {
     "memory": ("2MB", 2 * MB),
+    "spill": ("no", False),
+    "low_watermark": ("50% 60%", (0.5, 0.6)),
+    "hot_value_share": (0.1, (0.1, 0.1)),
+    "cycle_seconds": ("1 5", (1.0, 5.0)),
     "eviction": ("lru", "lru"),
     "object_share": ("0.25", 0.25),
     "object_entries_max": ("100", 100),
@@ -310,6 +317,177 @@ def test_yes_and_no_are_true_and_false_and_other_words_are_refused(opener):
             SETTINGS["object_entries_max"].parse(bad)
 
 
+# Every setting, changed at run time with a value as Redis takes them
+
+
+def memory_is_less(store, clock):
+    assert store.memory_stats().budget_bytes == 2 * MB
+    store.update((("filling", number), "x" * 1000) for number in range(4000))
+    assert store.memory_stats().accounted_bytes <= 2.2 * MB
+
+
+def nothing_spills(store, clock):
+    store.clear()
+    with pytest.raises(tiered.MemoryFullError):
+        store.update((("filling", number), "x" * 1000) for number in range(8000))
+
+
+def eviction_goes_far_down(store, clock):
+    store.update((("filling", number), "x" * 1000) for number in range(6000))
+    store.save()
+    for number in range(6000):
+        assert store["filling", number] == "x" * 1000
+    clock.sleep(3)
+    for _ in range(100):
+        store.tick()
+        clock.sleep(0.01)
+    assert 0.4 < store._engine.hot.used_bytes / store._engine.hot.budget_bytes <= 0.6
+
+
+def no_large_value_stays_hot(store, clock):
+    store["large"] = "x" * 100_000
+    store.save()
+    store._engine.hot.clear()
+    assert store["large"]
+    assert "hot" not in store.explain("large").tiers
+
+
+def the_next_cycle_is_soon(store, clock):
+    assert 19 <= store._engine._cycle_at - clock.monotonic() <= 30
+
+
+def the_oldest_leaves(store, clock):
+    store.update((("filling", number), "x" * 1000) for number in range(6000))
+    hot = list(store._engine.hot)
+    assert hot == [("filling", number) for number in range(6000 - len(hot), 6000)]
+
+
+DOCUMENT = {"name": "Ada", "tags": ["a", "b"], "text": "x" * 30}
+
+
+def documents_kept(store, clock, document=DOCUMENT):
+    store["document"] = document
+    store.save()
+    for _ in range(9):
+        assert store["document"] == document
+    return store.stats().object_hits
+
+
+def no_document_is_kept_decoded(store, clock):
+    assert documents_kept(store, clock) == 0
+
+
+def small_documents_only_are(store, clock):
+    assert documents_kept(store, clock) == 0
+    assert (documents_kept(store, clock, {"a": 1}) > 0) is (native is not None)
+
+
+def a_write_is_synced(store, clock):
+    store["k"] = 1
+    assert store.stats().synced_sequence == store.stats().last_sequence
+
+
+def a_checkpoint_comes_after_so_many_seconds(store, clock):
+    store.save()
+    store["k"] = 1
+    checkpoints = store.stats().checkpoints
+    clock.sleep(890)
+    store.tick()
+    assert store.stats().checkpoints == checkpoints
+    clock.sleep(20)
+    store.tick()
+    store.tick()
+    assert store.stats().checkpoints == checkpoints + 1
+
+
+def records_are_compressed_by_zlib(store, clock):
+    store["text"] = ["text"] * 200
+    store.save()
+    assert store.explain("text").compression == "zlib"
+
+
+def keys_live_a_minute(store, clock):
+    store["k"] = 1
+    assert store.ttl("k") == 60
+
+
+def the_cap_is_near(store, clock):
+    with pytest.raises(tiered.StoreFullError, match="cap"):
+        store.update((("random", number), random.Random(number).randbytes(1000)) for number in range(9000))
+
+
+def the_cap_evicts(store, clock):
+    store.config_set("disk", "4mb")
+    store.update((("random", number), random.Random(number).randbytes(1000)) for number in range(9000))
+    assert store.stats().disk_evictions > 1000
+
+
+def snapshots_are_made(store, clock):
+    store["k"] = store.get("k", 0) + 1
+    clock.sleep(8000)
+    for _ in range(20):
+        store.tick()
+    wait_until(lambda: store.tick() >= 0 and store.stats().snapshots >= 1)
+
+
+def snapshots_go_there(store, clock):
+    store.config_set("snapshot_save", "7200 1")
+    snapshots_are_made(store, clock)
+    assert store.stats().snapshot_last.startswith(store.config_get("snapshot_dir")["snapshot_dir"])
+
+
+def few_snapshots_stay(store, clock):
+    store.config_set("snapshot_save", "7200 1")
+    for made in range(1, 6):
+        store["k"] = store.get("k", 0) + 1
+        clock.sleep(8000)
+        wait_until(lambda made=made: store.tick() >= 0 and store.stats().snapshots >= made)
+    assert len(list(Path(store.stats().snapshot_last).parent.glob("*.tsnap"))) == 3
+
+
+IN_FORCE = {
+    "memory": ("2mb", memory_is_less),
+    "spill": ("no", nothing_spills),
+    "low_watermark": ("50% 60%", eviction_goes_far_down),
+    "hot_value_share": ("0", no_large_value_stays_hot),
+    "cycle_seconds": ("20 30", the_next_cycle_is_soon),
+    "eviction": ("lru", the_oldest_leaves),
+    "object_share": ("0", no_document_is_kept_decoded),
+    "object_entries_max": ("4", small_documents_only_are),
+    "object_value_bytes_max": ("20", small_documents_only_are),
+    "durability": ("always", a_write_is_synced),
+    "save": ("900 1", a_checkpoint_comes_after_so_many_seconds),
+    "compression": ("zlib", records_are_compressed_by_zlib),
+    "default_ttl": ("60", keys_live_a_minute),
+    "disk": ("4mb", the_cap_is_near),
+    "disk_full": ("evict", the_cap_evicts),
+    "snapshot_save": ("7200 1", snapshots_are_made),
+    "snapshot_dir": ("DIRECTORY", snapshots_go_there),
+    "snapshot_keep": ("3", few_snapshots_stay),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_takes_a_text_at_run_time_is_in_force_at_once_and_after_reopening_or_says_why_not(
+    opener, clock, tmp_path, name
+):
+    if name not in IN_FORCE:
+        with pytest.raises(
+            ConfigError, match=rf"{name} cannot change while the store is open: \w+.*; close it and open"
+        ):
+            opener().config_set(name, "no")
+        return
+    text, in_force = IN_FORCE[name]
+    store = opener(memory="4MB", clock=clock, stepwise=True)
+    store.config_set(name, str(tmp_path / "kept") if text == "DIRECTORY" else text)
+    in_force(store, clock)
+    store.config_set("spill", True)
+    store.config_set(name, str(tmp_path / "kept") if text == "DIRECTORY" else text)
+    store.close()
+    kept = {"memory": "2MB"} if name == "memory" else {"memory": "4MB"}
+    in_force(opener(clock=clock, stepwise=True, **kept), clock)
+
+
 # The three situations of the memory-management samples
 
 
@@ -359,8 +537,12 @@ def test_situation_save_points_and_zlib_set_at_run_time_are_heeded(opener, clock
 
 
 def test_situation_virtual_memory_with_a_size_keeps_what_does_not_fit_on_disk_up_to_it(opener):
-    """`vm-enabled yes`, `vm-max-memory 1mb`, and a limit to the swap file, here `disk`."""
-    store = opener(memory="1MB", compression="none")
+    """`vm-enabled no`, then `yes`, `vm-max-memory 1mb`, and a limit to the swap file, here `disk`."""
+    store = opener(memory="1MB", compression="none", spill=False)
+    with pytest.raises(tiered.MemoryFullError):
+        store.update((number, "x" * 1000) for number in range(16_000))
+    assert 500 < len(store) < 1000
+    store.config_set("spill", "yes")
     store.config_set("disk", "8mb")
     with pytest.raises(tiered.StoreFullError, match="cap"):
         store.update((number, "x" * 1000) for number in range(16_000))
@@ -433,4 +615,4 @@ def test_more_memory_than_there_is_address_space_is_refused_and_changes_nothing(
 
 def _plain(value):
     """Remembered tuples come back as lists."""
-    return [list(pair) for pair in value] if isinstance(value, (list, tuple)) else value
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value

@@ -6,6 +6,7 @@ import os
 import random
 import re
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -82,6 +83,31 @@ def incompressible(store: Any, patch: pytest.MonkeyPatch) -> None:
     store.save()
 
 
+def misfitting(store: Any, patch: pytest.MonkeyPatch) -> None:
+    """First many documents of one shape, then as many that no dictionary makes a tenth smaller."""
+    uniform = random.Random(1)
+    words = [uniform.randbytes(6).hex() for _ in range(200)]
+    for round_ in range(12):
+        store.update((("shaped", round_, n), [uniform.choice(words) for _ in range(12)]) for n in range(1000))
+        settle(store)
+    assert store._engine.state.dictionary
+    for round_ in range(12):
+        store.update((("shapeless", round_, n), uniform.randbytes(150)) for n in range(1000))
+        settle(store)
+
+
+def settle(store: Any) -> None:
+    store.save()
+    while store.tick() == 0.0:
+        pass
+
+
+def nearly_what_memory_holds(store: Any, patch: pytest.MonkeyPatch) -> None:
+    store.config_set("spill", False)
+    for number in range(1050):
+        store["filling", number] = bytes(1000)
+
+
 SIGNS: dict[str, tuple[Sign, str]] = {
     "writes are refused": (poisoned, "the disk said no"),
     "checkpoints are put off": (put_off, "the disk is full"),
@@ -95,6 +121,11 @@ SIGNS: dict[str, tuple[Sign, str]] = {
     "the store is near its cap": (near_cap, "are used of"),
     "the file is mostly free pages": (mostly_free, "hold nothing"),
     "compression gains nothing": (incompressible, "became"),
+    "the dictionary no longer fits": (
+        misfitting,
+        r"come to \d\d\d?% of their size lately, to \d\d% when dictionary \d",
+    ),
+    "the store is near what memory holds": (nearly_what_memory_holds, r"live records take 1,\d{3},\d{3} of the 1,3"),
 }
 
 
@@ -133,6 +164,27 @@ def test_each_sign_is_found_by_itself_with_evidence_and_advice(
     assert re.search(evidence, found[0].evidence), found[0].evidence
 
 
+def test_the_readme_has_a_row_for_each_sign() -> None:
+    text = (Path(tiered.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    table = text.split("| Diagnosis | When |")[1].split("\n\n")[0]
+    rows = [row.split(" | ")[0].removeprefix("| ") for row in table.splitlines()[2:]]
+    assert rows == [*SIGNS, "the heap is fragmented"]
+
+
+def test_a_dictionary_that_was_adopted_a_moment_ago_or_data_that_stay_alike_are_no_sign(used: Any) -> None:
+    uniform = random.Random(1)
+    words = [uniform.randbytes(6).hex() for _ in range(200)]
+    for round_ in range(15):
+        used.update((("shaped", round_, n), [uniform.choice(words) for _ in range(12)]) for n in range(1000))
+        settle(used)
+        assert used.doctor() == []
+    state = used._engine.state
+    assert state.dictionary
+    assert 0.1 < state.recent_ratio <= 1.1 * state.adopted_ratio < 0.6
+    used.compact()
+    assert (used._engine.cold.state().adopted_ratio, used._engine.cold.state().recent_ratio) != (0.0, 0.0)
+
+
 def test_a_fragmented_heap_is_told(used: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = used.memory_stats()
     monkeypatch.setattr(
@@ -153,6 +205,20 @@ def test_memory_is_sampled_by_ticks_now_and_then(opener: Any, clock: Any) -> Non
     store.tick()
     assert len(samples) == 2
     assert samples[1][1:] == (store.memory_stats().accounted_bytes, pytest.approx(process.rss_anon_bytes(), rel=0.2))
+
+
+def test_a_program_that_grows_and_grows_is_told_from_ticks_alone(opener: Any, clock: Any) -> None:
+    store = opener(stepwise=True, clock=clock)
+    kept = []
+    for number in range(40):
+        store[number] = "x" * 1000
+        kept.append(b"x" * MB)
+        clock.sleep(31)
+        store.tick()
+    (found,) = store.doctor()
+    assert found.what == "memory drifts"
+    assert re.search(r"grew by [23]\d,\d{3},\d{3} bytes in 20 minutes", found.evidence), found.evidence
+    kept.clear()
 
 
 def test_reclaiming_checkpoints_evicts_everything_gives_its_memory_back_and_loses_nothing(used: Any) -> None:

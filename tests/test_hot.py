@@ -321,7 +321,7 @@ def test_the_arena_and_its_twin_keep_the_same_in_the_same_order(steps: Any) -> N
 
 
 def test_a_budget_changed_up_and_down_while_threads_read_and_write_loses_nothing(opener: Any) -> None:
-    store = opener(memory="8MB")
+    store = opener(memory="8MB", low_watermark="0.2 0.9", cycle_seconds="0.01 0.02")
     expected = {number: f"{number}:" + "x" * (number % 3000) for number in range(2000)}
     store.update(expected)
     stop, failures = threading.Event(), list[BaseException]()

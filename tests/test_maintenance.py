@@ -124,7 +124,7 @@ def test_a_store_whose_directory_was_removed_raises_named_errors_only(tmp_path: 
         store.update((number, "v" * 100) for number in range(500))
         store.save()
         shutil.rmtree(tmp_path / "gone")
-        store._engine._expire_at = 0.0
+        store._engine._cycle_at = 0.0
         store._engine.tick_guarded()
         for call in (
             lambda store=store: store.get("absent"),
@@ -189,6 +189,25 @@ def test_an_engine_is_ticked_as_soon_as_it_is_served_whether_the_thread_is_there
         store = opener(name)
         store["k"] = 1
         assert event.wait(0.5), name
+
+
+def test_engines_are_ticked_each_at_its_own_time_and_all_of_them_when_something_happens(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks: dict[str, int] = {"often": 0, "seldom": 0}
+
+    def tick(engine: engine_module.Engine) -> float:
+        ticks[engine.directory.name] += 1
+        return 0.01 if engine.directory.name == "often" else 0.9
+
+    monkeypatch.setattr(engine_module.Engine, "tick_guarded", tick)
+    for name in ticks:
+        opener(name)["k"] = 1
+    wait_until(lambda: ticks["often"] > 30)
+    seldom = ticks["seldom"]
+    assert 1 <= seldom < 10
+    MAINTENANCE.wake()
+    wait_until(lambda: ticks["seldom"] > seldom, 0.5)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()], ids=repr)

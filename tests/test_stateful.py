@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import tiered
-from tiered import ConflictError, ViewExpiredError
+from tiered import ConflictError, ViewExpiredError, codec, keys
 from tiered.clock import ManualClock
+from tiered.memory_cap import ENTRY_BYTES, live_bytes
 
 EPOCH_MS = 1_700_000_000_000
 KEYS: list[Any] = ["", "a", "a\0", "ab", "abc", "b", "é", "\U0001f600", b"", b"a", b"a\0", b"ab", b"\xff"]
@@ -434,6 +435,24 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(memory=st.sampled_from(["1MB", "1.2MB", "3MB", "20MB"]))
     def change_budget(self, memory: str) -> None:
         self.store.config_set("memory", memory)
+
+    @rule(shares=st.sampled_from(["0.1 0.2", "0.95 0.99", "1"]), values=st.sampled_from(["0", "0.01 0.1", "0.125"]))
+    def change_watermarks(self, shares: str, values: str) -> None:
+        self.store.config_set("low_watermark", shares)
+        self.store.config_set("hot_value_share", values)
+
+    @rule(key=some_key, value=some_value)
+    def write_where_nothing_may_spill(self, key: Any, value: Any) -> None:
+        self.store.config_set("spill", False)
+        try:
+            self.store[key] = value
+            self._put(key, value, self.default_ttl)
+        except tiered.MemoryFullError:
+            pass
+        there = ((keys.encode(key), codec.encode(value)[1]) for key, value in self.store.items())
+        counted = sum(len(encoded) + len(payload) + ENTRY_BYTES for encoded, payload in there)
+        assert live_bytes(self.store._engine) >= counted
+        self.store.config_set("spill", True)
 
     @rule(compression=st.sampled_from(["zstd:3", "zlib:1", "none"]))
     def change_compression(self, compression: str) -> None:

@@ -34,7 +34,7 @@ from typing import Literal
 from tiered import files, record
 from tiered.cold import Cold
 from tiered.cold_reader import Reader
-from tiered.cold_state import RUNS
+from tiered.cold_state import RUNS, State
 from tiered.cold_update import Update
 from tiered.compression import DICTIONARY_ID_MAX, Compressor, Decompressor, Dictionary, Trainer
 from tiered.errors import CorruptionError, StoreError
@@ -54,6 +54,8 @@ COPY_BYTES = 8 << 20
 CATCH_UP_RECORDS = 32_768
 _COMPRESS_RECORDS = 2048
 _SAMPLES_PER_APPLY = 800
+_RECENT_SAMPLES = 300
+"""So many measured samples outweigh what was known of the ratio before them."""
 
 
 class UnsettledError(StoreError):
@@ -113,18 +115,24 @@ class Applier:
             if update.expire(state.time_ms, EXPIRE_RECORDS) == EXPIRE_RECORDS:
                 self._expiry_behind = True
             state.applied = max(state.applied, until)
-        if observe:
-            self._observe(pending)
+            if observe:
+                self._observe(pending, state)
         return len(pending)
 
-    def _observe(self, pending: Pending) -> None:
-        """Show the trainer a sample, evenly spread over the keys."""
+    def _observe(self, pending: Pending, state: State) -> None:
+        """Show the trainer a sample, evenly spread over the keys, and note how well the dictionary fits it."""
         samples = pending.sample(max(1, len(pending) // _SAMPLES_PER_APPLY))
         packed = sum(map(len, samples))
         measured = samples[:: max(1, len(samples) // 100)]
-        stored = sum(len(self._compressor.compress(sample)[2]) for sample in measured)
+        stored = [len(self._compressor.compress(sample)[2]) for sample in measured]
         if measured and packed:
-            self._trainer.observe(samples, sum(map(len, measured)), stored)
+            self._trainer.observe(samples, sum(map(len, measured)), sum(stored))
+        suited = [
+            (len(sample), size) for sample, size in zip(measured, stored, strict=True) if Trainer.suits(len(sample))
+        ]
+        if suited and self._compressor.number:
+            ratio = sum(size for _, size in suited) / sum(size for size, _ in suited)
+            state.recent_ratio += (ratio - state.recent_ratio) * len(suited) / (len(suited) + _RECENT_SAMPLES)
         self._trainer.count(len(pending))
 
     @property
@@ -203,6 +211,7 @@ class Applier:
                 update.put_dictionary(number, trained.data)
                 update.current.dictionary = number
                 update.current.dictionary_next = number + 1
+                update.current.adopted_ratio = update.current.recent_ratio = self._trainer.adopted_ratio
             self._dictionary = trained
             self._compressor = Compressor(self._compression, trained)
 
@@ -306,3 +315,4 @@ def _carry_over(reader: Reader, update: Update) -> None:
         update.put_dictionary(number, reader.dictionary(number))
     state = reader.state()
     update.current.dictionary, update.current.dictionary_next = state.dictionary, state.dictionary_next
+    update.current.adopted_ratio, update.current.recent_ratio = state.adopted_ratio, state.recent_ratio

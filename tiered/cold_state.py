@@ -19,8 +19,11 @@ The state is one msgpack map, kept under "state" in `meta` and written by every 
     records          how many live records there are, all layers together, markers left out
     stored_bytes     length of these records
     packed_bytes     length of their payloads before compression
+    key_bytes        length of their keys
     dictionary       id of the one that new records are compressed with, 0 for none
     dictionary_next  id of the one trained next; none is used again
+    adopted_ratio    stored bytes by packed ones, of payloads held out, when that dictionary was adopted; 0.0 if unknown
+    recent_ratio     the same of samples compressed with it lately
     moved            whether a compaction has made a copy that CURRENT names, or is about to
 """
 
@@ -33,7 +36,7 @@ from zlib import crc32
 
 import msgpack
 
-from tiered import record
+from tiered import keys, record
 from tiered.compression import payload_size
 from tiered.errors import CorruptionError
 
@@ -61,8 +64,11 @@ class State(SimpleNamespace):
     records: int = 0
     stored_bytes: int = 0
     packed_bytes: int = 0
+    key_bytes: int = 0
     dictionary: int = 0
     dictionary_next: int = 1
+    adopted_ratio: float = 0.0
+    recent_ratio: float = 0.0
     moved: bool = False
     runs: list[int] = []  # noqa: RUF012 - copied for each.
     merging: list[int] = []  # noqa: RUF012
@@ -102,6 +108,14 @@ def unsealed(path: Path, what: str, data: bytes) -> Any:
     if len(data) < 4 or crc32(data[4:]) != int.from_bytes(data[:4], "little"):
         raise CorruptionError(path, f"checksum mismatch in {what}; restore the store from a backup")
     return msgpack.unpackb(data[4:])
+
+
+def key_size(stored_key: bytes, data: bytes) -> int:
+    """Length of a record's key."""
+    if len(stored_key) <= keys.STORED_BYTES_EXACT:
+        return len(stored_key)
+    at = record.HEADER.size + (8 if data[7] & record.HAS_DEADLINE else 0)
+    return int.from_bytes(data[at : at + 2], "little") if data[7] & record.HAS_KEY else len(stored_key)
 
 
 def packed_size(data: bytes) -> int:

@@ -34,6 +34,7 @@ from tiered.cold_state import (
     Change,
     State,
     deadline_key,
+    key_size,
     packed_size,
     run_name,
     sealed,
@@ -100,6 +101,7 @@ class Update(Reader):
         state.records += len(datas)
         state.stored_bytes += sum(map(len, datas))
         state.packed_bytes += sum(sizes)
+        state.key_bytes += sum(key_size(key, data) for key, data, _, _ in changes if data is not None)
         if puts:
             self._put(puts)
         if any(deadlines):
@@ -135,15 +137,16 @@ class Update(Reader):
 
     def _forget(self, key: bytes, old: bytes) -> None:
         """A live record is replaced or goes: undo what it counted for, its deadline included."""
-        self._uncount(old)
+        self._uncount(key, old)
         if deadline := record.deadline_of(old):
             self.txn.delete(deadline_key(deadline, key), db=self.cold.expiry)
 
-    def _uncount(self, old: bytes) -> None:
+    def _uncount(self, key: bytes, old: bytes) -> None:
         state = self.current
         state.records -= 1
         state.stored_bytes -= len(old)
         state.packed_bytes -= packed_size(old)
+        state.key_bytes -= key_size(key, old)
 
     def expire(self, until_ms: int, limit: int) -> int:
         """Remove up to `limit` records whose deadline has passed; returns how many entries were due."""
@@ -155,7 +158,7 @@ class Update(Reader):
             data = self.newest(stored_key)
             # Only the deadline in the record itself counts: the key may have been written again.
             if data is not None and record.deadline_of(data) == deadline:
-                self._uncount(data)
+                self._uncount(stored_key, data)
                 removed.append(stored_key)
         if removed:
             # From the run that others are being folded into, too: it becomes a layer later.
@@ -275,6 +278,7 @@ class Update(Reader):
             self.current.records += 1
             self.current.stored_bytes += len(data)
             self.current.packed_bytes += packed_size(data)
+            self.current.key_bytes += key_size(key, data)
             if deadline := record.deadline_of(data):
                 index_puts.append((deadline_key(deadline, key), b""))
         with self.txn.cursor(self.cold.records) as cursor:
@@ -293,7 +297,7 @@ class Update(Reader):
         state.merging, state.merged_to = [], b""
         for database in (self.cold.records, self.cold.expiry):
             self.txn.drop(database, delete=False)
-        state.records = state.stored_bytes = state.packed_bytes = 0
+        state.records = state.stored_bytes = state.packed_bytes = state.key_bytes = 0
 
 
 def _all_put(path: Path, counts: tuple[int, int], wanted: int) -> None:

@@ -224,10 +224,15 @@ class Trainer:
         self._ratio = 0.0
         self._ratio_at_trial = 0.0
 
+    @classmethod
+    def suits(cls, size: int) -> bool:
+        """Whether a dictionary is trained on, and judged by, payloads of that size."""
+        return _PAYLOAD_BYTES_MIN <= size <= cls.SAMPLE_BYTES_MAX
+
     def observe(self, payloads: Sequence[bytes], payload_bytes: int, stored_bytes: int) -> None:
         """Take note of payloads just written (a sample of them will do) and of all they took, before and after."""
         for payload in payloads:
-            if _PAYLOAD_BYTES_MIN <= len(payload) <= self.SAMPLE_BYTES_MAX:
+            if self.suits(len(payload)):
                 self._window.append(payload)
                 self._window_bytes += len(payload)
         while self._window_bytes > self.WINDOW_BYTES_MAX or len(self._window) > self.WINDOW_SAMPLES_MAX:
@@ -238,6 +243,11 @@ class Trainer:
     def count(self, records: int) -> None:
         """Take note of how many records were written."""
         self._seen_since_trial += records
+
+    @property
+    def adopted_ratio(self) -> float:
+        """Stored bytes by packed ones with the dictionary trained last, of payloads held out."""
+        return self._ratio_at_trial
 
     @property
     def window_bytes(self) -> int:

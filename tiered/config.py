@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from tiered.errors import ConfigError
+from tiered.jitter import Bounds
 from tiered.schedule import SavePoints
 
 MEMORY_BYTES_MIN = 1 << 20
@@ -107,6 +108,12 @@ def parse_ttl(value: object) -> float | None:
     )
 
 
+def _default_ttl(value: object) -> float | None:
+    if isinstance(value, str) and re.fullmatch(r"\d{1,12}(\.\d+)?", value):
+        value = float(value) if "." in value else int(value)
+    return parse_ttl(value)
+
+
 def _snapshot_save(value: object) -> SavePoints:
     return parse_save(value, "snapshot_save")
 
@@ -151,6 +158,30 @@ def _flag(value: object) -> bool:
     raise ConfigError(f"{value!r} is not True or False, nor 'yes' or 'no'")
 
 
+def parse_bounds(name: str, value: object, least: float, most: float) -> Bounds:
+    """Two numbers to draw one between, from "0.95 0.99", "95% 99%" or (0.95, 0.99); one alone is both."""
+    words = value.split() if isinstance(value, str) else value
+    try:
+        numbers = [_number(word) for word in (words if isinstance(words, (list, tuple)) else [words])]
+    except (ValueError, TypeError):
+        numbers = []
+    if len(numbers) in (1, 2) and least <= numbers[0] <= numbers[-1] <= most:
+        return numbers[0], numbers[-1]
+    raise ConfigError(f"{name}={value!r} is not one or two ascending numbers from {least:g} to {most:g}")
+
+
+def _number(word: object) -> float:
+    if isinstance(word, str):
+        return float(word[:-1]) / 100 if word.endswith("%") else float(word)
+    if isinstance(word, (int, float)) and not isinstance(word, bool):
+        return float(word)
+    raise TypeError
+
+
+def _between(name: str, least: float, most: float) -> Callable[[object], Bounds]:
+    return lambda value: parse_bounds(name, value, least, most)
+
+
 class Setting(NamedTuple):
     """One row of the table of settings."""
 
@@ -171,6 +202,30 @@ SETTINGS = {
     setting.name: setting
     for setting in (
         Setting("memory", "64MB", _memory, "bytes for hot tier and write buffer, overheads included", remembered=False),
+        Setting(
+            "spill",
+            True,
+            _flag,
+            "whether values may be in the cold tier only; False: writes beyond what memory holds are refused",
+        ),
+        Setting(
+            "low_watermark",
+            "0.95 0.99",
+            _between("low_watermark", 0.1, 1.0),
+            "share of the hot tier's budget that it is evicted down to when it was reached, drawn between these",
+        ),
+        Setting(
+            "hot_value_share",
+            "0.0625 0.125",
+            _between("hot_value_share", 0.0, 0.125),
+            "share of that budget above which a value is not kept hot when read, drawn between these",
+        ),
+        Setting(
+            "cycle_seconds",
+            "0.5 2",
+            _between("cycle_seconds", 0.01, 3600.0),
+            "from one periodic cycle (what expired, watermarks) to the next, drawn between these",
+        ),
         Setting("eviction", "lru", _choice("eviction", "lru"), "which value leaves the hot tier first"),
         Setting("object_share", 0.125, _object_share, "part of the memory for hot documents kept decoded; 0: none are"),
         Setting("object_entries_max", 512, _object_entries, "elements of a document kept so, at most, all told"),
@@ -183,7 +238,7 @@ SETTINGS = {
         ),
         Setting("save", "3600 1 300 100 60 10000", parse_save, "save points: checkpoint after SECONDS with CHANGES"),
         Setting("compression", "zstd:3", parse_compression, "how new records are compressed in the cold tier"),
-        Setting("default_ttl", None, parse_ttl, "seconds to live where a write names none"),
+        Setting("default_ttl", None, _default_ttl, "seconds to live where a write names none"),
         Setting("disk", None, _disk, "cap on the bytes used in the cold tier"),
         Setting(
             "disk_full",
@@ -210,6 +265,10 @@ class Settings(SimpleNamespace):
     """The settings in force in one store, parsed."""
 
     memory: int
+    spill: bool
+    low_watermark: Bounds
+    hot_value_share: Bounds
+    cycle_seconds: Bounds
     eviction: str
     object_share: float
     object_entries_max: int

@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from tiered.memory_cap import limit_bytes, live_bytes
+
 if TYPE_CHECKING:
     from tiered.engine import Engine
     from tiered.stats import MemoryStats, Stats
@@ -22,6 +24,8 @@ COLD_SHARE_MAX = 0.5
 WAIT_SHARE_MAX = 0.1
 RECORDS_MIN = 10_000
 STORED_SHARE_MAX = 0.95
+DICTIONARY_WORSE = 1.25
+LIVE_SHARE_MAX = 0.9
 CAP_SHARE_MAX = 0.9
 DISK_FREE_BYTES_MIN, DISK_FREE_SHARE_MIN = 256 * MB, 0.02
 PAGES_FREE_BYTES_MIN = 64 * MB
@@ -96,6 +100,11 @@ def _memory(engine: Engine, stats: Stats, memory: MemoryStats) -> Signs:
             f"give memory more than {memory.budget_bytes:,} bytes, if the reads repeat at all",
         )
 
+    live, limit = live_bytes(engine), limit_bytes(engine)
+    if not engine.settings.spill and live > LIVE_SHARE_MAX * limit:
+        evidence = f"live records take {live:,} of the {limit:,} bytes that memory has for them, and spill is off"
+        yield "the store is near what memory holds", evidence, "delete some, raise `memory`, or let values spill"
+
 
 def _load(engine: Engine, stats: Stats) -> Signs:
     open_seconds = engine.clock.monotonic() - engine.opened_at
@@ -131,3 +140,12 @@ def _disk(engine: Engine, stats: Stats) -> Signs:
     if compressed and stats.stored_bytes > STORED_SHARE_MAX * stats.packed_bytes:
         evidence = f"{stats.packed_bytes:,} bytes of records became {stats.stored_bytes:,}"
         yield "compression gains nothing", evidence, "compression='none' saves its time"
+    fitted, lately = engine.state.adopted_ratio, engine.state.recent_ratio
+    if compressed and fitted and lately > DICTIONARY_WORSE * fitted:
+        yield (
+            "the dictionary no longer fits",
+            f"records come to {lately:.0%} of their size lately, to {fitted:.0%} when dictionary "
+            f"{engine.state.dictionary} was adopted",
+            "the store trains another one by itself where that saves a tenth; if it does not, what is written now is "
+            "less alike, and compression='none' or a lower level may do as well",
+        )

@@ -27,8 +27,8 @@ from tiered.errors import (
     StoreError,
     StoreFullError,
 )
-from tiered.expiry import next_cycle
 from tiered.hot import no_address_space
+from tiered.jitter import drawn
 from tiered.journal import CLOSE_BYTES, Journal
 from tiered.log import LOG
 from tiered.maintenance import MAINTENANCE, TICK_SECONDS_MAX
@@ -39,6 +39,8 @@ from tiered.tiers import Pinning
 from tiered.writing import UNSET
 
 HOT_EXPIRE_KEYS = 500
+SLICES_SECONDS = 0.002
+"""From one slice of evictions to the next: others have their turn."""
 CLOSE_SECONDS_MAX = 600.0
 SAMPLE_SECONDS, SAMPLES_MAX = 30.0, 120
 
@@ -66,11 +68,6 @@ class Engine(Snapshots):
             if settings.snapshot_save:
                 self.serve()
 
-    def serve(self) -> None:
-        """Have the maintenance thread tick this engine from now on."""
-        if not self._number:
-            self._number = MAINTENANCE.serve(self)
-
     def keep_view(self, view: Pinning) -> None:
         """Note a view, which is ended when it is too old."""
         self.serve()
@@ -96,6 +93,11 @@ class Engine(Snapshots):
         self._attend()
         if name == "snapshot_save":
             self.serve()
+        if name == "spill":
+            self.bound(parsed)
+        if name == "cycle_seconds":
+            self._cycle_at = self.clock.monotonic() + drawn(parsed)
+            MAINTENANCE.wake()
         if name in ("disk", "disk_full"):
             self._look_at_cap()
         if name == "memory" or name.startswith("object_"):
@@ -107,8 +109,11 @@ class Engine(Snapshots):
             setattr(self.settings, name, before)
             raise no_address_space(parsed) from None
 
-    def shrink(self) -> None:
-        """Evict down to a budget that became smaller, letting others in meanwhile."""
+    def settle(self, name: str) -> None:
+        """What follows a setting, without the lock: evict down to a smaller budget, count what live records take."""
+        if name == "spill" and self.bounded:
+            with contextlib.suppress(StoreError):  # Where there is no checkpoint now, more is counted until there is.
+                self.save()
         shrunk = False
         while not shrunk:
             with self.lock:
@@ -202,10 +207,13 @@ class Engine(Snapshots):
         self._trim()
         self._sample_memory(now)
         again = TICK_SECONDS_MAX / 2
-        if now >= self._expire_at:
+        if now >= self._cycle_at:
             more = self._expire_cycle()
-            self._expire_at = now + (0.005 if more else next_cycle())
-            again = 0.005 if more else again
+            self._look_at_memory()
+            self._cycle_at = now + (0.005 if more else drawn(self.settings.cycle_seconds))
+        again = max(SLICES_SECONDS, min(again, self._cycle_at - now))
+        if self.watermark.share:
+            again = SLICES_SECONDS if self._evict_slice() else again
         checkpointer = self.checkpointer
         if checkpointer is not None and checkpointer.run(slices=True):
             again = 0.0
@@ -228,6 +236,18 @@ class Engine(Snapshots):
                     self.rotate()
         self._remove_old_colds()
         return expired == HOT_EXPIRE_KEYS
+
+    def _look_at_memory(self) -> None:
+        """Compare what is used now with the budget, and begin the way to the low watermark where it was reached."""
+        with self.lock:
+            if not self.closed:
+                self._rebudget()
+                self.watermark.look(self.hot, self.settings.low_watermark)
+
+    def _evict_slice(self) -> bool:
+        """Go on to the low watermark; True if there is more to do."""
+        with self.lock:
+            return not self.closed and self.watermark.step(self.hot)
 
     def _trim(self) -> None:
         """Give free memory back to the system when much was evicted since the last time: what comes may fit nowhere."""

@@ -11,6 +11,7 @@
     │   ├── ReadOnlyError           a write through a read-only handle, or to a read-only medium
     │   ├── PoisonedError           a write or sync failed earlier; writes are refused, reads go on
     │   ├── StoreFullError          no room on the disk; writes are refused until there is
+    │   ├── MemoryFullError         no room in memory, and `spill` is off
     │   ├── CorruptionError         bytes on disk are not what was written; carries `offset`
     │   ├── ConflictError           something a transaction had read was changed by another; run it again
     │   ├── ReentrantError          used inside an operation of the same thread, as by a signal handler
@@ -81,6 +82,10 @@ class PoisonedError(StoreError):
 
 class StoreFullError(StoreError):
     """The disk is full; nothing was lost, and writing resumes when there is room."""
+
+
+class MemoryFullError(StoreError):
+    """With `spill=False`, live records would take more than memory has for them; nothing of the write was done."""
 
 
 class CorruptionError(StoreError):

@@ -13,15 +13,6 @@ from __future__ import annotations
 import heapq
 from typing import Any
 
-CYCLE_SECONDS_MIN, CYCLE_SECONDS_MAX = 0.5, 2.0
-
-
-def next_cycle() -> float:
-    """Seconds to the next cycle: Tmax − (Tmax − Tmin)·rand(), so that many stores don't expire in step."""
-    from random import random  # Not at the top: it takes a while to import, and so would the package.
-
-    return CYCLE_SECONDS_MAX - (CYCLE_SECONDS_MAX - CYCLE_SECONDS_MIN) * random()
-
 
 class Deadlines:
     """Keys by the second in which they are due.  Called under the store's lock."""

@@ -48,8 +48,9 @@ from tiered.cold_reader import Reader
 from tiered.cold_state import State
 from tiered.compression import Decompressor
 from tiered.config import SETTINGS, Settings
-from tiered.engine import HOT_EXPIRE_KEYS, Engine
+from tiered.engine import HOT_EXPIRE_KEYS, SLICES_SECONDS, Engine
 from tiered.errors import CorruptionError, StoreError
+from tiered.jitter import drawn
 from tiered.journal import Dirty
 from tiered.maintenance import TICK_SECONDS_MAX
 from tiered.overlay import News, Overlay
@@ -161,7 +162,11 @@ class Follower(Engine):
             return 0.0  # Other stores have their turn.
         with self.lock:
             self.counters.expired_hot += self.hot.expire(self.clock.now_ms(), HOT_EXPIRE_KEYS)
-        return FOLLOW_SECONDS
+        now = self.clock.monotonic()
+        if now >= self._cycle_at:
+            self._look_at_memory()
+            self._cycle_at = now + drawn(self.settings.cycle_seconds)
+        return SLICES_SECONDS if self._evict_slice() else FOLLOW_SECONDS
 
     def _locked_step(self) -> bool:
         with self.lock:

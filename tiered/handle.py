@@ -55,7 +55,7 @@ READS = frozenset(
         "refuse_inside_others",
         "refuse_reentry",
         "refuse_waiting",
-        "shrink",
+        "settle",
         "snapshot",
         "tick",
         "tick_guarded",

@@ -301,10 +301,10 @@ class HeapTier:
         for key, number, payload in zip(names, numbers, payloads, strict=True):
             self.put(key, number, payload, deadline)
 
-    def shrink(self) -> bool:
-        """Evict down to the budget; False if more is left than one call may evict."""
+    def shrink(self, to_bytes: int | None = None) -> bool:
+        """Evict down to the budget, or to less; False if more is left than one call may evict."""
         victim, count = self._victim, cost
-        room = self.budget_bytes - self._table_bytes
+        room = (self.budget_bytes if to_bytes is None else min(to_bytes, self.budget_bytes)) - self._table_bytes
         try:
             for _ in range(EVICTIONS_PER_CALL_MAX):
                 if self.entry_bytes <= room:

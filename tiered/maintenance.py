@@ -15,6 +15,7 @@ import itertools
 import os
 import select
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ class Maintenance:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._engines: dict[int, weakref.ref[Engine]] = {}
+        self._due: dict[int, float] = {}
         self._open: weakref.WeakSet[Engine] = weakref.WeakSet()
         self._numbers = itertools.count(1)
         self._thread: threading.Thread | None = None
@@ -70,6 +72,7 @@ class Maintenance:
         """Serve an engine no longer.  With the last one, thread and helper end."""
         with self._lock:
             self._engines.pop(number, None)
+            self._due.pop(number, None)
             if self._engines or self._thread is None:
                 return
             thread, self._thread = self._thread, None
@@ -120,6 +123,7 @@ class Maintenance:
         """Wait up to `timeout` seconds for events, deliver them, tick the engines; returns when to come again."""
         process, wake = self._process, self._wake
         poller = select.poll()
+        ready: list[int] = []
         # A closed descriptor among these means that thread and helper are being stopped.
         with contextlib.suppress(OSError, ValueError):
             if wake:
@@ -131,13 +135,17 @@ class Maintenance:
                 os.read(wake[0], 4096)
         if process is not None:
             process.events(self._deliver)
-        due = TICK_SECONDS_MAX
+        due, now = TICK_SECONDS_MAX, time.monotonic()
         for number, reference in list(self._engines.items()):
             engine = reference()
             if engine is None:  # Lost while it was being opened.
                 self.dismiss(number)
             else:
-                due = min(due, engine.tick_guarded())
+                # Each at its own time, since there may be a thousand; all of them where something has happened.
+                at = self._due.get(number, now)
+                if ready or now >= at:
+                    at = self._due[number] = now + engine.tick_guarded()
+                due = min(due, max(0.0, at - now))
             del engine
         for chore in self.chores:
             chore()

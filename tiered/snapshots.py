@@ -137,10 +137,6 @@ class Snapshots(Writing):
         checkpointer.snapshot(request.number, until, wish)
         return request
 
-    def serve(self) -> None:
-        """Have the maintenance thread tick this engine."""
-        raise NotImplementedError
-
     def _make_checkpointer(self) -> Checkpointer:
         made = super()._make_checkpointer()
         for request in self._requests.values():  # Lost with the one before.

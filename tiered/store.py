@@ -518,7 +518,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
                 engine.check_writable()
                 sequence = engine.put_setting(name, parsed)
             engine.configure(name, parsed)
-        engine.shrink()
+        engine.settle(name)
         if setting.remembered:
             engine.acknowledged(sequence)
 
@@ -616,11 +616,11 @@ def open(
 
     `flag` is as in `dbm`: "c" create if missing, "w" existing, "r" existing and
     read-only beside any writer, a tenth of a second behind it, "n" always new.  `settings` are those of `config`:
-    memory, eviction, object_share, object_entries_max, object_value_bytes_max, durability, save,
-    compression, default_ttl, disk, disk_full, snapshot_save, snapshot_dir, snapshot_keep, helper.
-    One process at a time may have a store open for writing; others get `LockedError`, after `lock_timeout`
-    seconds.  Opened again in the same process, it is another handle on the same engine, and settings
-    that differ from those in force are a `ConfigError`.
+    memory, spill, low_watermark, hot_value_share, cycle_seconds, eviction, object_share,
+    object_entries_max, object_value_bytes_max, durability, save, compression, default_ttl, disk, disk_full,
+    snapshot_save, snapshot_dir, snapshot_keep, helper.  One process at a time may have a store open for writing;
+    others get `LockedError`, after `lock_timeout` seconds.  Opened again in the same process, it is
+    another handle on the same engine, and settings that differ from those in force are a `ConfigError`.
 
     Raises `NotAStoreError`, `LockedError`, `CorruptionError`, `FormatError`,
     `ReadOnlyError`, `UnsupportedError`, `ConfigError`.  Opens in a few milliseconds,

@@ -25,7 +25,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tiered import codec, files, keys, record
 from tiered.checkpointer import Checkpointer
@@ -45,21 +45,30 @@ from tiered.errors import (
     StoreError,
     StoreFullError,
 )
-from tiered.expiry import next_cycle
 from tiered.heap import is_packed
 from tiered.hot import hot_tier
+from tiered.jitter import drawn
 from tiered.journal import Dirty, Journal
 from tiered.maintenance import MAINTENANCE
 from tiered.recovery import Plan
 from tiered.stats import Counters
+from tiered.watermark import Watermark
 from tiered.write_buffer import WriteBuffer
+
+if TYPE_CHECKING:
+    from tiered.engine import Engine
 
 BUFFER_SHARE = 2
 """The write buffer, active and set aside, takes about the budget divided by this; nine sixteenths at most."""
+BOUNDED_BUFFER_SHARE = 8
+"""That with `spill=False`, where what is live is to be hot beside it."""
 SEGMENT_BYTES_MAX = 64 << 20
 
 HOT_SHARE_MIN = 8
 """The hot tier keeps at least the budget divided by this, whatever write buffers and views take."""
+EVICTIONS_MAX = 2000
+KEPT_BYTES = 64 << 10
+"""Of a batch, so much at a time becomes hot, until as many others were evicted for it: a millisecond or two."""
 PINNED_SHARE = 5 / 16
 """What views may keep of the budget in buffers that the store itself has let go of."""
 
@@ -113,6 +122,7 @@ class Tiers:
         self.views: list[weakref.ref[Pinning]] = []
         self._views_counted = 0
         self.hot = hot_tier(settings.eviction, settings.memory)
+        self.watermark = Watermark()
         self.share_objects()
         self.lock = threading.RLock()
         self.owned: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
@@ -123,12 +133,12 @@ class Tiers:
         self.time_sent_ms = 0  # Told to nobody yet: whoever knew it may have left with more to expire.
         self.cold_used_bytes = cold.used_bytes()
         self.readonly = journal is None
-        self.closed = False
-        self.forked = False
+        self.closed = self.forked = False
         self.poisoned = ""
         self.full = ""  # Why checkpoints are put off, if they are, and the error that says so.
         self.full_kind: type[StoreError] = StoreFullError
         self.capped = False
+        self.bounded = not settings.spill
         self.always = self.attended = settings.durability == "always"
         self.checkpointer: Checkpointer | None = None
         self.decompressor = Decompressor(self._load_dictionary)
@@ -141,17 +151,21 @@ class Tiers:
         self._journal_ahead = False
         self._changes = 0
         self._saved_at = self._synced_at = clock.monotonic()
-        self._expire_at = clock.monotonic() + next_cycle()
-        self._full_since = 0.0
-        self._helper_deaths = 0
+        self._cycle_at = clock.monotonic() + drawn(settings.cycle_seconds)
+        self._full_since, self._helper_deaths = 0.0, 0
         self._finished = False
-        self._compactions = 0
-        self._compacting = False
+        self._compactions, self._compacting = 0, False
         self._moved = False  # A compaction is done, and its cold tier is not the one read here yet.
         self._compaction_failure: StoreError | None = None
         self._background: BaseException | None = None
         self._trimmed_bytes = 0
+        self._small_bytes = int(settings.hot_value_share[0] * self.hot.budget_bytes)
         clock.advance(self.state.time_ms)
+
+    def serve(self) -> None:
+        """Have the maintenance thread tick this engine from now on."""
+        if not self._number:
+            self._number = MAINTENANCE.serve(cast("Engine", self))
 
     # Reading
 
@@ -323,12 +337,17 @@ class Tiers:
         """Keep a value that was read without the lock, if it is still the newest."""
         if self.owned():
             return
+        size = len(found.payload)
+        if size > self._small_bytes and not self._stays_hot(size):
+            return
         with self.lock:
             newest = self.dirty(stored_key) if self.buffers else None
             if generation == self.generation and not self.closed and newest == where:
                 plain = key if key.__class__ is str else keys.canonical(key)
                 self.hot.put(plain, found.codec, found.payload, found.deadline)
                 self.counters.promotions += 1
+                if not self._number and self.hot.evictions:
+                    self.serve()  # A store that is only read is on its way to the low watermark, too.
 
     def promote_many(self, located: Sequence[tuple[Any, bytes, Where, Dirty]], generation: int) -> None:
         """`promote` for each `(key, stored key, where, record)`, under the lock once."""
@@ -341,6 +360,8 @@ class Tiers:
             for key, stored_key, where, (number, deadline, _, payload) in located:
                 if self.buffers and self.dirty(stored_key) != where:
                     continue
+                if len(payload) > self._small_bytes and not self._stays_hot(len(payload)):
+                    continue
                 plain = key if key.__class__ is str else keys.canonical(key)
                 self.counters.promotions += 1
                 if deadline:
@@ -349,7 +370,32 @@ class Tiers:
                     names.append(plain)
                     numbers.append(number)
                     payloads.append(payload)
-            self.hot.put_many(names, numbers, payloads, 0)
+            self._keep_many(names, numbers, payloads, 0, sum(map(len, payloads)))
+            if not self._number and self.hot.evictions:
+                self.serve()
+
+    def _stays_hot(self, size: int) -> bool:
+        """Whether a value that was read is kept: not above a share of the budget, drawn anew each time.
+
+        So a large one takes the place of many small ones rarely where it is read once, and in the end where it is
+        read again and again.
+        """
+        return size <= drawn(self.settings.hot_value_share) * self.hot.budget_bytes
+
+    def _keep_many(self, names: list[Any], numbers: list[int], payloads: list[bytes], deadline: int, size: int) -> None:
+        """Put many values into the hot tier, evicting for them no more than one call may; the rest is not kept."""
+        hot, start, count = self.hot, 0, len(names)
+        if size <= KEPT_BYTES:
+            hot.put_many(names, numbers, payloads, deadline)
+            return
+        most = hot.evictions + EVICTIONS_MAX
+        while start < count and hot.evictions < most:
+            stop, room = start, KEPT_BYTES
+            while stop < count and room > 0:
+                room -= len(payloads[stop])
+                stop += 1
+            hot.put_many(names[start:stop], numbers[start:stop], payloads[start:stop], deadline)
+            start = stop
 
     def _load_dictionary(self, number: int) -> bytes:
         with self.cold.read() as reader:
@@ -370,7 +416,8 @@ class Tiers:
     @property
     def share_bytes(self) -> int:
         """What the active buffer may take, and as much again what is set aside."""
-        return min(self.settings.memory // BUFFER_SHARE // 2, SEGMENT_BYTES_MAX)
+        share = BOUNDED_BUFFER_SHARE if self.bounded else BUFFER_SHARE
+        return min(self.settings.memory // share // 2, SEGMENT_BYTES_MAX)
 
     @property
     def step_bytes(self) -> int:
@@ -403,6 +450,7 @@ class Tiers:
         if self._active is not None:
             taken += self._active.foreseen_bytes(self.step_bytes)
         self.hot.budget_bytes = max(memory // HOT_SHARE_MIN, memory - taken)
+        self._small_bytes = int(self.settings.hot_value_share[0] * self.hot.budget_bytes)
         if self.hot.used_bytes > self.hot.budget_bytes:
             self.hot.shrink()
 

@@ -39,6 +39,7 @@ class WriteBuffer:
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
         self.evicted_bytes = 0  # What the deletions in it that the disk's cap asked for take in the cold tier.
+        self.grown_bytes = 0  # By how much what is written in it makes live records more; with `spill=False` only.
         self.cleared = False
         self.handed_over = False
         self.positions: dict[bytes, int] = {}

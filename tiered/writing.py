@@ -21,7 +21,9 @@ from tiered.disk_cap import excess_bytes, victims
 from tiered.errors import StoreError, StoreFullError
 from tiered.journal import CLEAR, CLOSE_BYTES, DELETE, HEADER_BYTES, PUT, SETTING, record_bytes
 from tiered.maintenance import MAINTENANCE
+from tiered.memory_cap import DELETED, ENTRY_BYTES, admit
 from tiered.native import native
+from tiered.tiers import EVICTIONS_MAX
 from tiered.write_buffer import WriteBuffer
 
 SEGMENT_RECORDS_MAX = 65_536
@@ -210,6 +212,7 @@ class Writing(Checkpoints):
         journal = self.journal
         assert buffer is not None
         assert journal is not None
+        growth = admit(self, ((key, encoded, len(payload)),)) if self.bounded else 0
         stored_key = encoded if len(encoded) <= keys.STORED_BYTES_EXACT else keys.stored(encoded)
         position = buffer.segment.position
         try:
@@ -225,6 +228,7 @@ class Writing(Checkpoints):
         except BaseException:
             self._roll_forward(buffer, position)
             raise
+        buffer.grown_bytes += growth
         self._changes += 1
         return journal.last
 
@@ -248,6 +252,9 @@ class Writing(Checkpoints):
         assert buffer is not None
         assert journal is not None
         start, count = buffer.segment.position, len(batch.keys)
+        growth = 0
+        if self.bounded:
+            growth = admit(self, zip(batch.keys, batch.encoded, map(len, batch.payloads), strict=True))
         deadlines = [deadline] * count
         stored_keys = batch.encoded
         if max(map(len, stored_keys)) > keys.STORED_BYTES_EXACT:
@@ -256,12 +263,13 @@ class Writing(Checkpoints):
             positions = journal.append_batch([PUT] * count, batch.encoded, batch.payloads, batch.codecs, deadlines)
             self.hot.discard_many(batch.keys)
             buffer.put_many(stored_keys, positions, deadlines)
-            self.hot.put_many(batch.keys, batch.codecs, batch.payloads, deadline)
+            self._keep_many(batch.keys, batch.codecs, batch.payloads, deadline, batch.bytes)
             if self.watchers:
                 self.tell(stored_keys)
         except BaseException:
             self._roll_forward(buffer, start)
             raise
+        buffer.grown_bytes += growth
         self._changes += count
         return journal.last
 
@@ -276,6 +284,9 @@ class Writing(Checkpoints):
         assert buffer is not None
         assert journal is not None
         start = buffer.segment.position
+        growth = 0
+        if self.bounded:
+            growth = admit(self, ((c.key, c.encoded, DELETED if c.deleted else len(c.payload)) for c in changes))
         stored_keys = [keys.stored(change.encoded) for change in changes]
         deadlines = [change.deadline for change in changes]
         try:
@@ -290,14 +301,16 @@ class Writing(Checkpoints):
                 self.hot.discard(change.key)
             places = [~at if change.deleted else at for at, change in zip(positions, changes, strict=True)]
             buffer.put_many(stored_keys, places, deadlines)
+            most = self.hot.evictions + EVICTIONS_MAX
             for change in changes:
-                if not change.deleted:
+                if not change.deleted and self.hot.evictions < most:
                     self.hot.put(change.key, change.codec, change.payload, change.deadline)
             if self.watchers:
                 self.tell(stored_keys)
         except BaseException:
             self._roll_forward(buffer, start)
             raise
+        buffer.grown_bytes += growth
         self._changes += len(changes)
         return journal.last
 
@@ -321,6 +334,14 @@ class Writing(Checkpoints):
             raise
         self._changes += 1
         return journal.last
+
+    def bound(self, spill: bool) -> None:
+        """Count what live records take from now on, where they may not spill, and refuse what is too much."""
+        if not spill and not self.bounded:
+            for buffer in self.buffers:  # Nobody has counted what is in them: as if all of it were new.
+                buffer.grown_bytes = buffer.segment.position + len(buffer.positions) * ENTRY_BYTES
+            self.rotate()
+        self.bounded = not spill
 
     def put_setting(self, name: str, value: object) -> int:
         """Journal a setting to be remembered."""

@@ -28,9 +28,10 @@
 #define SLACK_SHARE 32
 #define VALUE_SHARE_MAX 8 /* As in tiered/hot.py. */
 #define OUTSIDE_MAX 16384 /* A process may have 65,530 mappings. */
-/* What one call does at most. */
-#define EVICTIONS_MAX 20000
-#define SHRINK_EVICTIONS_MAX 2000
+/* What one call does at most, in units of a microsecond at most: an eviction, the move of a record, the return of
+ * WORK_BYTES of pages. */
+#define WORK_MAX 3000
+#define WORK_BYTES (16u << 10)
 #define MOVED_BYTES_MAX (2u << 20)
 #define REBUILD_BYTES_MAX (4u << 20)
 /* With fewer segments than this, their slack is too much of the whole. */
@@ -135,6 +136,7 @@ outside_drop(Arena *a, uint32_t slot)
     tiered_unmap(o->map, o->bytes);
     a->outside_bytes -= o->bytes;
     a->outside_held--;
+    a->work -= (int64_t)(o->bytes / WORK_BYTES);
     o->map = NULL;
     o->bytes = a->outside_free; /* The free ones are a list. */
     a->outside_free = slot;
@@ -229,10 +231,11 @@ move(Arena *a, uint32_t place, size_t bytes)
     at(a, target)->kind &= (uint8_t)~NOTED;
     r->kind |= DEAD;
     a->moved_bytes += bytes;
+    a->work--;
     return true;
 }
 
-/* Empties a segment into the heads, so that it is free; false if there is no room to do so. */
+/* Empties a segment into the heads, so that it is free; false if there is no room to do so, or it is too much work. */
 static bool
 empty(Arena *a, uint32_t segment)
 {
@@ -241,18 +244,26 @@ empty(Arena *a, uint32_t segment)
     size_t end = segment * s->segment_bytes + s->filled[segment];
     size_t offset = segment * s->segment_bytes + segment_first(s, segment);
     bool all = true;
+    int64_t holes = 0;
     while (offset < end) {
+        if (a->work <= 0 && s->live[segment]) {
+            end = offset;
+            all = false;
+            break;
+        }
         uint32_t place = (uint32_t)(offset >> s->unit_shift);
         Record *r = at(a, place);
         size_t bytes = record_bytes(a, r);
-        if (r->kind & DEAD)
+        if (r->kind & DEAD) {
             unlist_hole(a, r, bytes);
-        else if (move(a, place, bytes))
+            holes++;
+        } else if (move(a, place, bytes))
             segments_drop(s, place, bytes);
         else
             all = false;
         offset += bytes;
     }
+    a->work -= holes / 8;
     if (all) {
         segments_free(s, segment);
         return true;
@@ -297,10 +308,24 @@ arena_evict(Arena *a)
     if (place == 0)
         return false;
     const Record *r = at(a, place);
+    a->work--;
     a->evictions++;
     a->evicted_bytes += record_bytes(a, r) + (r->kind & OUTSIDE ? outside_pages(r->value_size) : 0);
     remove_linked(a, place, arena_link_to_place(a, place));
     return true;
+}
+
+/* Gives back pages of free segments that the budget has no room for. */
+static void
+release(Arena *a, uint32_t allowed)
+{
+    Segments *s = &a->segments;
+    uint32_t kept = allowed > s->held ? allowed - s->held : 0, warm = s->warm;
+    int64_t each = (int64_t)(s->segment_bytes / WORK_BYTES) + 1, most = a->work / each + 1;
+    if (warm > kept && (int64_t)(warm - kept) > most)
+        kept = warm - (uint32_t)most;
+    segments_release(s, kept);
+    a->work -= (warm - s->warm) * each;
 }
 
 /* Has the segments keep to the budget with `more` bytes outside, within what one call may do; true when they do.
@@ -308,7 +333,7 @@ arena_evict(Arena *a)
  * It comes to an end: what is evicted or was dropped becomes less with every step, since what is moved drops nothing
  * new.  The ends of segments count as held, because large records may leave as much wherever they are moved. */
 static bool
-keep_budget(Arena *a, size_t more, unsigned evictions)
+keep_budget(Arena *a, size_t more)
 {
     Segments *s = &a->segments;
     uint64_t moved_until = a->moved_bytes + MOVED_BYTES_MAX;
@@ -317,12 +342,14 @@ keep_budget(Arena *a, size_t more, unsigned evictions)
         bool over = s->live_bytes + s->tail_bytes > live_limit(a, allowed) && a->oldest;
         if (!over && (s->held + s->warm <= allowed || s->held + s->warm == 0))
             return overhead_bytes(a) + more + segments_committed(s) <= a->budget_bytes;
+        if (a->work <= 0)
+            return false;
         if (!over && s->warm)
-            segments_release(s, allowed > s->held ? allowed - s->held : 0);
+            release(a, allowed);
         else if (!over && (segment = segments_emptiest(s)) != SEGMENT_NONE) {
             if (a->moved_bytes >= moved_until || !empty(a, segment))
                 return false;
-        } else if (evictions-- == 0 || !arena_evict(a)) {
+        } else if (!arena_evict(a)) {
             return false;
         }
     }
@@ -336,7 +363,6 @@ make_room(Arena *a, size_t size)
     uint64_t moved_until = a->moved_bytes + MOVED_BYTES_MAX;
     uint32_t allowed = segments_allowed(a, 0);
     size_t limit = live_limit(a, allowed);
-    unsigned evictions = EVICTIONS_MAX;
     for (;;) {
         uint32_t place = 0, segment = SEGMENT_NONE;
         bool over = s->live_bytes + s->tail_bytes + size > limit;
@@ -347,10 +373,12 @@ make_room(Arena *a, size_t size)
         /* One is left for what is moved. */
         if (!over && s->held + 1 < allowed && segments_open(s))
             continue;
+        if (a->work <= 0)
+            return 0;
         if (!over && (segment = segments_emptiest(s)) != SEGMENT_NONE) {
             if (a->moved_bytes >= moved_until || !empty(a, segment))
                 return 0;
-        } else if (evictions-- == 0 || !arena_evict(a)) {
+        } else if (!arena_evict(a)) {
             return 0;
         }
     }
@@ -453,6 +481,7 @@ rebuild(Arena *a, size_t budget_bytes)
     if (!arena_begin(&fresh, budget_bytes, a->seed))
         return false;
     fresh.hit_action = a->hit_action;
+    int64_t work = a->work;
     fresh.second = a->second;
     uint32_t place = a->newest;
     size_t bytes = 0, limit = budget_bytes < REBUILD_BYTES_MAX ? budget_bytes : REBUILD_BYTES_MAX, forgotten = a->count;
@@ -469,6 +498,7 @@ rebuild(Arena *a, size_t budget_bytes)
     fresh.moved_bytes = a->moved_bytes + bytes;
     arena_end(a);
     *a = fresh;
+    a->work = work;
     return true;
 }
 
@@ -480,18 +510,26 @@ too_few_segments(const Arena *a)
         && segment_bytes_for(a->budget_bytes) < a->segments.segment_bytes;
 }
 
-bool
-arena_shrink(Arena *a)
+/* Within the work that is left. */
+static bool
+shrink(Arena *a, size_t bytes)
 {
-    notice_fork(a);
     if (too_few_segments(a)) {
-        for (unsigned evictions = SHRINK_EVICTIONS_MAX; a->segments.live_bytes + a->outside_bytes > a->budget_bytes;)
-            if (evictions-- == 0 || !arena_evict(a))
+        while (a->segments.live_bytes + a->outside_bytes > a->budget_bytes)
+            if (a->work <= 0 || !arena_evict(a))
                 return false;
         if (!rebuild(a, a->budget_bytes))
             return false;
     }
-    return keep_budget(a, 0, SHRINK_EVICTIONS_MAX);
+    return keep_budget(a, bytes < a->budget_bytes ? a->budget_bytes - bytes : 0);
+}
+
+bool
+arena_shrink(Arena *a, size_t bytes)
+{
+    notice_fork(a);
+    a->work = WORK_MAX;
+    return shrink(a, bytes);
 }
 
 /* Address space for a larger budget: of the index first, so that it never lacks buckets for what the segments hold. */
@@ -616,6 +654,7 @@ bool
 arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char *data, size_t size, int64_t deadline)
 {
     notice_fork(a);
+    a->work = WORK_MAX;
     uint32_t *link = link_to(a, key);
     if (*link) {
         if (deadline == 0 && overwrite(a, *link, kind, data, size))
@@ -624,7 +663,7 @@ arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char *dat
     }
     if (key->size >= ARENA_KEY_BYTES_MAX || size > a->budget_bytes / VALUE_SHARE_MAX || size > UINT32_MAX)
         return false;
-    if (too_few_segments(a) && (!arena_shrink(a) || too_few_segments(a)))
+    if (too_few_segments(a) && (!shrink(a, a->budget_bytes) || too_few_segments(a)))
         return false;
     size_t head = sizeof(Record) + key->size + 1 + (deadline ? sizeof(Due) : 0);
     size_t total = rounded(a, head + size);
@@ -632,7 +671,7 @@ arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char *dat
     if (head + sizeof slot > a->segments.segment_bytes / 2)
         return false; /* A key of kilobytes, in a small arena. */
     if (total > a->segments.segment_bytes / 4) {
-        if (!keep_budget(a, outside_pages(size), EVICTIONS_MAX))
+        if (!keep_budget(a, outside_pages(size)))
             return false;
         total = rounded(a, head + sizeof slot);
         slot = outside_take(a, size);
@@ -674,7 +713,7 @@ arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char *dat
     if (a->count > a->bucket_count)
         arena_grow_index(a);
     if (arena_used_bytes(a) > a->budget_bytes)
-        keep_budget(a, 0, SHRINK_EVICTIONS_MAX);
+        keep_budget(a, 0);
     return true;
 }
 

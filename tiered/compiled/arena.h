@@ -59,6 +59,7 @@ typedef struct {
 
     uint64_t payload_bytes; /* Of keys and values. */
     uint64_t evictions, evicted_bytes, moved_bytes;
+    int64_t work; /* Left for this call. */
 } Arena;
 
 bool arena_begin(Arena *a, size_t budget_bytes, const uint64_t seed[2]);
@@ -80,8 +81,8 @@ bool arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char
 bool arena_discard(Arena *a, const ArenaKey *key);
 /* Forgets what was used longest ago; false if there is nothing. */
 bool arena_evict(Arena *a);
-/* Evicts and moves what a smaller budget asks for, a bounded part of it; true when it is kept. */
-bool arena_shrink(Arena *a);
+/* Evicts and moves what it takes to use `bytes`, or the budget where that is less: a bounded part of it; true when done. */
+bool arena_shrink(Arena *a, size_t bytes);
 /* Another budget, from now on: `arena_shrink` enforces it.  False if there is no address space for a larger one. */
 bool arena_resize(Arena *a, size_t budget_bytes);
 /* Forgets up to `limit` of those whose deadline's second is over; returns how many. */

@@ -385,11 +385,17 @@ arena_expire_method(ArenaObject *self, PyObject *args)
 }
 
 static PyObject *
-arena_shrink_method(ArenaObject *self, PyObject *Py_UNUSED(ignored))
+arena_shrink_method(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
 {
+    size_t bytes = SIZE_MAX;
+    if (count > 1)
+        return PyErr_Format(PyExc_TypeError, "shrink(bytes=None)");
+    if (count && args[0] != Py_None && (bytes = PyLong_AsSize_t(args[0])) == (size_t)-1 && PyErr_Occurred())
+        return NULL;
     bool objects = self->objects.used_bytes <= self->objects.bytes_max || objects_make_room(&self->objects, 0);
     tiered_arena_divide(self, 0);
-    return PyBool_FromLong(arena_shrink(&self->arena) && objects);
+    size_t taken = self->objects.used_bytes;
+    return PyBool_FromLong(arena_shrink(&self->arena, bytes > taken ? bytes - taken : 0) && objects);
 }
 
 static PyObject *
@@ -502,7 +508,7 @@ static PyMethodDef arena_methods[] = {
     METHOD("encoded_keys", arena_encoded_keys, METH_NOARGS, "encoded_keys(): all, the one used longest ago first."),
     METHOD("evict", arena_evict_method, METH_NOARGS, "evict(): the encoded key used longest ago and its bytes, which leaves."),
     METHOD("expire", arena_expire_method, METH_VARARGS, "expire(now_ms, limit): forget what is due; how many."),
-    METHOD("shrink", arena_shrink_method, METH_NOARGS, "shrink(): evict down to the budget; False if there is more to do."),
+    METHOD("shrink", arena_shrink_method, METH_FASTCALL, "shrink(bytes=None): evict down to so many, or to the budget; False if there is more to do."),
     METHOD("clear", arena_clear_method, METH_NOARGS, "clear(): forget everything, and give the memory back."),
     METHOD("wrong", arena_check_method, METH_NOARGS, "wrong(): what does not add up, '' if all does; looks at every record."),
     {NULL, NULL, 0, NULL},

@@ -33,7 +33,7 @@ keep_object(ArenaObject *self, const ArenaKey *key, uint32_t place, const unsign
     ArenaValue now;
     if (objects_make_room(&self->objects, bytes)) {
         tiered_arena_divide(self, bytes);
-        if ((arena_used_bytes(&self->arena) <= self->arena.budget_bytes || arena_shrink(&self->arena))
+        if ((arena_used_bytes(&self->arena) <= self->arena.budget_bytes || arena_shrink(&self->arena, SIZE_MAX))
             && arena_find(&self->arena, key, &now) && now.place == place && (now.kind & CODEC_MASK) == CODEC_MSGPACK
             && now.size == size && memcmp(now.data, payload, size) == 0) {
             arena_note(&self->arena, place);

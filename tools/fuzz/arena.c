@@ -110,7 +110,7 @@ main(int argc, char **argv)
             model[number].size = kept ? (uint32_t)size + 1 : 0;
             model[number].stamp = (uint32_t)step;
             model[number].deadline = deadline;
-            if (kept && arena_used_bytes(&a) > a.budget_bytes && what < 400 && arena_shrink(&a) && arena_used_bytes(&a) > a.budget_bytes)
+            if (kept && arena_used_bytes(&a) > a.budget_bytes && what < 400 && arena_shrink(&a, SIZE_MAX) && arena_used_bytes(&a) > a.budget_bytes)
                 fail("over the budget", step);
         } else if (what < 900) {
             look(&a, number, step);
@@ -123,7 +123,7 @@ main(int argc, char **argv)
         } else if (what < 996) {
             if (!arena_resize(&a, budgets[draw() % 5] - draw() % 100000))
                 fail("no address space", step);
-            while (draw() % 8 && !arena_shrink(&a))
+            while (draw() % 8 && !arena_shrink(&a, SIZE_MAX))
                 ;
         } else if (what == 996 && draw() % 20 == 0) {
             arena_clear(&a);
