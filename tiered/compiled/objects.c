@@ -19,6 +19,7 @@
 #include <string.h>
 
 enum { WAYS = 4, SEEN_PER_SET = 2, SET_SHARE_BYTES = 1024, DEPTH_MAX = 8, SWEEP_SETS = 32 };
+enum { PARTS_BYTES = 96 }; /* What a time zone and its offset take, or the number in a UUID: no size says so. */
 
 #define USED 1u /* Lowest bit of `bytes`, which are multiples of 16. */
 
@@ -215,7 +216,8 @@ count_bytes(Measure *measure, PyObject *object)
     return bytes >= 0;
 }
 
-/* Bytes of a text are counted where nobody else has it but master, value and decoder: keys of documents are shared. */
+/* Keys of documents are shared, by the decoder.  A text that only one master, the value it is a copy of and the decoder have is
+ * counted in full, over all places where that has it; the more have it, the smaller is the part that each counts. */
 static bool
 measure_text(Measure *measure, PyObject *object)
 {
@@ -223,8 +225,8 @@ measure_text(Measure *measure, PyObject *object)
     if (length * width > (size_t)measure->tier->value_bytes_max)
         return false;
     size_t head = PyUnicode_IS_ASCII(object) ? sizeof(PyASCIIObject) : sizeof(PyCompactUnicodeObject);
-    if (Py_REFCNT(object) <= 3)
-        measure->bytes += (head + (length + 1) * width + 15) & ~(size_t)15;
+    size_t bytes = (head + (length + 1) * width + 15) & ~(size_t)15, others = (size_t)Py_REFCNT(object) - 1;
+    measure->bytes += others > 2 ? bytes * 2 / others : bytes;
     return true;
 }
 
@@ -257,6 +259,7 @@ measure_immutable(Measure *measure, PyObject *object)
     PyObject *answer = PyObject_CallOneArg(measure->tier->is_immutable, (PyObject *)Py_TYPE(object));
     bool immutable = answer == Py_True && !PyFrozenSet_Check(object);
     Py_XDECREF(answer);
+    measure->bytes += PARTS_BYTES;
     return immutable && count_bytes(measure, object);
 }
 
@@ -326,7 +329,7 @@ objects_master(const Objects *self, PyObject *value, size_t *bytes)
     untrack(master);
     Measure measure = {self, 0, 16, 0};
     bool good = measure_value(&measure, master) && measure.bytes <= self->bytes_max / 16;
-    *bytes = measure.bytes;
+    *bytes = (measure.bytes + 15) & ~(size_t)15;
     if (!good)
         Py_CLEAR(master);
     return master;
