@@ -685,7 +685,9 @@ def test_a_longer_key_is_compared_in_full_when_it_is_read(
 
 
 @pytest.mark.parametrize(
-    "key", [None, 1.5, ["a"], {"a"}, object(), ("a", None), float("nan"), bytearray(b"a")], ids=repr
+    "key",
+    [None, 1.5, ["a"], {"a"}, object(), ("a", None), float("nan"), bytearray(b"a")],
+    ids=lambda key: type(key).__name__,
 )
 def test_a_key_of_another_type_is_a_clear_error_when_it_is_used(opener: Any, key: Any) -> None:
     store = opener()
