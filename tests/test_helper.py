@@ -229,6 +229,7 @@ def test_the_helper_is_isolated_from_the_programs_environment(tmp_path: Path) ->
     (tmp_path / "msgpack.py").write_text("raise SystemExit('the wrong one')")
     code = """
         import os, sys, tiered
+        tiered.open  # Imported before there is another msgpack.
         os.chdir(sys.argv[2])
         os.environ["PYTHONPATH"] = sys.argv[2]
         os.environ["PYTHONSTARTUP"] = os.environ["PYTHONWARNINGS"] = "error"

@@ -489,7 +489,8 @@ def test_a_store_of_another_user_is_a_named_error(opener: Any, tmp_path: Path, m
     with opener() as store:
         fill(store)
     code = """
-        import encodings.ascii, fcntl, json, logging, os, sys, tiered  # Whoever it becomes may not read the modules.
+        import encodings.ascii, fcntl, json, logging, os, random, sys, tiered
+        tiered.open  # Whoever it becomes may not read the modules.
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
