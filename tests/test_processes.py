@@ -350,10 +350,10 @@ def test_reading_processes_follow_checkpoints_within_a_second_hot_values_include
         assert answer(process, "[store.get(key) for key in sorted(store)]") == "['old', 'd', 'e', 'k']"
     store["changed"] = "new"
     del store["deleted"]
-    store.touch("expiring", 0.001)
     store["added"] = [1, 2]
     for process in processes:
         assert answer(process, "store['changed']") == "old", "not checkpointed yet"
+    store.touch("expiring", 0.001)
     store.save()
     for process in processes:
         wait_until(

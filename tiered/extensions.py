@@ -25,7 +25,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from msgpack import ExtType, unpackb
 
@@ -55,10 +57,8 @@ _SCALARS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
     time: (TIME, scalars.pack_time),
     timedelta: (TIMEDELTA, scalars.pack_timedelta),
     complex: (COMPLEX, scalars.pack_complex),
-}
-_LATE_SCALARS: dict[str, tuple[int, Callable[[Any], bytes]]] = {
-    "Decimal": (DECIMAL, scalars.pack_decimal),
-    "UUID": (UNIQUE_ID, scalars.pack_uuid),
+    Decimal: (DECIMAL, scalars.pack_decimal),
+    UUID: (UNIQUE_ID, scalars.pack_uuid),
 }
 
 _UNPACKERS: dict[int, Callable[[bytes], object]] = {
@@ -79,7 +79,7 @@ _COLLECTIONS[REGISTERED] = registry.restore
 
 def scalar(kind: type) -> tuple[int, Callable[[Any], bytes]] | None:
     """The code of a type of one value each, and the function that packs it; None for other types."""
-    return _SCALARS.get(kind) or _LATE_SCALARS.get(scalars.late(kind))
+    return _SCALARS.get(kind)
 
 
 def hook(depth: int, unicode_errors: str | None) -> Callable[[int, bytes], object]:

@@ -38,11 +38,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from enum import Enum, Flag
 from types import BuiltinFunctionType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
+from uuid import UUID
 
-from tiered import scalars
 from tiered.arrays import is_numpy_type
 from tiered.errors import ConfigError, UnknownTypeError
 from tiered.refusal import Refused, type_name
@@ -55,14 +56,14 @@ C = TypeVar("C", bound=type)
 
 _BUILT_IN: frozenset[type] = frozenset(
     {type(None), bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset}
-    | {datetime, date, time, timedelta}
+    | {datetime, date, time, timedelta, Decimal, UUID}
 )
 NAME_BYTES_MAX = 255
 
 
 def is_built_in(kind: type) -> bool:
     """Whether values of this type are kept without being registered; NumPy's apart."""
-    return kind in _BUILT_IN or scalars.late(kind) != ""
+    return kind in _BUILT_IN
 
 
 _ALLOWED = (

@@ -33,13 +33,11 @@ from __future__ import annotations
 import struct
 import sys
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
-from typing import TYPE_CHECKING, Any
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, SafeUUID
 
 from tiered.refusal import Refused, type_name
-
-if TYPE_CHECKING:
-    from decimal import Decimal
-    from uuid import UUID
 
 _DATETIME_LAYOUT = struct.Struct(">HBBBBBI")
 _DATE_LAYOUT = struct.Struct(">HBB")
@@ -48,9 +46,6 @@ _TIMEDELTA_LAYOUT = struct.Struct(">iII")
 _COMPLEX_LAYOUT = struct.Struct(">dd")
 _OFFSET_LAYOUT = struct.Struct(">q")
 assert (_DATETIME_LAYOUT.size, _TIME_LAYOUT.size, _TIMEDELTA_LAYOUT.size) == (11, 7, 12)
-
-# Their modules take long to import, and whoever has such a value has done so.
-_LATE = (("decimal", "Decimal"), ("uuid", "UUID"))
 
 _ZONE_NONE = 0
 _ZONE_UTC = 1
@@ -63,14 +58,6 @@ _MICROSECOND = timedelta(microseconds=1)
 
 def pack_int(value: int) -> bytes:
     return value.to_bytes((value.bit_length() + 8) // 8, "big", signed=True)
-
-
-def late(kind: type) -> str:
-    """`Decimal` or `UUID` if it is that type, "" for all others; imports neither."""
-    for module, name in _LATE:
-        if kind is getattr(sys.modules.get(module), name, None):
-            return name
-    return ""
 
 
 def pack_datetime(value: datetime) -> bytes:
@@ -98,8 +85,6 @@ def pack_decimal(value: Decimal) -> bytes:
 
 
 def pack_uuid(value: UUID) -> bytes:
-    from uuid import SafeUUID
-
     if value.is_safe is SafeUUID.unknown:
         return value.bytes
     return value.bytes + (b"\x01" if value.is_safe is SafeUUID.safe else b"\x00")
@@ -134,14 +119,10 @@ def unpack_timedelta(data: bytes) -> timedelta:
 
 
 def unpack_decimal(data: bytes) -> Decimal:
-    from decimal import Decimal
-
     return Decimal(data.decode("ascii"))
 
 
 def unpack_uuid(data: bytes) -> UUID:
-    from uuid import UUID, SafeUUID
-
     if len(data) == 17:
         return UUID(bytes=data[:16], is_safe=SafeUUID.safe if data[16] else SafeUUID.unsafe)
     return UUID(bytes=data)
