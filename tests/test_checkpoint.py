@@ -569,3 +569,15 @@ def test_what_was_deleted_gives_its_room_back_without_many_writes_after_it(drive
     driven.slices()
     with driven.cold.read() as reader:
         assert reader.entries(RUNS) == reader.entries("records") == 0
+
+
+def test_without_a_helper_a_checkpoint_gives_its_memory_back_and_the_bound_says_so(opener, monkeypatch):
+    trims = []
+    monkeypatch.setattr("tiered.process.trim_heap", lambda: trims.append(True))
+    with opener(helper=False) as store:
+        store["k"] = "v"
+        store.save()
+        assert trims
+        assert "checkpoints, which this process makes itself" in store.memory_stats().bound
+    with opener(helper=True) as store:
+        assert "checkpoints" not in store.memory_stats().bound

@@ -848,3 +848,25 @@ def test_a_zone_unknown_to_this_machine_says_so():
 def test_strict_payloads_refuse_surrogates():
     with pytest.raises(ValueError):
         codec.decode(codec.MSGPACK, codec.encode(["\ud800"])[1])
+
+
+def test_a_value_read_while_numpy_is_being_imported_or_after_its_import_failed_says_so(monkeypatch):
+    encoded = codec.encode(np.arange(3.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(np.__spec__, "_initializing", True, raising=False)
+        with pytest.raises(ImportError, match="being imported by what this interrupts"):
+            codec.decode(*encoded)
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "numpy")
+        patch.setattr(sys, "path_hooks", [])
+        patch.setattr(sys, "meta_path", [Interrupted()])
+        with pytest.raises(ImportError, match="cannot be imported: cannot load module more than once"):
+            codec.decode(*encoded)
+    assert list(codec.decode(*encoded)) == [0.0, 1.0, 2.0]
+
+
+class Interrupted:
+    """Finds NumPy as it is after an import of it was interrupted."""
+
+    def find_spec(self, name, path=None, target=None):
+        raise ImportError("cannot load module more than once per process")

@@ -79,8 +79,15 @@ def is_numpy_type(kind: type) -> bool:
 def _import_numpy() -> Any:
     try:
         import numpy
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != "numpy":
+            raise
         raise ImportError("the value holds NumPy data: install the extra 'tiered[numpy]' to read it") from error
+    except ImportError as error:
+        # An import that was interrupted cannot be done again: NumPy refuses to be loaded twice.
+        raise ImportError(f"the value holds NumPy data, and NumPy cannot be imported: {error}") from error
+    if getattr(numpy.__spec__, "_initializing", False):
+        raise ImportError("the value holds NumPy data, and NumPy is being imported by what this interrupts: try again")
     return numpy
 
 

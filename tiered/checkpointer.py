@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from tiered import files
+from tiered import files, process
 from tiered.cold import Cold
 from tiered.copying import Wish
 from tiered.helper import Event, HelperProcess, Job
@@ -88,6 +88,7 @@ class InlineCheckpointer:
                 result = self._job.step() if slices or self._job.urgent else False
                 if isinstance(result, dict):
                     self._deliver(result)
+                    process.trim_heap()  # LMDB has let go of the pages that it wrote.
                 elif slices or not result:
                     return bool(result)
 

@@ -68,7 +68,8 @@ hits_get(HitsObject *self, PyObject *const *args, Py_ssize_t count, PyObject *na
     if (named == 1 && count == 1 && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "default") == 0)
         fallback = args[1];
     else if (named || count < 1 || count > 2)
-        return PyErr_Format(PyExc_TypeError, "get() takes a key and perhaps a default");
+        return PyErr_Format(PyExc_TypeError, "get(key, default=None) was given %s",
+                            count < 1 ? "no key" : count > 2 ? "more than these two" : "another argument by name");
     PyObject *value = hit(self, args[0]);
     if (value != NULL || PyErr_Occurred())
         return value;
