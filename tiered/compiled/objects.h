@@ -12,6 +12,7 @@ typedef struct ObjectSet ObjectSet;
 typedef struct {
     ObjectSet *sets; /* NULL until something is kept. */
     uint64_t *seen; /* Of the places whose values were decoded lately, 16 bits each. */
+    uint32_t credit; /* Hits that were not spent on keeping others. */
     uint32_t set_count, hand; /* `set_count` is a power of two. */
     size_t share_bytes, bytes_max, used_bytes; /* `share_bytes` sizes the table, `bytes_max` holds now. */
     Py_ssize_t entries_max, value_bytes_max;

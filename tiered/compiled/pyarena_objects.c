@@ -14,8 +14,11 @@ enum {
 void
 tiered_arena_divide(ArenaObject *self, size_t bytes)
 {
-    size_t step = self->budget_bytes / OBJECTS_STEP + 1;
-    size_t taken = (self->objects.used_bytes + bytes + step - 1) / step * step;
+    size_t step = self->budget_bytes / OBJECTS_STEP + 1, wanted = self->objects.used_bytes + bytes;
+    size_t left = self->budget_bytes - self->arena.budget_bytes;
+    if (self->arena.budget_bytes <= self->budget_bytes && wanted <= left && left <= wanted + 2 * step)
+        return; /* No to and fro: each time the arena would have to evict. */
+    size_t taken = (wanted + step - 1) / step * step;
     if (taken > self->budget_bytes / 2)
         taken = self->budget_bytes / 2;
     if (self->arena.budget_bytes != self->budget_bytes - taken)
