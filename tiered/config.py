@@ -227,7 +227,9 @@ SETTINGS = {
             "from one periodic cycle (what expired, watermarks) to the next, drawn between these",
         ),
         Setting("eviction", "lru", _choice("eviction", "lru"), "which value leaves the hot tier first"),
-        Setting("object_share", 0.0625, _object_share, "part of the memory for hot documents kept decoded; 0: none are"),
+        Setting(
+            "object_share", 0.0625, _object_share, "part of the memory for hot documents kept decoded; 0: none are"
+        ),
         Setting("object_entries_max", 512, _object_entries, "elements of a document kept so, at most, all told"),
         Setting("object_value_bytes_max", "1KB", parse_size, "bytes of each text or number in it, at most"),
         Setting(
