@@ -134,7 +134,9 @@ class Segment:
     """
 
     def __init__(self, directory: Path, capacity: int, mapped: bool) -> None:
-        self.number = 0
+        # Before the descriptor, since they go in this order: closing it lets others in while the file's pages go.
+        self.records: Any = None
+        self.map: mmap.mmap | None = None
         self.capacity = capacity
         self.path = directory / files.PREPARED
         self.path.unlink(missing_ok=True)  # Left by one whose making was interrupted.
@@ -142,17 +144,15 @@ class Segment:
         # any moment, and each of them holds a reference.
         self.fd = files.Descriptor(files.preallocate(self.path, capacity))
         try:
-            self.map = mmap.mmap(self.fd, capacity) if mapped else None
-            if self.map is not None:
+            if mapped:
+                self.map = mmap.mmap(self.fd, capacity)
                 self.map.madvise(mmap.MADV_RANDOM)  # Else the first write waits for megabytes that are read ahead.
         except BaseException:
             self.path.unlink(missing_ok=True)
             raise
         self.position = HEADER_BYTES
         self.touched = 0  # Up to where a batch was perhaps written.
-        self.seed = 0
-        self.records: Any = None
-        self.first = self.last = 0
+        self.number = self.seed = self.first = self.last = 0
 
     def begin(self, number: int, first: int, synced: int) -> None:
         """Write the header and take the number's name: the segment becomes the active one."""
