@@ -54,7 +54,8 @@ def items(tier: HotTier) -> dict[Any, Any]:
     return {key: codec.decode(*peeked[:2]) for key in tier if (peeked := tier.peek(key))}
 
 
-def test_the_arena_runs_wherever_it_could_be_compiled(store: Any) -> None:
+def test_the_arena_runs_wherever_it_could_be_compiled(opener: Any) -> None:
+    store = opener(helper=True)
     pure = os.environ.get("TIERED_PURE", "") not in ("", "0")
     expected = "heap" if pure or shutil.which(os.environ.get("CC", "cc")) is None else "arena"
     expected = os.environ.get("TIERED_EXPECT", expected)  # Of a wheel, which brings it along.
