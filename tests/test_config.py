@@ -309,7 +309,7 @@ def test_yes_and_no_are_true_and_false_and_other_words_are_refused(opener):
     for bad in ("0", "-1", "1.5", "", "²", "9" * 10):
         with pytest.raises(ConfigError, match="snapshot_keep"):
             SETTINGS["snapshot_keep"].parse(bad)
-    for bad in ("0.3", "-1", "much", "nan", True, None):
+    for bad in ("0.3", "-1", "much", "nan", "0.1 0.2", (0.1, 0.2), True, None):
         with pytest.raises(ConfigError, match="object_share"):
             SETTINGS["object_share"].parse(bad)
     for bad in ("-1", "1.5", -1, 1.5, True, None):

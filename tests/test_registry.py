@@ -607,7 +607,7 @@ def test_what_is_a_value_type_already_is_not_registered():
     for kind in (*registry._BUILT_IN, Decimal, UUID, np.ndarray, np.float64, np.str_):
         with pytest.raises(TypeError, match="is a value type as it is"):
             tiered.register("builtin", kind, pack=lambda value: 1, unpack=lambda state: state)
-    assert set(conversion.CONVERTERS) | set(extensions._SCALARS) | set(conversion.PACKED_AS_IS) == registry._BUILT_IN
+    assert set(conversion.CONVERTERS) | set(extensions.SCALARS) | set(conversion.PACKED_AS_IS) == registry._BUILT_IN
 
 
 def test_what_cannot_be_registered_says_why():

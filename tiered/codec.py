@@ -60,12 +60,12 @@ NDARRAY = 5
 VALUE_BYTES_MAX = conversion.VALUE_BYTES_MAX
 
 PLAIN_TYPES = frozenset({str, bytes, int, float, bool, type(None)})
-_IMMUTABLE_TYPES = PLAIN_TYPES | {tuple, frozenset}
+_IMMUTABLE_TYPES = PLAIN_TYPES | {tuple, frozenset, *extensions.SCALARS}
 
 
 def is_immutable(kind: type) -> bool:
     """Whether values of this type cannot be changed in place; NumPy's and registered ones apart."""
-    return kind in _IMMUTABLE_TYPES or extensions.scalar(kind) is not None
+    return kind in _IMMUTABLE_TYPES
 
 
 # Types that the packer gets as they are.  Without its C extension msgpack is ordinary Python,

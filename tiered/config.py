@@ -128,26 +128,22 @@ def _snapshot_dir(value: object) -> str | None:
 
 def _object_share(value: object) -> float:
     try:
-        share = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else -1.0
-    except ValueError:
+        share = _number(value)
+    except (ValueError, TypeError):
         share = -1.0
     if 0 <= share <= OBJECT_SHARE_MAX:
         return share
     raise ConfigError(f"object_share={value!r} is not a part of the memory, from 0 (none) to {OBJECT_SHARE_MAX}")
 
 
-def _object_entries(value: object) -> int:
-    number = int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) else value
-    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= NUMBER_MAX:
-        return number
-    raise ConfigError(f"object_entries_max={value!r} is not a number of elements, 0 or more")
+def _whole(name: str, least: int, most: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        number = int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) else value
+        if isinstance(number, int) and not isinstance(number, bool) and least <= number <= most:
+            return number
+        raise ConfigError(f"{name}={value!r} is not a number from {least} to {most:,}")
 
-
-def _snapshot_keep(value: object) -> int:
-    number = int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) else value
-    if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= SNAPSHOTS_MAX:
-        return number
-    raise ConfigError(f"snapshot_keep={value!r} is not a number from 1 to {SNAPSHOTS_MAX:,}")
+    return parse
 
 
 def _flag(value: object) -> bool:
@@ -230,7 +226,12 @@ SETTINGS = {
         Setting(
             "object_share", 0.0625, _object_share, "part of the memory for hot documents kept decoded; 0: none are"
         ),
-        Setting("object_entries_max", 512, _object_entries, "elements of a document kept so, at most, all told"),
+        Setting(
+            "object_entries_max",
+            512,
+            _whole("object_entries_max", 0, NUMBER_MAX),
+            "elements of a document kept so, at most, all told",
+        ),
         Setting("object_value_bytes_max", "1KB", parse_size, "bytes of each text or number in it, at most"),
         Setting(
             "durability",
@@ -250,7 +251,12 @@ SETTINGS = {
         ),
         Setting("snapshot_save", "", _snapshot_save, "snapshots on schedule: after SECONDS with CHANGES"),
         Setting("snapshot_dir", None, _snapshot_dir, "where these go; None: a directory beside the store"),
-        Setting("snapshot_keep", 7, _snapshot_keep, "how many of these stay; older ones are removed"),
+        Setting(
+            "snapshot_keep",
+            7,
+            _whole("snapshot_keep", 1, SNAPSHOTS_MAX),
+            "how many of these stay; older ones are removed",
+        ),
         Setting(
             "helper",
             True,

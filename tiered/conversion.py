@@ -78,7 +78,7 @@ class Converter:
         method = CONVERTERS.get(kind)
         if method is not None:
             return method(self, value)
-        scalar = extensions.scalar(kind)
+        scalar = extensions.SCALARS.get(kind)
         if scalar is not None:
             code, pack = scalar
             return extension(code, pack(value))

@@ -51,7 +51,7 @@ NDARRAY = 12
 NUMPY_SCALAR = 13
 REGISTERED = 14
 
-_SCALARS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
+SCALARS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
     datetime: (DATETIME, scalars.pack_datetime),
     date: (DATE, scalars.pack_date),
     time: (TIME, scalars.pack_time),
@@ -60,6 +60,7 @@ _SCALARS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
     Decimal: (DECIMAL, scalars.pack_decimal),
     UUID: (UNIQUE_ID, scalars.pack_uuid),
 }
+"""The types of one value each, with the code and the function that packs it."""
 
 _UNPACKERS: dict[int, Callable[[bytes], object]] = {
     INT: scalars.unpack_int,
@@ -75,11 +76,6 @@ _UNPACKERS: dict[int, Callable[[bytes], object]] = {
 }
 _COLLECTIONS: dict[int, Callable[[list[Any]], object]] = {TUPLE: tuple, SET: set, FROZENSET: frozenset}
 _COLLECTIONS[REGISTERED] = registry.restore
-
-
-def scalar(kind: type) -> tuple[int, Callable[[Any], bytes]] | None:
-    """The code of a type of one value each, and the function that packs it; None for other types."""
-    return _SCALARS.get(kind)
 
 
 def hook(depth: int, unicode_errors: str | None) -> Callable[[int, bytes], object]:
