@@ -161,7 +161,7 @@ def test_what_user_code_raises_while_a_cold_value_is_decoded_is_raised(opener: A
 def test_while_layers_are_merged_each_key_is_found_where_it_is(opener: Any) -> None:
     store = warm(opener(stepwise=True))
     names = [f"key {number}" for number in range(20)]
-    store.set_many({name: "older" for name in names})
+    store.set_many(dict.fromkeys(names, "older"))
     store.save()
     merge(store)
     store.set_many({name: f"{name} " * 20 for name in names})
