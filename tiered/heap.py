@@ -400,6 +400,9 @@ class Hits:
     def _has(self, key: Any) -> bool:
         raise NotImplementedError
 
+    def _glance(self, key: Any, default: Any) -> Any:
+        raise NotImplementedError
+
     def __getitem__(self, key: Any) -> Any:
         try:
             entry = self._table[key]
@@ -417,8 +420,13 @@ class Hits:
         self._hits += 1
         return value_of(entry)
 
-    def get(self, key: Any, /, default: Any = None) -> Any:
-        """The value under `key`, or `default`."""
+    def get(self, key: Any, /, default: Any = None, *, promote: bool = True) -> Any:
+        """The value under `key`, or `default`.
+
+        With `promote=False` the hot tier stays as it is: what is cold is not promoted, what is hot not noted as used.
+        """
+        if not promote:
+            return self._glance(key, default)
         # Not by the KeyError of a missing key: reading a registered type may raise one of its own.
         try:
             entry = self._table[key]
