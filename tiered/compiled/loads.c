@@ -242,6 +242,12 @@ tiered_decoded(ArenaObject *arena, unsigned codec, const unsigned char *data, si
     return value;
 }
 
+PyObject *
+tiered_found(const TieredRecord *record, PyObject *payload)
+{
+    return Py_BuildValue("(iLy#O)", (int)record->codec, (long long)record->deadline, "", (Py_ssize_t)0, payload);
+}
+
 bool
 tiered_is_attended(PyObject *engine)
 {
@@ -252,46 +258,81 @@ tiered_is_attended(PyObject *engine)
     return served != NULL;
 }
 
+bool
+tiered_is_promoted_plainly(PyObject *engine, Py_ssize_t *size_max)
+{
+    PyObject *admission = ATTRIBUTE(engine, admission), *limit = admission ? ATTRIBUTE(admission, small_bytes) : NULL;
+    PyObject *aside = limit ? ATTRIBUTE(engine, _aside) : NULL;
+    *size_max = limit ? PyLong_AsSsize_t(limit) : -1;
+    bool plainly = aside && PyList_CheckExact(aside) && PyList_GET_SIZE(aside) == 0;
+    Py_XDECREF(aside);
+    Py_XDECREF(limit);
+    Py_XDECREF(admission);
+    return plainly;
+}
+
+bool
+tiered_lock(PyObject *engine, PyObject **lock)
+{
+    PyObject *owned = CALL(engine, owned), *locked = NULL;
+    *lock = owned == Py_False ? ATTRIBUTE(engine, lock) : NULL;
+    if (*lock != NULL && (locked = CALL(*lock, acquire)) == NULL)
+        Py_CLEAR(*lock);
+    Py_XDECREF(locked);
+    Py_XDECREF(owned);
+    return *lock != NULL;
+}
+
+bool
+tiered_unlock(PyObject *lock)
+{
+    LoadError error = tiered_set_aside();
+    PyObject *released = CALL(lock, release);
+    Py_DECREF(lock);
+    if (released == NULL)
+        return false;
+    Py_DECREF(released);
+    tiered_put_back(error);
+    return true;
+}
+
+bool
+tiered_is_newest(PyObject *engine, PyObject *generation, PyObject *stored_key)
+{
+    PyObject *now = ATTRIBUTE(engine, generation);
+    bool same = now == generation;
+    Py_XDECREF(now);
+    return same && !tiered_is_true(engine, NAME_closed) && tiered_is_clean(engine, stored_key);
+}
+
 /* `Tiers.promote`; false with an error set. */
 static bool
-keep(ArenaObject *arena, PyObject *engine, PyObject *generation, PyObject *key, PyObject *stored_key, unsigned codec,
-    int64_t deadline, PyObject *payload)
+keep(ArenaObject *arena, PyObject *engine, PyObject *generation, PyObject *key, PyObject *stored_key,
+    const TieredRecord *record, PyObject *payload)
 {
-    PyObject *limit = ATTRIBUTE(engine, _small_bytes);
-    long most = limit ? PyLong_AsLong(limit) : -1;
-    Py_XDECREF(limit);
-    bool plain = PyUnicode_CheckExact(key) || PyBytes_CheckExact(key) || PyLong_CheckExact(key);
+    Py_ssize_t size_max;
+    PyObject *lock;
+    bool plainly = tiered_is_promoted_plainly(engine, &size_max);
     if (PyErr_Occurred())
         return false;
-    if (!plain || PyBytes_GET_SIZE(payload) > most) {
-        PyObject *done = NULL, *found = Py_BuildValue("(iLy#O)", (int)codec, (long long)deadline, "", (Py_ssize_t)0, payload);
+    if (!plainly || PyBytes_GET_SIZE(payload) > size_max) {
+        PyObject *done = NULL, *found = tiered_found(record, payload);
         if (found)
-            done = PyObject_CallMethodObjArgs(engine, tiered_load_names[NAME_promote], key, stored_key, Py_None, generation, found, NULL);
+            done = PyObject_CallMethodObjArgs(
+                engine, tiered_load_names[NAME_promote], key, stored_key, Py_None, generation, found, NULL);
         Py_XDECREF(found);
         Py_XDECREF(done);
         return done != NULL;
     }
-    PyObject *lock = ATTRIBUTE(engine, lock), *owned = lock ? CALL(engine, owned) : NULL;
-    PyObject *locked = owned == Py_False ? CALL(lock, acquire) : NULL;
-    bool done = locked || owned == Py_True;
-    if (locked) {
-        PyObject *now = ATTRIBUTE(engine, generation);
-        PyObject *number = PyLong_FromUnsignedLong(codec);
-        if (now == generation && number && !tiered_is_true(engine, NAME_closed) && tiered_is_clean(engine, stored_key))
-            done = tiered_arena_put(arena, key, number, payload, deadline) >= 0 && tiered_count(engine, NAME_promotions, 1)
-                && (!arena->arena.evictions || tiered_is_attended(engine));
-        Py_XDECREF(number);
-        Py_XDECREF(now);
-        LoadError error = tiered_set_aside();
-        PyObject *released = CALL(lock, release);
-        done = done && released;
-        Py_XDECREF(released);
-        tiered_put_back(error);
-        Py_DECREF(locked);
+    if (!tiered_lock(engine, &lock))
+        return !PyErr_Occurred();
+    bool done = true;
+    if (tiered_is_newest(engine, generation, stored_key)) {
+        const unsigned char *data = (unsigned char *)PyBytes_AS_STRING(payload);
+        done = tiered_arena_put(arena, key, record->codec, data, (size_t)PyBytes_GET_SIZE(payload), record->deadline) >= 0
+            && tiered_count(engine, NAME_promotions, 1) && (!arena->arena.evictions || tiered_is_attended(engine));
     }
-    Py_XDECREF(owned);
-    Py_XDECREF(lock);
-    return done;
+    return tiered_unlock(lock) && done && !PyErr_Occurred();
 }
 
 int
@@ -327,7 +368,7 @@ value_of(ArenaObject *arena, PyObject *engine, PyObject *generation, PyObject *k
         return tiered_given_up();
     }
     bool done = tiered_count(engine, NAME_cold_hits, 1)
-        && keep(arena, engine, generation, key, stored_key, record.codec, record.deadline, payload);
+        && keep(arena, engine, generation, key, stored_key, &record, payload);
     Py_DECREF(payload);
     if (!done)
         Py_CLEAR(*value);

@@ -22,10 +22,11 @@ enum { COMPRESSION_NONE = 0, COMPRESSION_ZSTD = 1 }; /* As in tiered/compression
 enum { LAYOUT_TRANSACTION, LAYOUT_LAYERS, LAYOUT_MERGED_TO, LAYOUT_BEHIND }; /* As in tiered/cold.py. */
 
 #define LOAD_NAMES(X) \
-    X(_background) X(_barred) X(_env) X(_layout) X(_layout_of) X(_number) X(_pools) X(_small_bytes) X(_users) X(abort) \
-    X(acquire) X(begin) X(buffers) X(cleared) X(clock) X(closed) X(cold) X(cold_hits) X(counters) X(cursor) \
+    X(_aside) X(_background) X(_barred) X(_env) X(_layout) X(_layout_of) X(_number) X(_pools) X(_users) X(abort) \
+    X(acquire) X(admission) X(begin) X(buffers) X(cleared) X(clock) X(closed) X(cold) X(cold_hits) X(counters) X(cursor) \
     X(decompress) X(decompressor) X(direct) X(generation) X(get) X(getmulti) X(id) X(lock) X(misses) \
-    X(multi_decompress_to_buffer) X(now_ms) X(owned) X(pop) X(positions) X(promote) X(promotions) X(release) X(serve)
+    X(multi_decompress_to_buffer) X(now_ms) X(owned) X(pop) X(positions) X(promote) X(promote_many) \
+    X(promotions) X(release) X(serve) X(small_bytes)
 #define LOAD_NAME(name) NAME_##name,
 enum { LOAD_NAMES(LOAD_NAME) NAME_COUNT };
 extern PyObject *tiered_load_names[NAME_COUNT];
@@ -54,6 +55,16 @@ bool tiered_is_clean(PyObject *engine, PyObject *stored_key);
 int tiered_is_over(PyObject *engine, int64_t deadline);
 /* Has the maintenance thread serve the store, if it does not yet; false with an error set. */
 bool tiered_is_attended(PyObject *engine);
+
+/* Whether values up to a size are kept hot without further questions, as `Tiers.promote` keeps them otherwise. */
+bool tiered_is_promoted_plainly(PyObject *engine, Py_ssize_t *size_max);
+/* A record undone, as the twin has it. */
+PyObject *tiered_found(const TieredRecord *record, PyObject *payload);
+/* Takes the store's lock, to be given back; false where this thread has it, and so keeps nothing, or with an error set. */
+bool tiered_lock(PyObject *engine, PyObject **lock);
+bool tiered_unlock(PyObject *lock);
+/* Under the lock: whether what was read in that generation is still the newest. */
+bool tiered_is_newest(PyObject *engine, PyObject *generation, PyObject *stored_key);
 
 /* A read transaction, with its note among the users of the cold tier as long as it is there. */
 typedef struct {

@@ -223,50 +223,118 @@ decode_all(Batch *batch)
     return true;
 }
 
-/* Keeps what was read, under the lock, if it is still the newest: as much as one call may evict for. */
+/* Whether an item is kept hot by the twin, which is to be asked about it. */
 static bool
-keep_all(Batch *batch, PyObject *generation, long size_max)
+is_doubtful(const Item *item, bool plainly, Py_ssize_t size_max)
 {
+    size_t size;
+    payload_of(item, &size);
+    return item->data && item->state == DECODED && (!plainly || (Py_ssize_t)size > size_max);
+}
+
+/* `Tiers.promote_many` of those. */
+static bool
+ask_twin(const Batch *batch, PyObject *generation, bool plainly, Py_ssize_t size_max)
+{
+    PyObject *located = PyList_New(0), *done = NULL;
+    for (Py_ssize_t i = 0; located && i < batch->count; i++) {
+        const Item *item = &batch->items[i];
+        if (!is_doubtful(item, plainly, size_max))
+            continue;
+        size_t size;
+        const unsigned char *data = payload_of(item, &size);
+        PyObject *payload = PyBytes_FromStringAndSize((const char *)data, (Py_ssize_t)size);
+        PyObject *found = payload ? tiered_found(&item->record, payload) : NULL;
+        PyObject *one = found ? PyTuple_Pack(4, item->key, item->stored_key, Py_None, found) : NULL;
+        if (one == NULL || PyList_Append(located, one) < 0)
+            Py_CLEAR(located);
+        Py_XDECREF(one);
+        Py_XDECREF(found);
+        Py_XDECREF(payload);
+    }
+    if (located && PyList_GET_SIZE(located))
+        done = PyObject_CallMethodObjArgs(batch->engine, tiered_load_names[NAME_promote_many], located, generation, NULL);
+    Py_XDECREF(done);
+    Py_XDECREF(located);
+    return !PyErr_Occurred();
+}
+
+/* Keeps what was read, if it is still the newest: as much as one call may evict for.  False with an error set. */
+static bool
+promote(const Batch *batch, PyObject *generation)
+{
+    Py_ssize_t size_max, promotions = 0;
+    bool plainly = tiered_is_promoted_plainly(batch->engine, &size_max), done = !PyErr_Occurred();
     ArenaObject *arena = batch->arena;
     uint64_t most = arena->arena.evictions + EVICTIONS_MAX;
-    Py_ssize_t promotions = 0;
-    PyObject *now = ATTRIBUTE(batch->engine, generation);
-    bool done = now != NULL, current = now == generation && !tiered_is_true(batch->engine, NAME_closed);
-    for (Py_ssize_t i = 0; current && done && i < batch->count && arena->arena.evictions < most; i++) {
-        Item *item = &batch->items[i];
-        size_t size;
-        const unsigned char *payload = payload_of(item, &size);
-        if (item->state != DECODED || item->data == NULL || (long)size > size_max || !tiered_is_clean(batch->engine, item->stored_key))
-            continue;
-        PyObject *number = PyLong_FromUnsignedLong(item->record.codec);
-        PyObject *view = PyMemoryView_FromMemory((char *)payload, (Py_ssize_t)size, PyBUF_READ);
-        done = number && view && tiered_arena_put(arena, item->key, number, view, item->record.deadline) >= 0;
-        promotions += done;
-        Py_XDECREF(view);
-        Py_XDECREF(number);
+    PyObject *lock;
+    if (done && plainly && tiered_lock(batch->engine, &lock)) {
+        for (Py_ssize_t i = 0; done && i < batch->count && arena->arena.evictions < most; i++) {
+            const Item *item = &batch->items[i];
+            size_t size;
+            const unsigned char *payload = payload_of(item, &size);
+            if (item->data && item->state == DECODED && (Py_ssize_t)size <= size_max
+                && tiered_is_newest(batch->engine, generation, item->stored_key)) {
+                done = tiered_arena_put(arena, item->key, item->record.codec, payload, size, item->record.deadline) >= 0;
+                promotions++;
+            }
+        }
+        done = done && tiered_count(batch->engine, NAME_promotions, promotions)
+            && (!arena->arena.evictions || tiered_is_attended(batch->engine));
+        done = tiered_unlock(lock) && done;
     }
-    Py_XDECREF(now);
-    return done && !PyErr_Occurred() && tiered_count(batch->engine, NAME_promotions, promotions)
-        && (!arena->arena.evictions || tiered_is_attended(batch->engine));
+    return done && !PyErr_Occurred() && ask_twin(batch, generation, plainly, size_max);
 }
 
 static bool
-promote(Batch *batch, PyObject *generation)
+load_all(Batch *batch, PyObject *keys)
 {
-    PyObject *limit = ATTRIBUTE(batch->engine, _small_bytes), *lock = limit ? ATTRIBUTE(batch->engine, lock) : NULL;
-    PyObject *owned = lock ? CALL(batch->engine, owned) : NULL, *locked = owned == Py_False ? CALL(lock, acquire) : NULL;
-    bool done = locked || owned == Py_True;
-    if (locked) {
-        done = keep_all(batch, generation, PyLong_AsLong(limit));
-        LoadError error = tiered_set_aside();
-        PyObject *released = CALL(lock, release);
-        done = done && released;
-        Py_XDECREF(released);
-        tiered_put_back(error);
-        Py_DECREF(locked);
-    }
-    Py_XDECREF(owned);
-    Py_XDECREF(lock);
-    Py_XDECREF(limit);
+    PyObject *generation = ATTRIBUTE(batch->engine, generation);
+    bool done = generation && gather(batch, keys) && (batch->count == 0 || read_cold(batch)) && open_records(batch)
+        && decode_all(batch) && tiered_count(batch->engine, NAME_cold_hits, batch->hits)
+        && tiered_count(batch->engine, NAME_misses, batch->misses) && (batch->hits == 0 || promote(batch, generation));
+    Py_XDECREF(generation);
     return done;
+}
+
+/* The keys of which there is neither a value nor the knowledge that there is none, in their order, each once. */
+static PyObject *
+left_of(const Batch *batch, PyObject *keys)
+{
+    PyObject *done = PySet_New(NULL), *left = done ? PyList_New(0) : NULL;
+    for (Py_ssize_t i = 0; left && i < batch->count; i++)
+        if (batch->items[i].state == DECODED && PySet_Add(done, batch->items[i].key) < 0)
+            Py_CLEAR(left);
+    for (Py_ssize_t i = 0; left && i < PyList_GET_SIZE(keys); i++) {
+        int known = PySet_Contains(done, PyList_GET_ITEM(keys, i));
+        if (known < 0 || (!known && PyList_Append(left, PyList_GET_ITEM(keys, i)) < 0))
+            Py_CLEAR(left);
+    }
+    Py_XDECREF(done);
+    return left;
+}
+
+PyObject *
+tiered_load_many(ArenaObject *arena, PyObject *engine, PyObject *keys, PyObject *found)
+{
+    PyObject *background = NULL, *left = NULL;
+    bool direct = tiered_is_true(engine, NAME_direct) && (background = ATTRIBUTE(engine, _background)) == Py_None;
+    Batch batch = {.arena = arena, .engine = engine, .found = found};
+    Py_XDECREF(background);
+    if (direct)
+        batch.items = PyMem_Calloc((size_t)PyList_GET_SIZE(keys) + 1, sizeof *batch.items);
+    if (batch.items && load_all(&batch, keys))
+        left = left_of(&batch, keys);
+    else if (tiered_given_up() == LOAD_PYTHON)
+        left = left_of(&batch, keys);
+    for (Py_ssize_t i = 0; i < batch.count; i++) {
+        Item *item = &batch.items[i];
+        if (item->segment)
+            PyBuffer_Release(&item->view);
+        Py_XDECREF(item->segment);
+        Py_XDECREF(item->data);
+        Py_XDECREF(item->stored_key);
+    }
+    PyMem_Free(batch.items);
+    return left;
 }
