@@ -151,7 +151,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         return engine.value_of(b"", Dirty(peeked[0], peeked[2], b"", peeked[1]))
 
     def get_many(self, wanted: Iterable[K], *, promote: bool = True) -> dict[K, V]:
-        """The values of those keys that exist, in the order asked for.  Cold ones are read a thousand in one transaction.
+        """The values of those keys that exist, in the order asked for; cold ones a thousand in a transaction.
 
         With `promote=False` the hot tier stays as it is, as with `get`.
         """
