@@ -26,7 +26,7 @@ LAYERS = [
     ["config", "files", "keys", "codec", "eviction", "expiry", "record"],
     ["compression", "heap", "arena", "journal", "snapshot"],
     ["environment", "hot", "write_buffer", "recovery", "retention"],
-    ["admission", "cold_state", "watermark"],
+    ["admission", "cold_state", "hot_keys", "watermark"],
     ["cold_reader"],
     ["cold_update"],
     ["cold", "overlay"],

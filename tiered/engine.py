@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from tiered import files, process
+from tiered import files, hot_keys, process
 from tiered.checkpointer import InlineCheckpointer
 from tiered.clock import Clock
 from tiered.cold import Cold
@@ -60,12 +60,15 @@ class Engine(Snapshots):
     ) -> None:
         self.rss_anon_before = process.rss_anon_bytes()
         self.opened_at = clock.monotonic()
+        self.warming: hot_keys.Warming | None = None
         self.memory_samples: deque[tuple[float, int, int]] = deque(maxlen=SAMPLES_MAX)
         super().__init__(directory, settings, cold, journal, lock_file, clock, recovery)
         MAINTENANCE.add(self)
         if journal is not None:
             journal.on_failure = self.poison
-            if settings.snapshot_save:
+            if settings.warm_start and (directory / files.HOT).exists():
+                self.warming = hot_keys.Warming(directory / files.HOT)
+            if settings.snapshot_save or self.warming is not None:
                 self.serve()
 
     def keep_view(self, view: Pinning) -> None:
@@ -95,6 +98,8 @@ class Engine(Snapshots):
             self.serve()
         if name == "spill":
             self.bound(parsed)
+        if name == "warm_start" and not parsed:
+            self.warming = None
         if name == "cycle_seconds":
             self._cycle_at = self.clock.monotonic() + drawn(parsed)
             MAINTENANCE.wake()
@@ -215,6 +220,11 @@ class Engine(Snapshots):
         again = max(SLICES_SECONDS, min(again, self._cycle_at - now))
         if self.watermark.share:
             again = SLICES_SECONDS if self._evict_slice() else again
+        if self.warming is not None:
+            if not self.warming.step(self):
+                self.warming = None
+            self.warming_bytes = 0 if self.warming is None else self.warming.used_bytes
+            again = min(again, hot_keys.PAUSE_SECONDS)
         checkpointer = self.checkpointer
         if checkpointer is not None and checkpointer.run(slices=True):
             again = 0.0
@@ -324,9 +334,21 @@ class Engine(Snapshots):
                 except OSError as failure:
                     named = f"closing: {failure}; the journal keeps what was written"
                     error = error or StoreError(failure.filename or self.directory, named)
+            if self.journal is not None and error is None:
+                self._note_hot_keys()
             self.hot.clear()
         if error is not None:
             raise error
+
+    def _note_hot_keys(self) -> None:
+        path = self.directory / files.HOT
+        try:
+            if not self.settings.warm_start:
+                path.unlink(missing_ok=True)
+            elif self.warming is None:  # Else what is hot is a part of the list that there is.
+                hot_keys.save(path, self.hot, self.settings.memory)
+        except (OSError, StoreError) as error:
+            LOG.info("%s: the list of hot keys was not written: %s", self.directory, error)
 
     def _let_go(self) -> None:
         """Let go of files, locks and the helper, whatever any of these steps raises."""

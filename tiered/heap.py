@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from sys import getsizeof
 from typing import Any
 
@@ -174,6 +175,11 @@ class HeapTier:
     def __iter__(self) -> Iterator[Any]:
         """All keys, the one that leaves first at the front."""
         return iter(list(self.table))
+
+    def keys_from(self, place: int, most: int) -> tuple[list[bytes], int]:
+        """Up to `most` of them, encoded, from a place on, 0 first; and the place to go on from, 0 at the end."""
+        names = list(islice(self.table, place, place + most))
+        return list(map(keys.encode, names)), place + most if place + most < len(self.table) else 0
 
     # Reading; without the lock
 

@@ -652,7 +652,7 @@ def open(
 
     `flag` is as in `dbm`: "c" create if missing, "w" existing, "r" existing and
     read-only beside any writer, a tenth of a second behind it, "n" always new.  `settings` are those of `config`:
-    memory, spill, low_watermark, hot_value_share, promotion, cycle_seconds, eviction, object_share,
+    memory, spill, low_watermark, hot_value_share, promotion, warm_start, cycle_seconds, eviction, object_share,
     object_entries_max, object_value_bytes_max, durability, save, compression, default_ttl, disk, disk_full,
     snapshot_save, snapshot_dir, snapshot_keep, helper.  One process at a time may have a store open for writing;
     others get `LockedError`, after `lock_timeout` seconds.  Opened again in the same process, it is

@@ -160,7 +160,7 @@ class Tiers:
         self._moved = False  # A compaction is done, and its cold tier is not the one read here yet.
         self._compaction_failure: StoreError | None = None
         self._background: BaseException | None = None
-        self._trimmed_bytes = 0
+        self._trimmed_bytes = self.warming_bytes = 0
         clock.advance(self.state.time_ms)
 
     def serve(self) -> None:
@@ -365,11 +365,10 @@ class Tiers:
                 self.counters.refusals += len(located)
                 return
             names, numbers, payloads = list[Any](), list[int](), list[bytes]()
-            admission = self.admission
             for key, stored_key, where, (number, deadline, _, payload) in located:
                 if self.buffers and self.dirty(stored_key) != where:
                     continue
-                if len(payload) > admission.small_bytes and not admission.admits(stored_key, len(payload)):
+                if len(payload) > self.admission.small_bytes and not self.admission.admits(stored_key, len(payload)):
                     self.counters.refusals += 1
                     continue
                 plain = key if key.__class__ is str else keys.canonical(key)
@@ -455,7 +454,7 @@ class Tiers:
                     break
                 view.end(f"it kept more than its share of the memory, {PINNED_SHARE:.0%} of {memory:,} bytes")
                 pinned = self.pinned_bytes()
-        taken = self.buffer_bytes + pinned + self.admission.used_bytes
+        taken = self.buffer_bytes + pinned + self.admission.used_bytes + self.warming_bytes
         if self._active is not None:
             taken += self._active.foreseen_bytes(self.step_bytes)
         self.hot.budget_bytes = max(memory // HOT_SHARE_MIN, memory - taken)

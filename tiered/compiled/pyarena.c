@@ -356,6 +356,37 @@ arena_encoded_keys(ArenaObject *self, PyObject *Py_UNUSED(ignored))
 }
 
 static PyObject *
+arena_keys_from(ArenaObject *self, PyObject *args)
+{
+    Arena *a = &self->arena;
+    unsigned int place;
+    Py_ssize_t most;
+    if (!PyArg_ParseTuple(args, "In:keys_from", &place, &most))
+        return NULL;
+    PyObject *keys = PyList_New(0);
+    if (keys == NULL)
+        return NULL;
+    /* Bytes are nothing that the collector tracks, so no other code runs, and the place stays what it is. */
+    for (uint32_t next; PyList_GET_SIZE(keys) < most && (next = arena_after(a, place)) != 0; place = next) {
+        ArenaValue value;
+        ArenaKey key = arena_record(a, next, &value);
+        PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)key.size + 1);
+        if (bytes != NULL) {
+            PyBytes_AS_STRING(bytes)[0] = (char)key.code;
+            memcpy(PyBytes_AS_STRING(bytes) + 1, key.data, key.size);
+        }
+        if (bytes == NULL || PyList_Append(keys, bytes) < 0) {
+            Py_XDECREF(bytes);
+            Py_DECREF(keys);
+            return NULL;
+        }
+        Py_DECREF(bytes);
+    }
+    uint32_t rest = arena_after(a, place) ? place : 0;
+    return Py_BuildValue("NI", keys, (unsigned int)rest);
+}
+
+static PyObject *
 arena_evict_method(ArenaObject *self, PyObject *Py_UNUSED(ignored))
 {
     Arena *a = &self->arena;
@@ -506,6 +537,8 @@ static PyMethodDef arena_methods[] = {
     METHOD("discard", arena_discard_method, METH_O, "discard(key): forget it; whether it was there."),
     METHOD("discard_many", tiered_arena_discard_many, METH_O, "discard_many(keys): `discard` for each of a list."),
     METHOD("encoded_keys", arena_encoded_keys, METH_NOARGS, "encoded_keys(): all, the one used longest ago first."),
+    METHOD("keys_from", arena_keys_from, METH_VARARGS,
+        "keys_from(place, most): encoded keys from a place on, 0 first, the one used longest ago first; and where to go on, 0 at the end."),
     METHOD("evict", arena_evict_method, METH_NOARGS, "evict(): the encoded key used longest ago and its bytes, which leaves."),
     METHOD("expire", arena_expire_method, METH_VARARGS, "expire(now_ms, limit): forget what is due; how many."),
     METHOD("shrink", arena_shrink_method, METH_FASTCALL, "shrink(bytes=None): evict down to so many, or to the budget; False if there is more to do."),
