@@ -35,7 +35,7 @@ from tiered.maintenance import MAINTENANCE, TICK_SECONDS_MAX
 from tiered.recovery import Plan
 from tiered.schedule import is_due
 from tiered.snapshots import Snapshots
-from tiered.tiers import Pinning
+from tiered.write_buffer import Pinning
 from tiered.writing import UNSET
 
 HOT_EXPIRE_KEYS = 500

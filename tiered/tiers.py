@@ -54,7 +54,7 @@ from tiered.maintenance import MAINTENANCE
 from tiered.recovery import Plan
 from tiered.stats import Counters
 from tiered.watermark import Watermark
-from tiered.write_buffer import WriteBuffer
+from tiered.write_buffer import Pinning, WriteBuffer
 
 if TYPE_CHECKING:
     from tiered.engine import Engine
@@ -83,24 +83,14 @@ class Watcher(Protocol):
         """A key was written; None for all of them."""
 
 
-class Pinning(Protocol):
-    """A view, as far as its memory and its age concern the engine."""
-
-    @property
-    def handle(self) -> object: ...
-    @property
-    def buffers(self) -> tuple[WriteBuffer, ...]: ...
-    @property
-    def order_bytes(self) -> int: ...
-    @property
-    def age_seconds(self) -> float: ...
-    def end(self, reason: str) -> None: ...
-    def overdue(self, now: float) -> bool: ...
-    def abandon(self) -> None: ...
-
-
 class Tiers:
     """The tiers of one open store, and how they are read."""
+
+    warming_bytes = 0
+    """What reading ahead takes of the budget as long as it lasts."""
+
+    direct = True
+    """Whether a cold read is what `find` does here, and so may be done by the compiled part."""
 
     def __init__(
         self,
@@ -125,6 +115,7 @@ class Tiers:
         self.hot = hot_tier(settings.eviction, settings.memory)
         self.watermark = Watermark()
         self.admission = Admission(settings, settings.memory)
+        self._small_bytes = self.admission.small_bytes
         self.share_objects()
         self.lock = threading.RLock()
         self.owned: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
@@ -155,12 +146,11 @@ class Tiers:
         self._saved_at = self._synced_at = clock.monotonic()
         self._cycle_at = clock.monotonic() + drawn(settings.cycle_seconds)
         self._full_since, self._helper_deaths = 0.0, 0
-        self._finished = False
-        self._compactions, self._compacting = 0, False
+        self._compactions, self._compacting, self._finished = 0, False, False
         self._moved = False  # A compaction is done, and its cold tier is not the one read here yet.
         self._compaction_failure: StoreError | None = None
         self._background: BaseException | None = None
-        self._trimmed_bytes = self.warming_bytes = 0
+        self._trimmed_bytes = 0
         clock.advance(self.state.time_ms)
 
     def serve(self) -> None:
@@ -338,18 +328,14 @@ class Tiers:
         """Keep a value that was read without the lock, if it is still the newest."""
         if self.owned():
             return
-        size = len(found.payload)
-        if size > self.admission.small_bytes and not self.admission.admits(stored_key, size):
-            self.counters.refusals += 1
+        number, deadline, _, payload = found  # A plain tuple, from the compiled part.
+        if len(payload) > self._small_bytes and not self._admits(stored_key, len(payload)):
             return
         with self.lock:
-            if self._aside and self._pressed():
-                self.counters.refusals += 1
-                return
             newest = self.dirty(stored_key) if self.buffers else None
             if generation == self.generation and not self.closed and newest == where:
                 plain = key if key.__class__ is str else keys.canonical(key)
-                self.hot.put(plain, found.codec, found.payload, found.deadline)
+                self.hot.put(plain, number, payload, deadline)
                 self.counters.promotions += 1
                 if not self._number and self.hot.evictions:
                     self.serve()  # A store that is only read is on its way to the low watermark, too.
@@ -361,15 +347,11 @@ class Tiers:
         with self.lock:
             if generation != self.generation or self.closed:
                 return
-            if self._aside and self._pressed():
-                self.counters.refusals += len(located)
-                return
             names, numbers, payloads = list[Any](), list[int](), list[bytes]()
             for key, stored_key, where, (number, deadline, _, payload) in located:
                 if self.buffers and self.dirty(stored_key) != where:
                     continue
-                if len(payload) > self.admission.small_bytes and not self.admission.admits(stored_key, len(payload)):
-                    self.counters.refusals += 1
+                if len(payload) > self._small_bytes and not self._admits(stored_key, len(payload)):
                     continue
                 plain = key if key.__class__ is str else keys.canonical(key)
                 self.counters.promotions += 1
@@ -383,12 +365,19 @@ class Tiers:
             if not self._number and self.hot.evictions:
                 self.serve()
 
+    def _admits(self, stored_key: bytes, size: int) -> bool:
+        """Whether a value that was read is to become hot; asked of those above `_small_bytes`."""
+        admitted = not self._pressed() and self.admission.admits(stored_key, size)
+        self.counters.refusals += not admitted
+        return admitted
+
     def _pressed(self) -> bool:
         """Whether writers are ahead of the checkpoints: half of the buffer is full, and the one before not applied.
 
         What is kept then is what was written, whose share of the memory grows; a promotion would evict for nothing.
         """
-        return self._active is not None and self._active.used_bytes() * 2 > self.share_bytes
+        active = self._active if self._aside else None
+        return active is not None and active.used_bytes() * 2 > self.share_bytes
 
     def _keep_many(self, names: list[Any], numbers: list[int], payloads: list[bytes], deadline: int, size: int) -> None:
         """Put many values into the hot tier, evicting for them no more than one call may; the rest is not kept."""
@@ -459,6 +448,7 @@ class Tiers:
             taken += self._active.foreseen_bytes(self.step_bytes)
         self.hot.budget_bytes = max(memory // HOT_SHARE_MIN, memory - taken)
         self.admission.share(self.hot.budget_bytes)
+        self._small_bytes = -1 if self._pressed() else self.admission.small_bytes
         if self.hot.used_bytes > self.hot.budget_bytes:
             self.hot.shrink()
 
