@@ -23,7 +23,7 @@ LAYERS = [
     ["registry"],
     ["extensions"],
     ["conversion"],
-    ["config", "files", "keys", "codec", "eviction", "expiry", "record"],
+    ["advisor", "config", "files", "keys", "codec", "eviction", "expiry", "record"],
     ["compression", "heap", "arena", "journal", "snapshot"],
     ["environment", "hot", "write_buffer", "recovery", "retention"],
     ["admission", "cold_state", "hot_keys", "watermark"],

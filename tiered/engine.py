@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tiered import files, hot_keys, process
+from tiered.advisor import Shards
 from tiered.checkpointer import InlineCheckpointer
 from tiered.clock import Clock
 from tiered.cold import Cold
@@ -63,6 +64,7 @@ class Engine(Snapshots):
         self.warming: hot_keys.Warming | None = None
         self.memory_samples: deque[tuple[float, int, int]] = deque(maxlen=SAMPLES_MAX)
         super().__init__(directory, settings, cold, journal, lock_file, clock, recovery)
+        self.observe(settings.advisor)
         MAINTENANCE.add(self)
         if journal is not None:
             journal.on_failure = self.poison
@@ -100,6 +102,8 @@ class Engine(Snapshots):
             self.bound(parsed)
         if name == "warm_start" and not parsed:
             self.warming = None
+        if name == "advisor":
+            self.observe(parsed)
         if name == "cycle_seconds":
             self._cycle_at = self.clock.monotonic() + drawn(parsed)
             MAINTENANCE.wake()
@@ -114,6 +118,13 @@ class Engine(Snapshots):
         except OSError:
             setattr(self.settings, name, before)
             raise no_address_space(parsed) from None
+
+    def observe(self, on: bool) -> None:
+        """Switch the advisor on, which knows nothing then, or off."""
+        if on != (self.advisor is not None):
+            self.advisor = Shards() if on else None
+            self.hot.sample(self.advisor)
+            self._small_bytes = -1 if on else self.admission.small_bytes
 
     def settle(self, name: str) -> None:
         """What follows a setting, without the lock: evict down to a smaller budget, count what live records take."""

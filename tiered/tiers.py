@@ -86,6 +86,7 @@ class Watcher(Protocol):
 class Tiers:
     """The tiers of one open store, and how they are read."""
 
+    advisor: Any = None  # Shards, of `advisor`.
     warming_bytes = 0
     """What reading ahead takes of the budget as long as it lasts."""
 
@@ -329,7 +330,7 @@ class Tiers:
         if self.owned():
             return
         number, deadline, _, payload = found  # A plain tuple, from the compiled part.
-        if len(payload) > self._small_bytes and not self._admits(stored_key, len(payload)):
+        if len(payload) > self._small_bytes and not self._admits(key, stored_key, len(payload)):
             return
         with self.lock:
             newest = self.dirty(stored_key) if self.buffers else None
@@ -351,7 +352,7 @@ class Tiers:
             for key, stored_key, where, (number, deadline, _, payload) in located:
                 if self.buffers and self.dirty(stored_key) != where:
                     continue
-                if len(payload) > self._small_bytes and not self._admits(stored_key, len(payload)):
+                if len(payload) > self._small_bytes and not self._admits(key, stored_key, len(payload)):
                     continue
                 plain = key if key.__class__ is str else keys.canonical(key)
                 self.counters.promotions += 1
@@ -365,8 +366,10 @@ class Tiers:
             if not self._number and self.hot.evictions:
                 self.serve()
 
-    def _admits(self, stored_key: bytes, size: int) -> bool:
+    def _admits(self, key: Any, stored_key: bytes, size: int) -> bool:
         """Whether a value that was read is to become hot; asked of those above `_small_bytes`."""
+        if self.advisor is not None:
+            self.hot.note_read(key, size)
         admitted = not self._pressed() and self.admission.admits(stored_key, size)
         self.counters.refusals += not admitted
         return admitted
@@ -448,7 +451,7 @@ class Tiers:
             taken += self._active.foreseen_bytes(self.step_bytes)
         self.hot.budget_bytes = max(memory // HOT_SHARE_MIN, memory - taken)
         self.admission.share(self.hot.budget_bytes)
-        self._small_bytes = -1 if self._pressed() else self.admission.small_bytes
+        self._small_bytes = -1 if self.advisor is not None or self._pressed() else self.admission.small_bytes
         if self.hot.used_bytes > self.hot.budget_bytes:
             self.hot.shrink()
 

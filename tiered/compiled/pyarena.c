@@ -14,6 +14,7 @@
 #include <string.h>
 
 #define ASCII 0x10 /* A text that is ASCII. */
+#define RECORD_BYTES 24 /* Of a record beside key and value, about. */
 
 /* -- keys and values --------------------------------------------------------------------------- */
 
@@ -85,6 +86,14 @@ value_of(ArenaObject *self, const ArenaKey *key, const ArenaValue *found)
     return value;
 }
 
+/* Tells the advisor of a use: what a record takes, but for rounding, is what counts. */
+static void
+advise(const ArenaObject *self, const ArenaKey *key, size_t size, int counted)
+{
+    size_t bytes = RECORD_BYTES + key->size + size;
+    tiered_shards_touch(self->shards, arena_hash(&self->arena, key), bytes < UINT32_MAX ? (uint32_t)bytes : UINT32_MAX, counted);
+}
+
 PyObject *
 tiered_arena_lookup(ArenaObject *self, PyObject *object, int64_t now_ms, int any)
 {
@@ -95,8 +104,11 @@ tiered_arena_lookup(ArenaObject *self, PyObject *object, int64_t now_ms, int any
         return NULL;
     PyObject *value = NULL;
     if (arena_find(&self->arena, &key.key, &found)
-        && (found.deadline == 0 || (now_ms != TIERED_BELOW_NOW && found.deadline > now_ms)))
+        && (found.deadline == 0 || (now_ms != TIERED_BELOW_NOW && found.deadline > now_ms))) {
+        if (self->shards != NULL)
+            advise(self, &key.key, found.size, 1);
         value = value_of(self, &key.key, &found);
+    }
     tiered_key_end(&key);
     return value;
 }
@@ -175,6 +187,7 @@ arena_dealloc(ArenaObject *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     objects_clear(&self->objects);
+    Py_CLEAR(self->shards);
     Py_CLEAR(self->objects.is_immutable);
     Py_CLEAR(self->objects.size_of);
     arena_end(&self->arena);
@@ -255,6 +268,30 @@ arena_hit_method(ArenaObject *self, PyObject *object)
 }
 
 static PyObject *
+arena_sample(ArenaObject *self, PyObject *shards)
+{
+    if (shards != Py_None && !PyObject_TypeCheck(shards, &TieredShardsType))
+        return PyErr_Format(PyExc_TypeError, "sample() takes a Shards or None");
+    Py_XSETREF(self->shards, shards == Py_None ? NULL : (TieredShards *)Py_NewRef(shards));
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+arena_note_read(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    size_t size;
+    TieredKey key;
+    if (count != 2)
+        return PyErr_Format(PyExc_TypeError, "note_read(key, size)");
+    if (((size = PyLong_AsSize_t(args[1])) == (size_t)-1 && PyErr_Occurred()) || tiered_arena_key(self, args[0], &key) < 0)
+        return NULL;
+    if (self->shards != NULL)
+        advise(self, &key.key, size, 1);
+    tiered_key_end(&key);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
 arena_uses_method(ArenaObject *self, PyObject *object)
 {
     TieredKey key;
@@ -300,6 +337,8 @@ tiered_arena_put(ArenaObject *self, PyObject *object, PyObject *codec, PyObject 
         unsigned kind = (unsigned)number;
         if (number == CODEC_STR && is_ascii(view.buf, (size_t)view.len))
             kind |= ASCII;
+        if (self->shards != NULL)
+            advise(self, &key.key, (size_t)view.len, 0);
         kept = arena_put(&self->arena, &key.key, kind, view.buf, (size_t)view.len, deadline);
         tiered_key_end(&key);
     }
@@ -528,6 +567,8 @@ static PyMethodDef arena_methods[] = {
     METHOD("get_many", tiered_arena_get_many, METH_FASTCALL, "get_many(keys, found, absent): `get` into a dict; the keys without a value."),
     METHOD("deadline", arena_deadline, METH_O, "deadline(key): in milliseconds, 0 for none; None if the key is not there."),
     METHOD("hit", arena_hit_method, METH_O, "hit(key): note a use; KeyError if the key is not there."),
+    METHOD("sample", arena_sample, METH_O, "sample(shards): tell it of uses; None: nobody."),
+    METHOD("note_read", arena_note_read, METH_FASTCALL, "note_read(key, size): tell it of a read that was answered elsewhere."),
     METHOD("uses", arena_uses_method, METH_O, "uses(key): what hits have marked or counted; None if it is not there."),
     METHOD("keep_objects", tiered_arena_keep_objects, METH_VARARGS,
         "keep_objects(bytes, entries_max, value_bytes_max, is_immutable): keep decoded values within so many bytes."),
