@@ -124,7 +124,7 @@ class Engine(Snapshots):
         if on != (self.advisor is not None):
             self.advisor = Shards() if on else None
             self.hot.sample(self.advisor)
-            self._small_bytes = -1 if on else self.admission.small_bytes
+            self.admission.watch(on)
 
     def settle(self, name: str) -> None:
         """What follows a setting, without the lock: evict down to a smaller budget, count what live records take."""

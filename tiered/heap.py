@@ -414,6 +414,10 @@ class Hits:
     _hit: Callable[[Any], None]
     _heap: HeapTier | None
 
+    def _loaded(self, keys: list[Any], found: dict[Any, Any]) -> list[Any]:
+        """Those of the keys that are left when all that is compiled for reading cold values has done its part."""
+        return keys
+
     @property
     def _tier(self) -> HeapTier | None:
         """The tier that answers, None if none does."""

@@ -116,7 +116,6 @@ class Tiers:
         self.hot = hot_tier(settings.eviction, settings.memory)
         self.watermark = Watermark()
         self.admission = Admission(settings, settings.memory)
-        self._small_bytes = self.admission.small_bytes
         self.share_objects()
         self.lock = threading.RLock()
         self.owned: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
@@ -330,7 +329,8 @@ class Tiers:
         if self.owned():
             return
         number, deadline, _, payload = found  # A plain tuple, from the compiled part.
-        if len(payload) > self._small_bytes and not self._admits(key, stored_key, len(payload)):
+        asked = self._aside or len(payload) > self.admission.small_bytes
+        if asked and not self._admits(key, stored_key, len(payload)):
             return
         with self.lock:
             newest = self.dirty(stored_key) if self.buffers else None
@@ -352,7 +352,8 @@ class Tiers:
             for key, stored_key, where, (number, deadline, _, payload) in located:
                 if self.buffers and self.dirty(stored_key) != where:
                     continue
-                if len(payload) > self._small_bytes and not self._admits(key, stored_key, len(payload)):
+                asked = self._aside or len(payload) > self.admission.small_bytes
+                if asked and not self._admits(key, stored_key, len(payload)):
                     continue
                 plain = key if key.__class__ is str else keys.canonical(key)
                 self.counters.promotions += 1
@@ -367,7 +368,7 @@ class Tiers:
                 self.serve()
 
     def _admits(self, key: Any, stored_key: bytes, size: int) -> bool:
-        """Whether a value that was read is to become hot; asked of those above `_small_bytes`."""
+        """Whether a value that was read is to become hot: asked if it is not small, or a buffer is set aside."""
         if self.advisor is not None:
             self.hot.note_read(key, size)
         admitted = not self._pressed() and self.admission.admits(stored_key, size)
@@ -451,7 +452,6 @@ class Tiers:
             taken += self._active.foreseen_bytes(self.step_bytes)
         self.hot.budget_bytes = max(memory // HOT_SHARE_MIN, memory - taken)
         self.admission.share(self.hot.budget_bytes)
-        self._small_bytes = -1 if self.advisor is not None or self._pressed() else self.admission.small_bytes
         if self.hot.used_bytes > self.hot.budget_bytes:
             self.hot.shrink()
 

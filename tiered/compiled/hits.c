@@ -107,6 +107,21 @@ hits_get(HitsObject *self, PyObject *const *args, Py_ssize_t count, PyObject *na
     return value != NULL || PyErr_Occurred() ? value : load(self, args[0], fallback);
 }
 
+/* The cold tier's part of `get_many`. */
+static PyObject *
+hits_load_many(HitsObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 2 || !PyList_CheckExact(args[0]) || !PyDict_CheckExact(args[1]))
+        return PyErr_Format(PyExc_TypeError, "_loaded(keys, found), a list and a dict");
+    if (self->arena == NULL)
+        return Py_NewRef(args[0]);
+    PyObject *arena = Py_NewRef(self->arena), *engine = PyObject_GetAttr((PyObject *)self, engine_name);
+    PyObject *left = engine ? tiered_load_many((ArenaObject *)arena, engine, args[0], args[1]) : NULL;
+    Py_XDECREF(engine);
+    Py_DECREF(arena);
+    return left;
+}
+
 static int
 hits_contains(HitsObject *self, PyObject *object)
 {
@@ -160,6 +175,8 @@ static PyMethodDef hits_methods[] = {
     {"get", (PyCFunction)(void (*)(void))hits_get, METH_FASTCALL | METH_KEYWORDS,
      "get($self, key, /, default=None, *, promote=True)\n--\n\nThe value under `key`, or `default`.\n\n"
      "With `promote=False` the hot tier stays as it is: what is cold is not promoted, what is hot not noted as used."},
+    {"_loaded", (PyCFunction)(void (*)(void))hits_load_many, METH_FASTCALL,
+     "_loaded(keys, found): puts values of keys that are not hot into a dict; returns those of the keys that are left."},
     {NULL, NULL, 0, NULL},
 };
 
