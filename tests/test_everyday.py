@@ -590,6 +590,7 @@ def test_get_has_a_signature_that_help_shows() -> None:
     assert [parameter.kind for parameter in parameters[1:]] == [
         inspect.Parameter.POSITIONAL_ONLY,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
     ]
     assert parameters[2].default is None
 

@@ -21,6 +21,7 @@ class Counters:
     misses: int = 0
     promotions: int = 0
     refusals: int = 0
+    prefetched: int = 0
     expired_hot: int = 0
     checkpoints: int = 0
     writer_waits: int = 0
@@ -62,7 +63,8 @@ class Stats(NamedTuple):
     as_of` is how far behind it may be.  `last_sequence` is the number of the last operation seen.
 
     `refusals` counts values that were read and might have become hot but did not: too large, read for the first
-    time (`promotion="second"`), or while writers were ahead of the checkpoints.
+    time (`promotion="second"`), or while writers were ahead of the checkpoints.  `prefetched` counts those read
+    ahead after opening (`warm_start`).
 
     `object_hits` are those of the hits that were copies of a document kept decoded.
 
@@ -86,6 +88,7 @@ class Stats(NamedTuple):
     misses: int
     promotions: int
     refusals: int
+    prefetched: int
     evictions: int
     disk_evictions: int
     checkpoints: int
@@ -218,6 +221,7 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         misses=counters.misses,
         promotions=counters.promotions,
         refusals=counters.refusals,
+        prefetched=counters.prefetched,
         evictions=engine.hot.evictions,
         disk_evictions=counters.disk_evictions,
         checkpoints=counters.checkpoints,
