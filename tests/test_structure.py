@@ -19,7 +19,7 @@ README = ROOT.parent / "README.md"
 # From the bottom up.  A module may import those of rows above its own, and nothing else of the package.
 LAYERS = [
     ["errors", "log", "native", "refusal"],
-    ["clock", "schedule", "jitter", "process", "eviction.lru", "arrays", "scalars", "group_commit"],
+    ["clock", "schedule", "jitter", "process", "eviction.lru", "arrays", "scalars", "group_commit", "events"],
     ["registry"],
     ["extensions"],
     ["conversion"],

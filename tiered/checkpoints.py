@@ -186,6 +186,7 @@ class Checkpoints(Tiers):
 
     def _on_merged(self, event: Event) -> None:
         self.cold_used_bytes = event["used"]
+        self.counters.expired_cold += event["expired"]
         self._look_at_cap()
 
     def _look_at_cap(self) -> None:
