@@ -45,7 +45,7 @@ LAYERS = [
     ["handle"],
     ["doctor", "transaction", "verification", "view"],
     ["store"],
-    ["__init__", "aio", "commands", "migrate"],
+    ["__init__", "aio", "commands", "metrics", "migrate"],
     ["cli"],
     ["__main__"],
 ]
@@ -57,6 +57,7 @@ IMPORTERS = {
         "writing",
     },
     "numpy": {"arrays"},
+    "prometheus_client": {"metrics"},
     "mmap": {"journal"},
     "fcntl": {"files"},
     "subprocess": {"helper"},
