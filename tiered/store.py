@@ -202,6 +202,15 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
 
     __setitem__ = set
 
+    def _put_packed(self, key: K, number: int, payload: bytes, deadline: int) -> None:
+        """As `set`, of a value that is encoded already, until `deadline` in milliseconds since the epoch, 0 for ever."""
+        engine = self._engine
+        encoded = _ENCODE_KEY(key)
+        engine.refuse_reentry()
+        with self._lock:
+            sequence = engine.put(keys.canonical(cast(keys.Key, key)), encoded, number, payload, deadline)
+        engine.acknowledged(sequence)
+
     def __delitem__(self, key: K) -> None:
         if self._remove(key) is None:
             raise KeyError(key)
