@@ -45,7 +45,11 @@ LAYERS = [
     ["handle"],
     ["doctor", "transaction", "verification", "view"],
     ["store"],
-    ["__init__", "aio", "commands", "migrate"],
+    ["__init__", "aio", "migrate"],
+    ["cli.notation", "cli.running"],
+    ["cli.options", "cli.output", "cli.backup"],
+    ["cli.operate"],
+    ["cli.program"],
     ["cli"],
     ["__main__"],
 ]
@@ -102,7 +106,7 @@ def imported(name: str):
             if node.level:
                 package = "tiered.eviction" if PATHS[name].parent != ROOT else "tiered"
                 module = f"{package}.{module}".rstrip(".")
-            if module in ("tiered", "tiered.eviction"):
+            if module in ("tiered", "tiered.cli", "tiered.eviction"):
                 for alias in node.names:
                     known = f"{module}.{alias.name}".removeprefix("tiered.") in PATHS
                     yield (f"{module}.{alias.name}" if known else module), node.lineno
