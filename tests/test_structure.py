@@ -48,7 +48,7 @@ LAYERS = [
     ["__init__", "aio", "migrate"],
     ["cli.notation", "cli.running"],
     ["cli.options", "cli.output", "cli.backup"],
-    ["cli.operate"],
+    ["cli.operate", "cli.values"],
     ["cli.program"],
     ["cli"],
     ["__main__"],

@@ -22,4 +22,9 @@ def keys_of(context: click.Context, parameter: click.Parameter, given: Any) -> A
         raise click.BadParameter(str(error), context, parameter) from None
 
 
+def key_of(context: click.Context, parameter: click.Parameter, given: Any) -> Any:
+    """The key that an option stands for, None where it was not given."""
+    return None if given is None else keys_of(context, parameter, given)
+
+
 key = click.argument("key", callback=keys_of)

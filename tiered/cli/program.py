@@ -11,6 +11,7 @@ from tiered import __version__
 from tiered.cli import running
 
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "Keys and values": ("tiered.cli.values", ("get", "set", "del", "keys", "scan", "ttl", "expire", "type")),
     "Back up and repair": ("tiered.cli.operate", ("snapshot", "restore", "verify", "repair")),
 }
 """Title of a family, its module, and its commands in the order in which they are shown."""
@@ -39,8 +40,14 @@ class Families(click.Group):
 
 @click.group(cls=Families, context_settings={"help_option_names": ["-h", "--help"]}, epilog=running.STATUS)
 @click.version_option(__version__, prog_name="tiered")
-def group() -> None:
+@click.option("--import", "modules", multiple=True, metavar="MODULE", help="Import what registers types of values.")
+def group(modules: tuple[str, ...]) -> None:
     """Look into stores of tiered, and look after them."""
+    for module in modules:
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise running.Failure(f"--import {module}: {error}") from None
 
 
 def run(arguments: list[str]) -> int:
