@@ -45,7 +45,11 @@ LAYERS = [
     ["handle"],
     ["doctor", "transaction", "verification", "view"],
     ["store"],
-    ["__init__", "aio", "commands", "metrics", "migrate"],
+    ["__init__", "aio", "metrics", "migrate"],
+    ["cli.notation", "cli.running"],
+    ["cli.options", "cli.output", "cli.backup"],
+    ["cli.operate", "cli.values"],
+    ["cli.program"],
     ["cli"],
     ["__main__"],
 ]
@@ -103,7 +107,7 @@ def imported(name: str):
             if node.level:
                 package = "tiered.eviction" if PATHS[name].parent != ROOT else "tiered"
                 module = f"{package}.{module}".rstrip(".")
-            if module in ("tiered", "tiered.eviction"):
+            if module in ("tiered", "tiered.cli", "tiered.eviction"):
                 for alias in node.names:
                     known = f"{module}.{alias.name}".removeprefix("tiered.") in PATHS
                     yield (f"{module}.{alias.name}" if known else module), node.lineno

@@ -203,7 +203,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
     __setitem__ = set
 
     def _put_packed(self, key: K, number: int, payload: bytes, deadline: int) -> None:
-        """As `set`, of a value that is encoded already, until `deadline` in milliseconds since the epoch, 0 for ever."""
+        """As `set`, of a value that is encoded already, until `deadline`, in milliseconds of the epoch, 0 for ever."""
         engine = self._engine
         encoded = _ENCODE_KEY(key)
         engine.refuse_reentry()

@@ -1,0 +1,71 @@
+"""Commands that look after a store: snapshots, restoring, verifying, repairing."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from tiered.cli import options, output, running
+
+
+@click.command("snapshot")
+@options.store
+@click.argument("file", type=click.Path())
+@options.verify
+@options.quiet
+def snapshot_command(store: str, file: str, verify: bool, quiet: bool) -> int:
+    """Write the whole STORE into one FILE, while programs use it."""
+    from tiered.cli import backup
+
+    return backup.snapshot(store, file, verify, quiet)
+
+
+@click.command("restore")
+@click.argument("file", type=click.Path())
+@options.store
+@click.option("--force", is_flag=True, help="Replace the store that is there.")
+@click.option("--prefix", metavar="TEXT", help="Only keys that are texts beginning so.")
+@options.verify
+@options.quiet
+def restore_command(file: str, store: str, force: bool, prefix: str | None, verify: bool, quiet: bool) -> int:
+    """Make a STORE from the snapshot in FILE."""
+    from tiered.cli import backup
+
+    return backup.restore(file, store, force, prefix, verify, quiet)
+
+
+@click.command("verify")
+@click.argument("path", type=click.Path())
+@options.quiet
+def verify_command(path: str, quiet: bool) -> int:
+    """Read every byte of a store or snapshot at PATH; a line for each thing that is wrong."""
+    from tiered.cli import backup
+
+    return backup.verified(path, quiet)
+
+
+@click.command("repair")
+@options.store
+@click.argument("new", type=click.Path())
+@options.as_json
+def repair_command(store: str, new: str, as_json: bool) -> int:
+    """Save what can be saved of a damaged STORE into a NEW one, and say what cannot. STORE stays as it is."""
+    from tiered.cli import backup, notation
+
+    done = backup.repair(store, new)
+    if as_json:
+        lost = [notation.key_to_json(key) for key in done.lost_keys]
+        output.document({**done._asdict(), "damage": list(done.damage), "lost_keys": lost})
+    elif not done.damage:
+        output.write(f"{store}: all is well, and no new store was made")
+    else:
+        for text in (*done.damage, *(f"lost: {notation.key_text(key)}" for key in done.lost_keys)):
+            output.write(text)
+        more = "" if done.lost_all_known else " at least"
+        print(
+            f"{new}: {done.records:,} records were saved;{more} {done.lost_records:,} are lost, and "
+            f"{done.dropped_bytes:,} bytes of the journal; {store} is as it was",
+            file=sys.stderr,
+        )
+    return running.DAMAGED if done.damage else running.DONE
