@@ -47,8 +47,8 @@ LAYERS = [
     ["store"],
     ["__init__", "aio", "metrics", "migrate"],
     ["cli.notation", "cli.running"],
-    ["cli.options", "cli.output", "cli.backup"],
-    ["cli.operate", "cli.values"],
+    ["cli.options", "cli.output", "cli.backup", "cli.formats"],
+    ["cli.operate", "cli.transfer", "cli.values"],
     ["cli.program"],
     ["cli"],
     ["__main__"],
@@ -59,6 +59,7 @@ IMPORTERS = {
     "msgpack": {
         *("arrays", "codec", "cold_state", "conversion", "extensions", "helper", "overlay", "pending", "snapshot"),
         "writing",
+        "cli.formats",
     },
     "numpy": {"arrays"},
     "prometheus_client": {"metrics"},

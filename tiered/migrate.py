@@ -93,11 +93,16 @@ class Row(NamedTuple):
 
 
 def from_json_lines(
-    source: str | os.PathLike[str], store: Store[Any, Any], key: str | None = None, progress: Progress | None = None
+    source: str | os.PathLike[str],
+    store: Store[Any, Any],
+    key: str | None = None,
+    progress: Progress | None = None,
+    strict: bool = False,
 ) -> Migration:
     """Write each line of a file: an object with its key in the field `key`, or without `key` a pair `[key, value]`.
 
     A key that is a JSON array becomes a tuple.  Blank lines do not count.  `progress(done, None)` is told of lines.
+    `strict`, here and below, stops at the first row that cannot be taken.
     """
 
     def parse(line: bytes) -> Made:
@@ -109,7 +114,7 @@ def from_json_lines(
         return Made(_as_key(found[0]), found[1])
 
     with _opened(Path(source)) as file:
-        return write(lines(file, parse), store, None, progress)
+        return write(lines(file, parse), store, None, progress, strict)
 
 
 def lines(file: Iterable[bytes], parse: Callable[[bytes], Made]) -> Iterator[Row]:
@@ -145,6 +150,7 @@ def from_shelve(
     *,
     allow_pickle: bool = False,
     progress: Progress | None = None,
+    strict: bool = False,
 ) -> Migration:
     """Write what a shelf holds, under its keys, which are `str`.
 
@@ -166,7 +172,7 @@ def from_shelve(
             yield Row(position, lambda name=name: Made(name.decode(), loads(shelf[name])))  # type: ignore[misc]
 
     with shelf:
-        return write(rows(), store, None, progress)
+        return write(rows(), store, None, progress, strict)
 
 
 def _keys_of(shelf: Any) -> Iterator[bytes]:
@@ -188,6 +194,7 @@ def from_sqlitedict(
     decode: Callable[[Any], Any] | None = None,
     allow_pickle: bool = False,
     progress: Progress | None = None,
+    strict: bool = False,
 ) -> Migration:
     """Write what one table of a `SqliteDict` holds, under its keys.
 
@@ -204,7 +211,7 @@ def from_sqlitedict(
 
     with closing(_connected(Path(source))) as database:
         total = _one(database, source, f"SELECT COUNT(*) FROM {quoted}")
-        return write(rows(), store, total, progress)
+        return write(rows(), store, total, progress, strict)
 
 
 def from_diskcache(
@@ -213,6 +220,7 @@ def from_diskcache(
     *,
     allow_pickle: bool = False,
     progress: Progress | None = None,
+    strict: bool = False,
 ) -> Migration:
     """Write what a `diskcache.Cache` holds, under its keys, with what is left of their time to live.
 
@@ -240,7 +248,7 @@ def from_diskcache(
         total = _one(database, source, "SELECT COUNT(*) FROM Cache")
         pickled = _one(database, source, f"SELECT COUNT(*) FROM Cache WHERE mode = {_DISKCACHE_PICKLE} OR NOT raw")
         loads = _unpickler(source, allow_pickle) if pickled else bytes
-        return write(rows(), store, total, progress)
+        return write(rows(), store, total, progress, strict)
 
 
 def _unpickler(source: str | os.PathLike[str], allowed: bool) -> Callable[[Any], Any]:

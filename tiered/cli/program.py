@@ -12,6 +12,7 @@ from tiered.cli import running
 
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "Keys and values": ("tiered.cli.values", ("get", "set", "del", "keys", "scan", "ttl", "expire", "type")),
+    "Many records": ("tiered.cli.transfer", ("load", "dump")),
     "Back up and repair": ("tiered.cli.operate", ("snapshot", "restore", "verify", "repair")),
 }
 """Title of a family, its module, and its commands in the order in which they are shown."""
