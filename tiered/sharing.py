@@ -102,6 +102,11 @@ class Handles:
         shared = self._shared.get(os.path.realpath(directory))
         return shared.engine if shared is not None and shared.engine.alive() else None
 
+    def of(self, engine: Engine) -> list[Any]:
+        """The handles on an engine that are open."""
+        handles = list(self._handles.values())
+        return [handle for handle in handles if (shared := handle._shared) is not None and shared.engine is engine]
+
     def watch(self, handle: Sharer) -> None:
         """Note a handle, to tell it of a fork."""
         self._handles[handle._member] = handle

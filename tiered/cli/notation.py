@@ -1,7 +1,7 @@
 """Values and keys as JSON, and back, without loss: what JSON has no word for is an object with one name.
 
     None, bool, str, list, float          as in JSON
-    int                                   as in JSON; beyond 2**53, which others would round, {"$int": "9007199254740993"}
+    int                                   as in JSON; beyond 2**53, which others round, {"$int": "9007199254740993"}
     dict                                  an object, where all keys are texts that don't begin with "$"; else
                                           {"$dict": [[key, value], ...]}
     bytes                                 {"$bytes": base64}

@@ -1,4 +1,7 @@
-"""Commands that look after a store: snapshots, restoring, verifying, repairing."""
+"""Commands that look after a store: checkpoints, compaction, snapshots, restoring, verifying, repairing.
+
+What a program has open for writing is asked of that program (`control`); what nobody has is opened meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,39 @@ import sys
 import click
 
 from tiered.cli import options, output, running
+from tiered.cli.look import ask, holder
+from tiered.cli.values import writing
+
+
+@click.command("save")
+@options.store
+@options.quiet
+def save_command(store: str, quiet: bool) -> None:
+    """Checkpoint now."""
+    if holder(store) is not None:
+        ask(store, "save")
+    else:
+        with writing(store) as writer:
+            writer.save()
+    if not quiet:
+        output.write(f"{store}: checkpointed")
+
+
+@click.command("compact")
+@options.store
+@options.quiet
+def compact_command(store: str, quiet: bool) -> None:
+    """Rewrite the cold tier into less disk. Takes room for a copy."""
+    if holder(store) is not None:
+        done = ask(store, "compact")
+        before, after = done["disk_bytes_before"], done["disk_bytes"]
+    else:
+        with writing(store) as writer:
+            before = writer.stats().disk_bytes
+            writer.compact()
+            after = writer.stats().disk_bytes
+    if not quiet:
+        output.write(f"{store}: {output.size(before)} before, {output.size(after)} now")
 
 
 @click.command("snapshot")
@@ -39,7 +75,7 @@ def restore_command(file: str, store: str, force: bool, prefix: str | None, veri
 @click.argument("path", type=click.Path())
 @options.quiet
 def verify_command(path: str, quiet: bool) -> int:
-    """Read every byte of a store or snapshot at PATH; a line for each thing that is wrong."""
+    """Read every byte of a store or snapshot, print what is wrong."""
     from tiered.cli import backup
 
     return backup.verified(path, quiet)
@@ -50,7 +86,10 @@ def verify_command(path: str, quiet: bool) -> int:
 @click.argument("new", type=click.Path())
 @options.as_json
 def repair_command(store: str, new: str, as_json: bool) -> int:
-    """Save what can be saved of a damaged STORE into a NEW one, and say what cannot. STORE stays as it is."""
+    """Save what can be saved of a damaged STORE into a NEW one.
+
+    Prints what was damaged and what is lost. STORE stays as it is.
+    """
     from tiered.cli import backup, notation
 
     done = backup.repair(store, new)

@@ -51,11 +51,18 @@ def console() -> Console:
 
 def figures(sections: Iterable[tuple[str, Sequence[tuple[str, str]]]]) -> None:
     """Names and values in two columns, under a title for each section; those without any are left out."""
+    shown = [(title, rows) for title, rows in sections if rows]
+    width = max((len(name) for _, rows in shown for name, _ in rows), default=0)
+    if not sys.stdout.isatty():
+        for number, (title, rows) in enumerate(shown):
+            if title:
+                write(("\n" if number else "") + title)
+            for name, value in rows:
+                write(f"{name:<{width}}  {value}".rstrip())
+        return
     from rich.table import Table
     from rich.text import Text
 
-    shown = [(title, rows) for title, rows in sections if rows]
-    width = max((len(name) for _, rows in shown for name, _ in rows), default=0)
     out = console()
     for number, (title, rows) in enumerate(shown):
         if title:

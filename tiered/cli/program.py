@@ -10,31 +10,44 @@ import click
 from tiered import __version__
 from tiered.cli import running
 
-FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "Keys and values": ("tiered.cli.values", ("get", "set", "del", "keys", "scan", "ttl", "expire", "type")),
-    "Many records": ("tiered.cli.transfer", ("load", "dump")),
-    "Back up and repair": ("tiered.cli.operate", ("snapshot", "restore", "verify", "repair")),
+FAMILIES: dict[str, dict[str, str]] = {
+    "Look inside": {
+        "inspect": "inspection",
+        "stats": "look",
+        "top": "top",
+        "memory": "look",
+        "explain": "look",
+        "doctor": "look",
+        "check": "look",
+    },
+    "Keys and values": dict.fromkeys(("get", "set", "del", "keys", "scan", "ttl", "expire", "type"), "values"),
+    "Many records": {"load": "transfer", "dump": "transfer"},
+    "Operate": {
+        **dict.fromkeys(("save", "compact", "snapshot", "restore", "verify", "repair"), "operate"),
+        "config": "settings",
+    },
+    "Begin": {"demo": "demo", "completion": "completion"},
 }
-"""Title of a family, its module, and its commands in the order in which they are shown."""
+"""Title of a family; its commands in the order in which they are shown, with the modules where they are."""
 
 
 class Families(click.Group):
-    """A group whose commands are found in the modules of `FAMILIES`, under the attribute `NAME_command`."""
+    """A group whose commands are found in the modules of `FAMILIES`, under the name NAME_command."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for _, names in FAMILIES.values() for name in names]
+        return [name for family in FAMILIES.values() for name in family]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        for module, names in FAMILIES.values():
-            if cmd_name in names:
-                found: click.Command = getattr(import_module(module), f"{cmd_name}_command")
-                return found
-        return None
+        module = next((family[cmd_name] for family in FAMILIES.values() if cmd_name in family), None)
+        if module is None:
+            return None
+        found: click.Command = getattr(import_module(f"tiered.cli.{module}"), f"{cmd_name}_command")
+        return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, (_, names) in FAMILIES.items():
-            found = [(name, self.get_command(ctx, name)) for name in names]
-            rows = [(name, command.get_short_help_str(60)) for name, command in found if command is not None]
+        for title, family in FAMILIES.items():
+            found = [(name, self.get_command(ctx, name)) for name in family]
+            rows = [(name, command.get_short_help_str(70)) for name, command in found if command is not None]
             with formatter.section(title):
                 formatter.write_dl(rows)
 

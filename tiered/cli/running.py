@@ -5,6 +5,7 @@
     2    called wrongly
     3    damage was found: in the file or store that was read
     4    no such key
+    5    the doctor has something to say
     130  interrupted (Ctrl-C); what was done before it stays
     141  whoever read the output had enough of it
 
@@ -24,10 +25,10 @@ from typing import Any
 
 from tiered.errors import CorruptionError, TieredError
 
-DONE, FAILED, USAGE, DAMAGED, ABSENT, PARTLY, INTERRUPTED, PIPE = 0, 1, 2, 3, 4, 5, 130, 141
+DONE, FAILED, USAGE, DAMAGED, ABSENT, ADVICE, PARTLY, INTERRUPTED, PIPE = 0, 1, 2, 3, 4, 5, 6, 130, 141
 STATUS = (
     "Exit status: 0 done, 1 not done and nothing changed, 2 called wrongly, 3 damage found, 4 no such key, "
-    "5 some rows not taken."
+    "5 doctor's advice, 6 some rows not taken."
 )
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 _ADVICE = {

@@ -128,7 +128,7 @@ def load_command(store: str, file: str, memory: str, strict: bool, quiet: bool, 
     """Write what FILE holds, or stdin (-), into STORE, which is made if there is none.
 
     Reads what 'dump' writes, JSON lines and CSV of others (--key), and shelve, diskcache and sqlitedict (--from).
-    Rows that cannot be taken are reported, and the rest is written; the exit status is 5 then. No other program may
+    Rows that cannot be taken are reported, and the rest is written; the exit status is 6 then. No other program may
     have the store open for writing.
     """
     import tiered

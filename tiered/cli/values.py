@@ -80,7 +80,10 @@ def _write_raw(value: Any) -> None:
 @click.option("--bytes", "as_bytes", is_flag=True, help="VALUE is bytes as they are.")
 @click.option("--create", is_flag=True, help="Make the store if there is none.")
 def set_command(store: str, key: Any, value: str, ttl: float | None, raw: bool, as_bytes: bool, create: bool) -> None:
-    """Write a VALUE under a KEY. VALUE is JSON, or a text as it is; - reads it from stdin."""
+    """Write a VALUE under a KEY.
+
+    VALUE is JSON, or a text as it is; - reads it from stdin.
+    """
     given = _given(value, raw, as_bytes)
     with writing(store, create) as writer:
         if ttl is None:
@@ -154,7 +157,10 @@ def keys_command(store: str, limit: int | None, raw: bool, as_json: bool, **boun
 @ranged
 @options.as_json
 def scan_command(store: str, limit: int | None, as_json: bool, **bounds: Any) -> None:
-    """Print keys and values in key order: key, tabulator, value, both as JSON."""
+    """Print keys and values in key order, one pair a line.
+
+    Key, tabulator, value, both as JSON.
+    """
     from tiered.cli import notation
 
     with reading(store) as reader:
