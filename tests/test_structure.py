@@ -48,7 +48,7 @@ LAYERS = [
     ["__init__", "aio", "metrics", "migrate"],
     ["cli.notation", "cli.running"],
     ["cli.options", "cli.output", "cli.backup", "cli.formats"],
-    ["cli.census", "cli.completion", "cli.demo", "cli.values"],
+    ["cli.benchmark", "cli.census", "cli.completion", "cli.demo", "cli.values"],
     ["cli.look"],
     ["cli.operate", "cli.settings", "cli.top", "cli.transfer"],
     ["cli.inspection"],
