@@ -259,7 +259,7 @@ def _store(engine: Engine) -> Store[Any, Any]:
 
 def _stats(engine: Engine) -> dict[str, Any]:
     stats = _store(engine).stats()
-    stats = stats._replace(hits=sum(handle._hits for handle in HANDLES.of(engine)))
+    stats = stats._replace(hits=HANDLES.hits_of(engine))
     return {
         "pid": os.getpid(),
         "command": " ".join(sys.orig_argv)[:200],
@@ -295,6 +295,11 @@ def _doctor(engine: Engine) -> list[dict[str, str]]:
     return [diagnosis._asdict() for diagnosis in _store(engine).doctor()]
 
 
+def _history(engine: Engine) -> list[dict[str, Any]]:
+    now = engine.clock.monotonic()
+    return [{"seconds_ago": now - sample.at, **sample._asdict()} for sample in list(engine.samples)]
+
+
 def _config_get(engine: Engine, name: str) -> dict[str, object]:
     return _store(engine).config_get(name)
 
@@ -308,6 +313,7 @@ QUESTIONS: dict[str, Callable[..., Any]] = {
     "stats": _stats,
     "explain": _explain,
     "doctor": _doctor,
+    "history": _history,
     "save": _save,
     "compact": _compact,
     "reclaim": _reclaim,
