@@ -1,8 +1,8 @@
 """What is in a store: types and beginnings of its keys, types and sizes of its values, times to live.
 
 Every record is counted up to `EXACT_RECORDS`; above it a sample of some `SAMPLE_RECORDS`, evenly spread, whose figures
-are scaled to all.  Where there are more than `WALK_ENTRIES` entries even walking over the keys would read too much of the
-file: the sample then comes from places spread over the range of keys, and is rough where keys are not spread so.
+are scaled to all.  Where there are more than `WALK_ENTRIES` entries even walking over the keys would read too much of
+the file: the sample then comes from places spread over the range of keys, and is rough where keys are not spread so.
 What the journal holds beside a sampled cold tier is left out.
 """
 

@@ -26,7 +26,10 @@ from typing import Any
 from tiered.errors import CorruptionError, TieredError
 
 DONE, FAILED, USAGE, DAMAGED, ABSENT, ADVICE, INTERRUPTED, PIPE = 0, 1, 2, 3, 4, 5, 130, 141
-STATUS = "Exit status: 0 done, 1 not done and nothing changed, 2 called wrongly, 3 damage found, 4 no such key, 5 doctor's advice."
+STATUS = (
+    "Exit status: 0 done, 1 not done and nothing changed, 2 called wrongly, 3 damage found, 4 no such key, "
+    "5 doctor's advice."
+)
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 _ADVICE = {
     "; open with flag='c' to create one": "",
