@@ -25,7 +25,6 @@ answer.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import stat
 import sys
@@ -72,10 +71,12 @@ class Holder(NamedTuple):
 
 def holder(directory: Path) -> Holder | None:
     """Who has the store open for writing, None if nobody does.  Takes no lock and writes nothing."""
+    import json  # Not at the top, nor below: importing the package is to be quick.
+
     path = directory / files.LOCK
     try:
         who = json.loads(path.read_bytes())
-        found = Holder(int(who["pid"]), str(who["host"]), str(who["command"]), str(who["since"]))
+        found = Holder(int(who["pid"]), str(who["host"]), " ".join(str(who["command"]).split()), str(who["since"]))
         inode = path.stat().st_ino
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -112,6 +113,7 @@ def ask(directory: Path, what: str, **arguments: Any) -> Any:
     for failed there, `ReadOnlyError` where no question can be put.  Waits as long as the answer takes.
     """
     import fcntl
+    import json
 
     who = holder(directory)
     if who is None:
@@ -134,6 +136,8 @@ def ask(directory: Path, what: str, **arguments: Any) -> Any:
 
 def _answer(directory: Path, who: Holder, fd: int, start: int) -> Any:
     """Wait for the lines that are to come after the question."""
+    import json
+
     began, taken = time.monotonic(), False
     while True:
         lines = os.pread(fd, os.fstat(fd).st_size - start, start).split(b"\n")[:-1]
@@ -204,8 +208,12 @@ def _look(engine: Engine) -> None:
 def _take(engine: Engine, path: Path) -> bool:
     """Have a question answered; False where there is none yet."""
     import fcntl
+    import json
 
-    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return True  # Gone by now, or nothing that an asker makes.
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, fd)
         status = os.fstat(fd)
@@ -233,13 +241,16 @@ def _take(engine: Engine, path: Path) -> bool:
 
 def _reply(engine: Engine, fd: int, line: bytes) -> None:
     """Answer one question; the asker hears of whatever goes wrong."""
+    import json
+
     try:
         question = json.loads(line)
         reply = {"answer": QUESTIONS[question.pop("ask")](engine, **question)}
-    except (TieredError, OSError, ValueError, TypeError) as error:
+    except (TieredError, OSError) as error:
         reply = {"error": type(error).__name__, "text": getattr(error, "message", str(error))}
-    except KeyError as error:
-        reply = {"error": "KeyError", "text": f"it knows nothing of {error}"}
+    except Exception as error:  # Whatever it is, somebody waits for an answer.
+        LOG.info("%s: a question of another program failed: %r", engine.directory, error)
+        reply = {"error": type(error).__name__, "text": f"the question failed: {error!r}"}
     try:
         os.write(fd, json.dumps(reply).encode() + b"\n")
     except OSError as error:

@@ -101,6 +101,9 @@ class Pinning(Protocol):
 class Tiers:
     """The tiers of one open store, and how they are read."""
 
+    direct = True
+    """Whether a cold read is what `find` does here, and so may be done by the compiled part."""
+
     def __init__(
         self,
         directory: Path,
@@ -337,14 +340,14 @@ class Tiers:
         """Keep a value that was read without the lock, if it is still the newest."""
         if self.owned():
             return
-        size = len(found.payload)
-        if size > self._small_bytes and not self._stays_hot(size):
+        number, deadline, _, payload = found  # A plain tuple, from the compiled part.
+        if len(payload) > self._small_bytes and not self._stays_hot(len(payload)):
             return
         with self.lock:
             newest = self.dirty(stored_key) if self.buffers else None
             if generation == self.generation and not self.closed and newest == where:
                 plain = key if key.__class__ is str else keys.canonical(key)
-                self.hot.put(plain, found.codec, found.payload, found.deadline)
+                self.hot.put(plain, number, payload, deadline)
                 self.counters.promotions += 1
                 if not self._number and self.hot.evictions:
                     self.serve()  # A store that is only read is on its way to the low watermark, too.

@@ -1,8 +1,8 @@
 """What is in a store: types and beginnings of its keys, types and sizes of its values, times to live.
 
 Every record is counted up to `EXACT_RECORDS`; above it a sample of some `SAMPLE_RECORDS`, evenly spread, whose figures
-are scaled to all.  Where there are more than `WALK_ENTRIES` entries even walking over the keys would read too much of the
-file: the sample then comes from places spread over the range of keys, and is rough where keys are not spread so.
+are scaled to all.  Where there are more than `WALK_ENTRIES` entries even walking over the keys would read too much of
+the file: the sample then comes from places spread over the range of keys, and is rough where keys are not spread so.
 What the journal holds beside a sampled cold tier is left out.
 """
 
@@ -129,24 +129,32 @@ def _type_of(found: Dirty) -> str:
 def taken(engine: Engine, records: int, exact: bool) -> tuple[Census, str]:
     """The census of a store with so many records, and how it was taken: "exact", "sample", or "places"."""
     census = Census(engine.clock.now_ms())
+    step = 1
     if exact or records <= EXACT_RECORDS:
-        for encoded, found in ranges.items(ranges.live(engine), ranges.Range(), True):
-            census.add(encoded, found)
-        return census, "exact"
+        try:
+            for encoded, found in ranges.items(ranges.live(engine), ranges.Range(), True):
+                census.add(encoded, found)
+            return census, "exact"
+        except CorruptionError:
+            census = Census(census.now_ms)  # Without the journal, and over what is damaged.
+            exact = True
     with engine.cold.read() as reader:
         entries = [int(reader.txn.stat(database)["entries"]) for database in reader.layers]
         total = sum(entries)
+        walk = exact or total <= WALK_ENTRIES
+        if not exact:
+            step = -(-total // SAMPLE_RECORDS)
         for layer, database in enumerate(reader.layers):
             share = entries[layer] / total if total else 0
-            if total <= WALK_ENTRIES:
-                sample = _every(reader, database, max(1, total // SAMPLE_RECORDS))
+            if walk:
+                sample = _every(reader, database, max(1, step))
             else:
                 sample = _places(reader, database, round(PLACES * share))
             for stored_key, data in sample:
                 # A record that a newer layer has as well is that one's.
                 if not any(reader.txn.get(stored_key, None, newer) for newer in reader.layers[:layer]):
                     _add(census, engine, stored_key, data)
-    return census, "sample" if total <= WALK_ENTRIES else "places"
+    return census, "exact" if exact else "sample" if walk else "places"
 
 
 def _add(census: Census, engine: Engine, stored_key: bytes, data: bytes) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tiered.cli import options, output
+from tiered.cli import options, output, running
 from tiered.cli.look import diagnoses, figure, holder
 from tiered.cli.settings import shown
 from tiered.cli.values import reading
@@ -24,13 +24,17 @@ BAR = 30
 @options.store
 @click.option("--exact", is_flag=True, help="Look at every record, however many there are.")
 @options.as_json
-def inspect_command(store: str, exact: bool, as_json: bool) -> None:
+def inspect_command(store: str, exact: bool, as_json: bool) -> int:
     """All about a store on one page."""
     found = inspected(store, exact)
     if as_json:
         output.document(found)
     else:
         _print(found)
+    if not found["census"]["unreadable"]:
+        return running.DONE
+    running.complain(f"{store}: damaged; 'tiered-cli verify' says where, and 'tiered-cli repair' saves the rest")
+    return running.DAMAGED
 
 
 def inspected(store: str, exact: bool = False) -> dict[str, Any]:
@@ -77,7 +81,9 @@ def inspected(store: str, exact: bool = False) -> dict[str, Any]:
             "census": {"method": method, **counts.document(stats.records)},
         }
     found = diagnoses(store)
-    result["health"] = "; ".join(each["what"] for each in found) or "well"
+    unreadable = counts.unreadable
+    ills = [f"damaged: {unreadable:,} of the records looked at cannot be read"] if unreadable else []
+    result["health"] = "; ".join(ills + [each["what"] for each in found]) or "well"
     return result
 
 

@@ -202,7 +202,10 @@ def parse_key(text: str) -> Any:
         return int(text)
     if text[:1] in ('"', "[", "{"):
         key = key_from_json(_notation(text))
-        keys.encode(key)
+        try:
+            keys.encode(key)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
         return key
     return text
 

@@ -45,6 +45,12 @@ class Families(click.Group):
         found: click.Command = getattr(import_module(f"tiered.cli.{module}"), f"{cmd_name}_command")
         return found
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # Of which click would make a failure.
+            raise running.Enough from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, family in FAMILIES.items():
             found = [(name, self.get_command(ctx, name)) for name in family]

@@ -49,6 +49,10 @@ class Failure(Exception):
         self.status = status
 
 
+class Enough(Exception):
+    """Whoever reads the output has had enough of it."""
+
+
 def program() -> str:
     """The name that errors begin with."""
     name = os.path.basename(sys.argv[0])
@@ -75,7 +79,7 @@ def _guarded(command: Callable[[], int | None]) -> int:
         status, text = DAMAGED, in_words_of_the_command_line(str(error))
     except Failure as error:
         status, text = error.status, str(error)
-    except BrokenPipeError:
+    except (BrokenPipeError, Enough):
         # What is still to be written would be complained of at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE

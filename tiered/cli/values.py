@@ -107,12 +107,13 @@ def _given(text: str, raw: bool, as_bytes: bool) -> Any:
 @click.command("del")
 @options.store
 @click.argument("keys", nargs=-1, required=True, callback=options.keys_of)
-def del_command(store: str, keys: tuple[Any, ...]) -> int:
+def del_command(store: str, keys: tuple[Any, ...]) -> None:
     """Delete KEYS; prints how many there were."""
     with writing(store) as writer:
         deleted = writer.delete_many(keys)
+    if not deleted:
+        raise running.Failure("none of these keys is there", running.ABSENT)
     output.write(str(deleted))
-    return running.DONE if deleted else running.ABSENT
 
 
 def ranged(command: Any) -> Any:

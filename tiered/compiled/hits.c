@@ -1,8 +1,8 @@
 /* `Hits`: what answers `store[key]`, `store.get(key)` and `key in store` where the key is hot (tiered/store.py).
  *
- * A store inherits it, so that a hit is one C function called by the interpreter, without a frame of Python.  What is not
- * hot, has a deadline, or has a key of an unusual kind is a question for the methods `_load` and `_has`. */
-#include "pyarena.h"
+ * A store inherits it, so that a hit is one C function called by the interpreter, without a frame of Python.  What is
+ * cold, or has a deadline, mostly is one too (loads.c); the rest is a question for the methods `_load` and `_has`. */
+#include "loads.h"
 
 #include <structmember.h>
 
@@ -12,7 +12,7 @@ typedef struct {
     Py_ssize_t hits;
 } HitsObject;
 
-static PyObject *load_name, *has_name;
+static PyObject *engine_name, *load_name, *has_name;
 
 static int
 hits_traverse(HitsObject *self, visitproc visit, void *arg)
@@ -51,13 +51,37 @@ hit(HitsObject *self, PyObject *key)
     return value;
 }
 
+/* The value under a key that is not hot: `fallback` where it is absent, `KeyError` where that is NULL. */
+static PyObject *
+load(HitsObject *self, PyObject *key, PyObject *fallback)
+{
+    int came = LOAD_PYTHON;
+    PyObject *value = NULL;
+    if (self->arena != NULL) {
+        ArenaObject *arena = (ArenaObject *)Py_NewRef(self->arena);
+        PyObject *engine = PyObject_GetAttr((PyObject *)self, engine_name);
+        bool hot = false;
+        came = engine ? tiered_load(arena, engine, key, &value, &hot) : LOAD_FAILED;
+        self->hits += hot;
+        Py_XDECREF(engine);
+        Py_DECREF(arena);
+    }
+    if (came == LOAD_PYTHON)
+        return PyObject_CallMethodObjArgs((PyObject *)self, load_name, key, fallback, NULL);
+    if (came == LOAD_ABSENT && fallback == NULL) {
+        PyObject *args = PyTuple_Pack(1, key); /* A tuple would be taken for these. */
+        if (args != NULL)
+            PyErr_SetObject(PyExc_KeyError, args);
+        Py_XDECREF(args);
+    }
+    return came == LOAD_ABSENT ? Py_XNewRef(fallback) : value;
+}
+
 static PyObject *
 hits_subscript(HitsObject *self, PyObject *key)
 {
     PyObject *value = hit(self, key);
-    if (value != NULL || PyErr_Occurred())
-        return value;
-    return PyObject_CallMethodOneArg((PyObject *)self, load_name, key);
+    return value != NULL || PyErr_Occurred() ? value : load(self, key, NULL);
 }
 
 static PyObject *
@@ -71,9 +95,7 @@ hits_get(HitsObject *self, PyObject *const *args, Py_ssize_t count, PyObject *na
         return PyErr_Format(PyExc_TypeError, "get(key, default=None) was given %s",
                             count < 1 ? "no key" : count > 2 ? "more than these two" : "another argument by name");
     PyObject *value = hit(self, args[0]);
-    if (value != NULL || PyErr_Occurred())
-        return value;
-    return PyObject_CallMethodObjArgs((PyObject *)self, load_name, args[0], fallback, NULL);
+    return value != NULL || PyErr_Occurred() ? value : load(self, args[0], fallback);
 }
 
 static int
@@ -154,9 +176,10 @@ static PyTypeObject HitsType = {
 int
 tiered_add_hits(PyObject *module)
 {
+    engine_name = PyUnicode_InternFromString("_engine");
     load_name = PyUnicode_InternFromString("_load");
     has_name = PyUnicode_InternFromString("_has");
-    if (load_name == NULL || has_name == NULL)
+    if (engine_name == NULL || load_name == NULL || has_name == NULL)
         return -1;
     return PyModule_AddType(module, &HitsType);
 }
