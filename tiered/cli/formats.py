@@ -36,8 +36,8 @@ from tiered.migrate import Made, Packed, Row, keyed, lines
 CHUNK_BYTES = 1 << 18
 COLUMNS = ("key", "value", "expires")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
-_NOT_PLAIN = re.compile(r'"\$|(?<![\d.])\d{16,}(?![\d.eE])')
-"""In JSON, what may be a key that begins with "$", or a whole number that needs a word of its own."""
+_LONG = re.compile(r"(?<![\d.])\d{16,}(?![\d.eE])")
+"""In JSON, what may be a whole number that needs a word of its own, but no float."""
 _WORD = re.compile(rb'"(\$|\\u0024)')
 """In JSON, what may be a word of the notation."""
 _SURROGATE = re.compile(rb"\xed[\xa0-\xbf]")
@@ -114,7 +114,12 @@ def _plain_text(found: Dirty) -> str | None:
         text = notation.encode(unpackb(found.payload, strict_map_key=True, ext_hook=_refuse))
     except (TypeError, ValueError):
         return None
-    return None if _NOT_PLAIN.search(text) else notation.escaped(text)
+    if '"$' in text:
+        return None  # What may be a key that begins so.
+    # Whole numbers of 64 bits begin with these bytes; the search takes longer than all the rest.
+    if (b"\xcf" in found.payload or b"\xd3" in found.payload) and _LONG.search(text):
+        return None
+    return notation.escaped(text)
 
 
 def _refuse(code: int, data: bytes) -> Any:
@@ -243,8 +248,10 @@ def _write_csv(records: Records, fields: tuple[str, ...]) -> Iterator[bytes]:
             inside = document if type(document) is dict else {}
             yield _csv_line((name, *(_shown(inside.get(field, "")) for field in fields)))
             continue
-        tree = _value_to_json(found)
-        value = _cell(tree, notation.parse_value) if type(tree) is str else notation.dumps(tree)
+        value = _plain_text(found)
+        if value is None:
+            tree = _value_to_json(found)
+            value = _cell(tree, notation.parse_value) if type(tree) is str else notation.dumps(tree)
         yield _csv_line((name, value, f"{found.deadline / 1000:.3f}" if found.deadline else ""))
 
 
@@ -276,16 +283,17 @@ def _read_csv(file: IO[bytes], key: str | None, numbers: bool) -> Iterator[Row]:
         row = dict(zip(columns, cells, strict=True))
         if key is not None:
             return keyed({name: _number(cell) for name, cell in row.items()} if numbers else row, key)
-        value = row["value"]
         expires = _expiry(float(row["expires"])) if row.get("expires") else None
-        tree = notation.loads(value) if value.startswith('{"$packed"') else None
-        return Made(
-            notation.parse_key(row["key"]),
-            notation.parse_value(value) if tree is None else _value_from_json(tree),
-            expires,
-        )
+        return Made(notation.parse_key(row["key"]), _value_of_cell(row["value"]), expires)
 
     return _csv_rows(rows, parse)
+
+
+def _value_of_cell(cell: str) -> Any:
+    if cell[:1] not in ('"', "[", "{"):
+        return notation.parse_value(cell)
+    tree = notation.loads(cell)
+    return _value_from_json(tree) if _WORD.search(cell.encode()) else tree
 
 
 def _csv_rows(rows: Any, parse: Callable[[list[str]], Made]) -> Iterator[Row]:
