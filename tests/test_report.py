@@ -57,6 +57,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values: dict[Any, Any] = {("user", number): DOCUMENT for number in range(3000)}
     values |= {f"<b>&\"'tag</b>:{number}": number for number in range(500)}
     values |= dict.fromkeys((f"session:{number}" for number in range(200)), b"x" * 300)
+    values["k" * 20_000] = "a key that fits no screen"
     return made(tmp_path_factory.mktemp("report") / "shop <i>.tiered", values)
 
 
@@ -71,7 +72,7 @@ def report(path: Path) -> str:
 
 def test_it_parses_and_says_what_inspect_says(report: str) -> None:
     page = Page(report)
-    for shown in ("3,700", "as of", "well", "Sizes", "Hit ratio over time", "Hit ratio by memory", "Keys", "Settings"):
+    for shown in ("3,701", "as of", "well", "Sizes", "Hit ratio over time", "Hit ratio by memory", "Keys", "Settings"):
         assert shown in page.text
     assert "zstd:3" in page.text
     assert sum(found.get("class") == "bar" for _, found in page.tags) > 10
@@ -146,6 +147,19 @@ def test_samples_count_the_reads_of_all_handles(opener: Any, clock: Any) -> None
     assert (last.hits - first.hits, last.reads - first.reads) == (3, 4)
 
 
+def test_of_a_damaged_store_it_says_what_cannot_be_read_and_of_an_empty_one_that_there_is_nothing(
+    tmp_path: Path,
+) -> None:
+    with tiered.open(tmp_path / "damaged", helper=False, compression="none") as store:
+        store.update({"a": 1, "b": "spoiled " * 100})
+    [data] = (tmp_path / "damaged").glob("cold-*/data.mdb")
+    data.write_bytes(data.read_bytes().replace(b"spoiled spoiled", b"spoiled sXoiled"))
+    made(tmp_path / "empty", {})
+    for name, said in (("damaged", "1 cannot be read"), ("empty", "None: there are no keys.")):
+        assert call("report", tmp_path / name, "--html", tmp_path / f"{name}.html")[0] == 0
+        assert said in Page((tmp_path / f"{name}.html").read_text(encoding="utf-8")).text
+
+
 # Pictures
 
 
@@ -194,7 +208,7 @@ def test_a_browser_opens_it_on_a_phone_without_scrolling_sideways(path: Path, re
     done = subprocess.run(
         [CHROMIUM, *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True
     )
-    assert "3,700" in done.stdout
+    assert "3,701" in done.stdout
     # A copy as narrow as a phone, which may run a script, says how wide it wants to be.
     policy = "default-src &#x27;none&#x27;; style-src &#x27;unsafe-inline&#x27;"
     assert policy in report

@@ -193,7 +193,9 @@ def _prefixes(census: dict[str, Any]) -> str:
     walked = list(_walk(census["keys"], 0, ""))
     if not walked:
         return _none("there are no keys")
-    note = f'<p class="soft">{census["method"]}, {census["counted"]:,} records looked at; bytes of keys and values</p>'
+    unreadable = f"; {census['unreadable']:,} cannot be read" if census["unreadable"] else ""
+    looked = f"{census['method']}, {census['counted']:,} records looked at; bytes of keys and values{unreadable}"
+    note = f'<p class="soft">{looked}</p>'
     more = len(walked) - PREFIXES_MAX
     tail = f'<p class="soft">and {more:,} more</p>' if more > 0 else ""
     return note + pictures.bars(walked[:PREFIXES_MAX], output.size) + tail
