@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tiered.errors import (
     StoreError,
     StoreFullError,
 )
+from tiered.events import Callback
 from tiered.hot import no_address_space
 from tiered.jitter import drawn
 from tiered.journal import CLOSE_BYTES, Journal
@@ -179,6 +181,31 @@ class Engine(Snapshots):
             return TICK_SECONDS_MAX
 
     def tick(self) -> float:
+        """Do what is due, and tell who listens; returns the seconds until there may be more."""
+        again = self._step_due()
+        self.tell_listeners()
+        return again
+
+    def tell_listeners(self) -> None:
+        """Call who listens for events, without the lock."""
+        if self.listeners and not self.forked:
+            self.listeners.tell(str(self.directory), self.event_counts, last=self.closed)
+
+    def event_counts(self) -> dict[str, int]:
+        """How often each kind of event has happened."""
+        counters = self.counters
+        return {
+            "checkpoint": counters.checkpoints,
+            "eviction": self.hot.evictions,
+            "expiry": counters.expired_hot + counters.expired_cold,
+        }
+
+    def listen(self, kind: str, callback: Callback) -> Callable[[], None]:
+        """Call `callback` with events of a kind; returns what ends that."""
+        self.serve()
+        return self.listeners.add(kind, callback, self.event_counts())
+
+    def _step_due(self) -> float:
         """Do what is due; returns the seconds until there may be more."""
         if self.closed or self.forked:
             return TICK_SECONDS_MAX
@@ -324,6 +351,7 @@ class Engine(Snapshots):
                     named = f"closing: {failure}; the journal keeps what was written"
                     error = error or StoreError(failure.filename or self.directory, named)
             self.hot.clear()
+        self.tell_listeners()
         if error is not None:
             raise error
 

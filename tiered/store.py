@@ -23,6 +23,7 @@ from tiered.clock import Clock
 from tiered.config import SETTINGS, setting_named
 from tiered.control import attend
 from tiered.errors import ConfigError
+from tiered.events import Callback
 from tiered.handle import Ended, Handle, Inherited
 from tiered.hot import Hits, HotTier
 from tiered.journal import Dirty, record_bytes
@@ -202,6 +203,15 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
             engine.acknowledged(sequence)
 
     __setitem__ = set
+
+    def _put_packed(self, key: K, number: int, payload: bytes, deadline: int) -> None:
+        """As `set`, of a value that is encoded already, until `deadline`, in milliseconds of the epoch, 0 for ever."""
+        engine = self._engine
+        encoded = _ENCODE_KEY(key)
+        engine.refuse_reentry()
+        with self._lock:
+            sequence = engine.put(keys.canonical(cast(keys.Key, key)), encoded, number, payload, deadline)
+        engine.acknowledged(sequence)
 
     def __delitem__(self, key: K) -> None:
         if self._remove(key) is None:
@@ -583,6 +593,17 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         """What is wrong across the tiers; empty when all is well.  Reads every record."""
         self._engine.check_readable()
         return check_engine(self._engine)
+
+    def on(self, kind: str, callback: Callback) -> Callable[[], None]:
+        """Call `callback(event)` from now on for each event of a kind; call what this returns to end it.
+
+        Kinds: "checkpoint", "eviction", "expiry", "snapshot"; `events.Event` says what each tells.  It is called in the
+        background thread, a second or so after it happened, many at once as one event, and for the last time by
+        `close`; never under a lock of the store, which it may use.  What it raises is logged.  Until it returns, all
+        background work of the program waits.  Raises `ConfigError`.
+        """
+        self._engine.check_readable()
+        return self._engine.listen(kind, callback)
 
     def tick(self) -> float:
         """Do what the background thread does now and then; returns the seconds until there may be more to do."""

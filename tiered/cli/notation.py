@@ -108,7 +108,18 @@ def _exact(value: Any, kind: type) -> Any:
                 return shown
         except ValueError:
             pass  # Such as an offset of half a second, which is written and not read.
+    return packed(number, payload)
+
+
+def packed(number: int, payload: bytes) -> Any:
+    """What stands for a value as it is packed."""
     return {"$packed": [number, _of_bytes(payload)]}
+
+
+def unpacked(tree: Any) -> tuple[int, bytes]:
+    """The codec and payload in that.  Raises ValueError."""
+    number, text = tree["$packed"]
+    return number, _to_bytes(text)
 
 
 def from_json(tree: Any) -> Any:

@@ -21,10 +21,12 @@ FAMILIES: dict[str, dict[str, str]] = {
         "check": "look",
     },
     "Keys and values": dict.fromkeys(("get", "set", "del", "keys", "scan", "ttl", "expire", "type"), "values"),
+    "Many records": {"load": "transfer", "dump": "transfer"},
     "Operate": {
         **dict.fromkeys(("save", "compact", "snapshot", "restore", "verify", "repair"), "operate"),
         "config": "settings",
     },
+    "Measure": {"bench": "benchmark"},
     "Begin": {"demo": "demo", "completion": "completion"},
 }
 """Title of a family; its commands in the order in which they are shown, with the modules where they are."""

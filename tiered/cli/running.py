@@ -25,10 +25,10 @@ from typing import Any
 
 from tiered.errors import CorruptionError, TieredError
 
-DONE, FAILED, USAGE, DAMAGED, ABSENT, ADVICE, INTERRUPTED, PIPE = 0, 1, 2, 3, 4, 5, 130, 141
+DONE, FAILED, USAGE, DAMAGED, ABSENT, ADVICE, PARTLY, INTERRUPTED, PIPE = 0, 1, 2, 3, 4, 5, 6, 130, 141
 STATUS = (
     "Exit status: 0 done, 1 not done and nothing changed, 2 called wrongly, 3 damage found, 4 no such key, "
-    "5 doctor's advice."
+    "5 doctor's advice, 6 some rows not taken."
 )
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 _ADVICE = {
@@ -38,7 +38,7 @@ _ADVICE = {
     "tiered.salvage(path)": "'tiered-cli repair'",
 }
 MISSING = "needs {}: pip install 'tiered[cli]'"
-Progress = Callable[[int, int], object]
+Progress = Callable[[int, int | None], object]
 
 
 class Failure(Exception):
