@@ -20,7 +20,7 @@ import json, os, sys, tempfile
 import click, tiered, tiered.cli, tiered.cli.program, tiered.cli.inspection, tiered.cli.backup, tiered.cli.census
 import tiered.cli.notation, tiered.cli.top, tiered.cli.operate, tiered.cli.settings, tiered.cli.demo
 import tiered.salvaging, tiered.verification, tiered.restoration, tiered.store, tiered.doctor
-replies = os.fdopen(os.dup(1), "w")
+replies = os.fdopen(os.dup(1), "w", closefd=False)
 for line in sys.stdin:
     call = json.loads(line)
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,14 +42,14 @@ READS = [
     ("explain", "STORE", "a", "--json"),
     ("doctor", "STORE", "--json"),
     ("check", "STORE", "--json"),
-    ("verify", "STORE"),
+    ("verify", "STORE", "--json"),
     ("get", "STORE", "a", "--json"),
     ("keys", "STORE", "--json"),
     ("scan", "STORE", "--json"),
     ("ttl", "STORE", "a", "--json"),
     ("type", "STORE", "a", "--json"),
     ("config", "get", "STORE", "--json"),
-    ("snapshot", "STORE", "NEW", "-q"),
+    ("snapshot", "STORE", "NEW", "--json", "--verify"),
     ("repair", "STORE", "NEW", "--json"),
 ]
 WRITES = [
@@ -59,7 +58,7 @@ WRITES = [
     ("del", "STORE", "a"),
     ("config", "set", "STORE", "save", "900 1"),
     ("save", "STORE", "-q"),
-    ("compact", "STORE", "-q"),
+    ("compact", "STORE", "--json"),
 ]
 DONE, FAILED, USAGE, DAMAGED, ABSENT, ADVICE = 0, 1, 2, 3, 4, 5
 
@@ -451,7 +450,7 @@ def test_every_command_is_listed_in_the_help_and_has_help_of_its_own(cli: Comman
 
 
 def test_every_command_that_prints_data_can_print_json(cli: CommandLine) -> None:
-    silent = {"set", "del", "expire", "save", "compact", "snapshot", "restore", "verify", "config", "completion"}
+    silent = {"set", "del", "expire", "save", "config", "completion", "dump"}
     for name in (name for family in FAMILIES.values() for name in family if name not in silent):
         assert "--json" in cli(name, "--help").out, name
 
@@ -481,9 +480,7 @@ def test_an_encoding_that_lacks_a_letter_is_no_error(tmp_path: Path) -> None:
 def test_help_comes_at_once_and_imports_no_engine() -> None:
     code = "import sys; sys.argv = ['tiered-cli', '--help']; import tiered.cli.program as p; p.group.main(['--help'], "
     code += "standalone_mode=False); print(*(m for m in ('rich', 'lmdb', 'msgpack', 'decimal') if m in sys.modules))"
-    before = time.process_time(), os.times().children_user
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": ROOT})
-    assert before
     assert done.stdout.splitlines()[-1] == ""
     seconds = []
     for _ in range(3):
