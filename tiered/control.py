@@ -181,7 +181,7 @@ def attend() -> None:
         return
     _look_at = now + LOOK_SECONDS
     for engine in MAINTENANCE.open_engines():
-        if engine.journal is None or engine.closed or engine.forked:
+        if engine.journal is None or engine.closed:
             continue
         try:
             _look(engine)
