@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from command_lines import Called, CommandLine
-from programs import ROOT, line_of, running
+from programs import ROOT, alive, children, line_of, running, wait_until
 
 import tiered
 from tiered.cli.program import FAMILIES
@@ -314,6 +315,31 @@ def test_top_counts_what_happens_between_two_looks(cli: CommandLine, tmp_path: P
         assert second["memory_budget_bytes"] == 64 << 20
     lines = cli("top", tmp_path / "s", "-n1").errors
     assert "no program has it open" in lines
+
+
+def test_ctrl_c_is_the_way_to_end_top_and_no_question_stays(places: dict[str, Path]) -> None:
+    command = [sys.executable, "-m", "tiered", "top", places["live"], "--interval", "0.1", "--json"]
+    surroundings = {**os.environ, "PYTHONPATH": ROOT}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings, start_new_session=True
+    ) as top:
+        assert top.stdout is not None
+        top.stdout.readline()
+        os.killpg(top.pid, signal.SIGINT)
+        errors = top.communicate(timeout=30)[1]
+    assert (top.returncode, errors) == (0, b"")
+    assert not [name for name in os.listdir(places["live"]) if name.startswith("control-")]
+
+
+def test_top_ends_with_the_process_that_was_called(places: dict[str, Path]) -> None:
+    command = [sys.executable, "-m", "tiered", "top", places["live"], "--interval", "0.1", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": ROOT}) as top:
+        assert top.stdout is not None
+        top.stdout.readline()
+        (child,) = children(top.pid)
+        top.kill()
+        top.stdout.read()  # Until nobody has the other end.
+    wait_until(lambda: not alive(child))
 
 
 def test_the_doctor_s_advice_has_a_status_of_its_own(cli: CommandLine, tmp_path: Path) -> None:
