@@ -86,12 +86,17 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]
         store.update({"a": 1, "b": "spoiled"})
     data = root / "damaged" / "cold-0001" / "data.mdb"
     data.write_bytes(data.read_bytes().replace(b"spoiled", b"rotten!"))
+    with running(WRITER, root / "crashed") as killed:
+        line_of(killed)
+        killed.kill()
+        killed.wait()
     with running(WRITER, root / "live") as writer:
         line_of(writer)
-        yield {name: root / name for name in ("closed", "empty", "huge-key", "damaged", "missing", "live")}
+        yield {name: root / name for name in _KINDS}
 
 
-KINDS = pytest.mark.parametrize("kind", ["closed", "empty", "huge-key", "damaged", "missing", "live"])
+_KINDS = ("closed", "empty", "huge-key", "damaged", "missing", "live", "crashed")
+KINDS = pytest.mark.parametrize("kind", _KINDS)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -200,6 +205,26 @@ def test_what_cannot_be_done_has_a_next_step(cli: CommandLine, places: dict[str,
     assert "close it there" in cli("set", places["live"], "a", "1").errors
     assert "nothing of it is in memory" in cli("memory", path).errors
     assert "flag=" not in cli("get", places["missing"], "a").errors
+
+
+def test_what_a_killed_program_had_written_is_seen_and_left_in_the_journal(
+    cli: CommandLine, places: dict[str, Path]
+) -> None:
+    found = cli("inspect", places["crashed"], "--json").json()
+    assert (found["writer"], found["records"], found["journal"]["records"]) == (None, 3, 1)
+    assert cli("get", places["crashed"], "b") == (DONE, '"two"\n', "")
+
+
+def test_without_rich_one_line_says_what_to_install(places: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "rich").mkdir()
+    (tmp_path / "rich" / "__init__.py").write_text("raise ModuleNotFoundError('none', name='rich')")
+    done = subprocess.run(
+        [sys.executable, "-m", "tiered", "inspect", places["closed"]],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (FAILED, "tiered-cli: needs rich: pip install 'tiered[cli]'\n")
 
 
 def test_the_user_s_own_types_are_shown_once_their_module_is_imported(cli: CommandLine, tmp_path: Path) -> None:
@@ -338,8 +363,11 @@ def test_top_ends_with_the_process_that_was_called(places: dict[str, Path]) -> N
         top.stdout.readline()
         (child,) = children(top.pid)
         top.kill()
-        top.stdout.read()  # Until nobody has the other end.
-    wait_until(lambda: not alive(child))
+    try:
+        wait_until(lambda: not alive(child))
+    finally:
+        if alive(child):
+            os.kill(child, signal.SIGKILL)
 
 
 def test_the_doctor_s_advice_has_a_status_of_its_own(cli: CommandLine, tmp_path: Path) -> None:
