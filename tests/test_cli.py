@@ -356,11 +356,14 @@ def test_ctrl_c_is_the_way_to_end_top_and_no_question_stays(places: dict[str, Pa
     assert not [name for name in os.listdir(places["live"]) if name.startswith("control-")]
 
 
-def test_top_ends_with_the_process_that_was_called(places: dict[str, Path]) -> None:
+def test_top_ends_with_the_process_that_was_called(places: dict[str, Path], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tiered", "top", places["live"], "--interval", "0.1", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": ROOT}) as top:
-        assert top.stdout is not None
-        top.stdout.readline()
+    shown = tmp_path / "shown"
+    with (
+        open(shown, "w") as file,
+        subprocess.Popen(command, stdout=file, env={**os.environ, "PYTHONPATH": ROOT}) as top,
+    ):
+        wait_until(lambda: shown.stat().st_size)
         (child,) = children(top.pid)
         top.kill()
     try:
