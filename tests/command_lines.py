@@ -25,7 +25,7 @@ import click, tiered, tiered.cli, tiered.cli.program, tiered.cli.inspection, tie
 import tiered.cli.notation, tiered.cli.top, tiered.cli.operate, tiered.cli.settings, tiered.cli.demo
 import tiered.cli.transfer, tiered.cli.formats, tiered.cli.report, tiered.cli.benchmark, tiered.migrate
 import tiered.salvaging, tiered.verification, tiered.restoration, tiered.store, tiered.doctor
-replies = os.fdopen(os.dup(1), "w")
+replies = os.fdopen(os.dup(1), "w", closefd=False)
 for line in sys.stdin:
     call = json.loads(line)
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:

@@ -210,6 +210,7 @@ OTHERS = {
     "spill": ("no", False),
     "low_watermark": ("50% 60%", (0.5, 0.6)),
     "hot_value_share": (0.1, (0.1, 0.1)),
+    "promotion": ("second", "second"),
     "cycle_seconds": ("1 5", (1.0, 5.0)),
     "eviction": ("lru", "lru"),
     "object_share": ("0.25", 0.25),
@@ -352,6 +353,15 @@ def no_large_value_stays_hot(store, clock):
     assert "hot" not in store.explain("large").tiers
 
 
+def the_second_read_promotes(store, clock):
+    store["k"] = ["text"]
+    store.save()
+    store._engine.hot.clear()
+    for tiers in (("cold",), ("hot", "cold")):
+        assert store["k"]
+        assert store.explain("k").tiers == tiers
+
+
 def the_next_cycle_is_soon(store, clock):
     assert 19 <= store._engine._cycle_at - clock.monotonic() <= 30
 
@@ -450,6 +460,7 @@ IN_FORCE = {
     "spill": ("no", nothing_spills),
     "low_watermark": ("50% 60%", eviction_goes_far_down),
     "hot_value_share": ("0", no_large_value_stays_hot),
+    "promotion": ("second", the_second_read_promotes),
     "cycle_seconds": ("20 30", the_next_cycle_is_soon),
     "eviction": ("lru", the_oldest_leaves),
     "object_share": ("0", no_document_is_kept_decoded),

@@ -160,12 +160,20 @@ def test_a_question_is_for_the_owner_of_the_store_only(store: Any, monkeypatch: 
     assert stat.S_IMODE(made[0].st_mode) == 0o600
 
 
-def test_a_link_in_place_of_a_question_is_not_followed(store: Any, tmp_path: Path) -> None:
+def test_what_no_asker_makes_is_not_taken_for_a_question(store: Any, tmp_path: Path) -> None:
+    import fcntl
+
     victim = tmp_path / "victim"
     victim.write_text('{"ask": "save"}\n')
-    (Path(store.path) / "control-00000000000000cc").symlink_to(victim)
-    os.mkfifo(Path(store.path) / "control-00000000000000dd")
-    assert control.ask(Path(store.path), "stats")["stats"]["dirty_records"] == 1
+    link, pipe = (Path(store.path) / f"control-00000000000000{end}" for end in ("cc", "dd"))
+    os.mkfifo(pipe)
+    with open(victim) as locked, open(os.open(pipe, os.O_RDWR)) as also:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        fcntl.flock(also, fcntl.LOCK_EX)
+        link.symlink_to(victim)
+        assert control._take(store._engine, link)
+        assert control._take(store._engine, pipe)
+        assert control.ask(Path(store.path), "stats")["stats"]["dirty_records"] == 1
     assert victim.read_text() == '{"ask": "save"}\n'
 
 

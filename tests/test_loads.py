@@ -40,6 +40,7 @@ KEYS: dict[str, Any] = {
     "at the limit": "k" * 479,
     "beyond it": "k" * 480,
 }
+NEIGHBOURS = [f"neighbour {number}" for number in range(len(VALUES))]
 Setup = Callable[[Any, Any, ManualClock], Any]
 
 
@@ -119,6 +120,110 @@ def test_a_read_is_what_its_twin_in_python_is(tmp_path: Path, kind: str, state: 
         outcomes.append([outcome(store, asking, key, *default) for default in [(), (), (None,), (7,)]])
         store.close()
     assert outcomes[0] == outcomes[1]
+
+
+def ask_many(store: Any, key: Any) -> Any:
+    return store.get_many([NEIGHBOURS[0], key, *NEIGHBOURS[1:], "nowhere"])
+
+
+def ask_many_twin(store: Any, key: Any) -> Any:
+    store._loaded = lambda names, found: names
+    return ask_many(store, key)
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_read_of_many_is_what_its_twin_in_python_is(tmp_path: Path, kind: str, state: str) -> None:
+    key, outcomes = KEYS[kind], []
+    for asking in (ask_many, ask_many_twin):
+        clock = ManualClock()
+        store = without_background(tiered.open(tmp_path / asking.__name__, memory="1MB", helper=False, clock=clock))
+        store.set_many(zip(NEIGHBOURS, VALUES.values(), strict=True))
+        STATES[state](store, key, clock)
+        came = [outcome(store, asking, key) for _ in range(3)]
+        # Where one is damaged, the others are read, counted and kept all the same.
+        outcomes.append([first for first, *_ in came] if state == "damaged" else came)
+        store.close()
+    assert outcomes[0] == outcomes[1]
+
+
+def test_many_cold_values_are_read_without_python_and_hot_from_then_on(opener: Any) -> None:
+    store = warm(opener(stepwise=True))
+    values = dict(zip(NEIGHBOURS, VALUES.values(), strict=True))
+    store.set_many(values)
+    store.save()
+    evict(store)
+    store._load_many = None
+    before = counted(store)
+    assert store.get_many([*NEIGHBOURS, "nowhere", NEIGHBOURS[0]]) == values
+    assert list(store.get_many(reversed(NEIGHBOURS))) == NEIGHBOURS[::-1]
+    after = counted(store)
+    del store._load_many
+    assert {name: after[name] - before[name] for name in after} == {
+        "hits": len(values),
+        "buffer_hits": 0,
+        "cold_hits": len(values) + 1,  # One was asked for twice.
+        "misses": 1,
+        "promotions": len(values) + 1,
+    }
+    assert len(store._engine.hot) == len(values)
+
+
+@pytest.mark.parametrize("step", ["_layout_of", "admission", "promote_many"])
+def test_what_is_written_while_many_are_read_is_not_covered_by_what_was_there(opener: Any, step: str) -> None:
+    store = warm(opener(stepwise=True))
+    store.set_many(dict.fromkeys(NEIGHBOURS, "old"))
+    store.save()
+    evict(store)
+    engine = store._engine
+
+    class Meddling:
+        """What the read takes on its way: somebody else writes just before."""
+
+        def __init__(self, real: Any) -> None:
+            self.real = real
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "small_bytes":
+                meddle()
+                return -1 if step == "promote_many" else self.real.small_bytes
+            return getattr(self.real, name)
+
+    def meddle() -> None:
+        engine.admission = admission
+        store[NEIGHBOURS[0]] = "new"
+        del store[NEIGHBOURS[1]]
+
+    admission = engine.admission
+    if step == "_layout_of":
+        cold, layout_of = engine.cold, engine.cold._layout_of
+
+        def meddling(txn: Any) -> Any:
+            cold._layout_of = layout_of
+            meddle()
+            return layout_of(txn)
+
+        cold._layout, cold._layout_of = cold._layout._replace(transaction=-1), meddling
+    else:
+        engine.admission = Meddling(admission)
+    assert store.get_many(NEIGHBOURS) == dict.fromkeys(NEIGHBOURS, "old")
+    assert store.get_many(NEIGHBOURS[:3]) == {NEIGHBOURS[0]: "new", NEIGHBOURS[2]: "old"}
+    assert store.check() == []
+
+
+def test_of_many_reads_one_that_is_damaged_is_told_by_its_key_and_the_others_are_read(opener: Any) -> None:
+    store = warm(opener(stepwise=True))
+    store.set_many(dict.fromkeys(NEIGHBOURS, DOCUMENT))
+    store.save()
+    merge(store)
+    damage(store, NEIGHBOURS[3], at=20)
+    evict(store)
+    with pytest.raises(tiered.CorruptionError, match=NEIGHBOURS[3]):
+        store.get_many(NEIGHBOURS)
+    others = [name for name in NEIGHBOURS if name != NEIGHBOURS[3]]
+    assert store.get_many(others) == dict.fromkeys(others, DOCUMENT)
+    store.clear()
+    store.save()
 
 
 @pytest.mark.parametrize("kind", VALUES)

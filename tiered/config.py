@@ -217,6 +217,12 @@ SETTINGS = {
             "share of that budget above which a value is not kept hot when read, drawn between these",
         ),
         Setting(
+            "promotion",
+            "first",
+            _choice("promotion", "first", "second"),
+            "which read of a cold value makes it hot; second: one that follows another before long",
+        ),
+        Setting(
             "cycle_seconds",
             "0.5 2",
             _between("cycle_seconds", 0.01, 3600.0),
@@ -276,6 +282,7 @@ class Settings(SimpleNamespace):
     spill: bool
     low_watermark: Bounds
     hot_value_share: Bounds
+    promotion: str
     cycle_seconds: Bounds
     eviction: str
     object_share: float

@@ -41,6 +41,7 @@ from tiered.errors import LockedError, ReadOnlyError, StoreError, TieredError
 from tiered.log import LOG
 from tiered.maintenance import MAINTENANCE
 from tiered.sharing import HANDLES
+from tiered.stats import stats_of
 
 if TYPE_CHECKING:
     from tiered.store import Store
@@ -181,7 +182,7 @@ def attend() -> None:
         return
     _look_at = now + LOOK_SECONDS
     for engine in MAINTENANCE.open_engines():
-        if engine.journal is None or engine.closed or engine.forked:
+        if engine.journal is None or engine.closed:
             continue
         try:
             _look(engine)
@@ -268,9 +269,10 @@ def _store(engine: Engine) -> Store[Any, Any]:
     return first
 
 
-def _stats(engine: Engine) -> dict[str, Any]:
-    stats = _store(engine).stats()
-    stats = stats._replace(hits=HANDLES.hits_of(engine))
+def _stats(engine: Engine, count: bool = True) -> dict[str, Any]:
+    """Figures; without `count`, records are those of the last checkpoint: counting takes time where many are dirty."""
+    records = len(_store(engine)) if count else engine.state.records
+    stats = stats_of(engine, records, HANDLES.hits_of(engine))
     return {
         "pid": os.getpid(),
         "command": " ".join(sys.orig_argv)[:200],

@@ -114,6 +114,7 @@ class Engine(Snapshots):
             self._look_at_cap()
         if name == "memory" or name.startswith("object_"):
             self.share_objects()
+        self.admission.settle()
         self._room_until = -1  # The active buffer may be over its share of a smaller budget.
         try:
             self._rebudget()

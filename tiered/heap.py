@@ -381,6 +381,10 @@ class Hits:
     _hit: Callable[[Any], None]
     _heap: HeapTier | None
 
+    def _loaded(self, keys: list[Any], found: dict[Any, Any]) -> list[Any]:
+        """Those of the keys that are left when all that is compiled for reading cold values has done its part."""
+        return keys
+
     @property
     def _tier(self) -> HeapTier | None:
         """The tier that answers, None if none does."""
@@ -400,6 +404,9 @@ class Hits:
     def _has(self, key: Any) -> bool:
         raise NotImplementedError
 
+    def _glance(self, key: Any, default: Any) -> Any:
+        raise NotImplementedError
+
     def __getitem__(self, key: Any) -> Any:
         try:
             entry = self._table[key]
@@ -417,8 +424,13 @@ class Hits:
         self._hits += 1
         return value_of(entry)
 
-    def get(self, key: Any, /, default: Any = None) -> Any:
-        """The value under `key`, or `default`."""
+    def get(self, key: Any, /, default: Any = None, *, promote: bool = True) -> Any:
+        """The value under `key`, or `default`.
+
+        With `promote=False` the hot tier stays as it is: what is cold is not promoted, what is hot not noted as used.
+        """
+        if not promote:
+            return self._glance(key, default)
         # Not by the KeyError of a missing key: reading a registered type may raise one of its own.
         try:
             entry = self._table[key]

@@ -20,6 +20,7 @@ class Counters:
     cold_hits: int = 0
     misses: int = 0
     promotions: int = 0
+    refusals: int = 0
     expired_hot: int = 0
     expired_cold: int = 0
     checkpoints: int = 0
@@ -62,6 +63,9 @@ class Stats(NamedTuple):
     program that writes; for `flag="r"` the last time that it had read all of the journal, so that `time.time() -
     as_of` is how far behind it may be.  `last_sequence` is the number of the last operation seen.
 
+    `refusals` counts values that were read and might have become hot but did not: too large, read for the first
+    time (`promotion="second"`), or while writers were ahead of the checkpoints.
+
     `object_hits` are those of the hits that were copies of a document kept decoded.
 
     `snapshot_seconds` is the age of a snapshot under way, which holds pages as a view does; `snapshot_failure`
@@ -83,6 +87,7 @@ class Stats(NamedTuple):
     cold_hits: int
     misses: int
     promotions: int
+    refusals: int
     evictions: int
     disk_evictions: int
     expired_hot: int
@@ -128,7 +133,8 @@ class MemoryStats(NamedTuple):
     """Where a store's memory is, in bytes.
 
     `accounted_bytes` is the sum of what the budget is for: hot tier (its entries, its tables, and
-    the documents it keeps decoded), write buffer, and what views keep of it.  `dictionary_bytes` are those
+    the documents it keeps decoded), write buffer, what views keep of it, and what `promotion="second"`
+    remembers (`admission_bytes`).  `dictionary_bytes` are those
     of compression that are loaded, beside the budget.  `grown_bytes` is by how much the anonymous memory
     of the whole process has grown since the store was opened, and `fragmentation` that for each byte
     accounted for, other stores and the program itself included.  `process_rss_file_bytes` are pages of mapped
@@ -142,6 +148,7 @@ class MemoryStats(NamedTuple):
     object_bytes: int
     write_buffer_bytes: int
     view_bytes: int
+    admission_bytes: int
     dictionary_bytes: int
     grown_bytes: int
     fragmentation: float
@@ -214,6 +221,7 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         cold_hits=counters.cold_hits,
         misses=counters.misses,
         promotions=counters.promotions,
+        refusals=counters.refusals,
         evictions=engine.hot.evictions,
         disk_evictions=counters.disk_evictions,
         expired_hot=counters.expired_hot,
@@ -250,7 +258,8 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
 def memory_stats_of(engine: Engine) -> MemoryStats:
     """The memory of an engine now."""
     hot, buffers, views = engine.hot, engine.buffer_bytes, engine.pinned_bytes()
-    accounted, anonymous = hot.used_bytes + buffers + views, process.rss_anon_bytes()
+    seen = engine.admission.used_bytes
+    accounted, anonymous = hot.used_bytes + buffers + views + seen, process.rss_anon_bytes()
     grown = max(0, anonymous - engine.rss_anon_before)
     return MemoryStats(
         budget_bytes=engine.settings.memory,
@@ -260,6 +269,7 @@ def memory_stats_of(engine: Engine) -> MemoryStats:
         object_bytes=hot.object_bytes,
         write_buffer_bytes=buffers,
         view_bytes=views,
+        admission_bytes=seen,
         dictionary_bytes=engine.decompressor.dictionary_bytes,
         grown_bytes=grown,
         fragmentation=grown / accounted if accounted else 0.0,

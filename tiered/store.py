@@ -69,13 +69,13 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
 
         def __getitem__(self, key: K) -> V: ...
         @overload  # type: ignore[override]
-        def get(self, key: K, /) -> V | None: ...
+        def get(self, key: K, /, *, promote: bool = True) -> V | None: ...
         @overload
-        def get(self, key: K, /, default: V | T) -> V | T: ...
-        def get(self, key: K, /, default: Any = None) -> Any: ...
+        def get(self, key: K, /, default: V | T, *, promote: bool = True) -> V | T: ...
+        def get(self, key: K, /, default: Any = None, *, promote: bool = True) -> Any: ...
 
-    def _value(self, key: Any) -> Any:
-        return self.get(key, ABSENT)
+    def _value(self, key: Any, promote: bool = True) -> Any:
+        return self.get(key, ABSENT, promote=promote)
 
     def _has(self, key: Any) -> bool:
         return self._live(keys.encode(key))[1] is not None
@@ -129,12 +129,45 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
                     engine.counters.expired_hot += 1
         return value
 
-    def get_many(self, wanted: Iterable[K]) -> dict[K, V]:
-        """The values of those keys that exist, in the order asked for.  Cold ones are read in one transaction."""
+    def _glance(self, key: K, default: Any) -> Any:
+        """The value of a key, or `default`, leaving the hot tier as it is."""
+        engine, encoded = self._engine, keys.encode(key)
+        engine.check_readable()
+        value = self._glanced(key)
+        if value is not _UNSET:
+            return value
+        where, found = self._live(encoded)
+        if found is None:
+            engine.counters.misses += 1
+            return default
+        engine.counters.cold_hits += where is None
+        engine.counters.buffer_hits += where is not None
+        return engine.value_of(keys.stored(encoded), found)
+
+    def _glanced(self, key: K) -> Any:
+        """The value of a key if it is hot, else `_UNSET`; counts as no use."""
+        tier, engine = self._tier, self._engine
+        peeked = None if tier is None else tier.peek(key)
+        if peeked is None or 0 < peeked[2] <= engine.clock.now_ms():
+            return _UNSET
+        self._hits += 1
+        return engine.value_of(b"", Dirty(peeked[0], peeked[2], b"", peeked[1]))
+
+    def get_many(self, wanted: Iterable[K], *, promote: bool = True) -> dict[K, V]:
+        """The values of those keys that exist, in the order asked for.  Cold ones are read a thousand in one transaction.
+
+        With `promote=False` the hot tier stays as it is, as with `get`.
+        """
         engine = self._engine
         engine.check_readable()
         names, found = list(keys_of(wanted)), dict[K, Any]()
         tier = self._tier
+        if not promote:
+            for key in names:
+                keys.encode(key)  # Refuses what is no key, before it is hashed.
+                found[key] = self._glanced(key)
+            self._load_many([key for key in found if found[key] is _UNSET], found, engine.clock.now_ms(), False)
+            return {key: value for key, value in found.items() if value is not _UNSET}
         collecting = gc.isenabled()
         try:
             gc.disable()  # Thousands of new containers, none of them garbage yet: it would walk them again and again.
@@ -143,17 +176,23 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
                 for key in missing:
                     found[key] = self._unexpired(tier, key)
                 missing = [key for key in missing if found[key] is _UNSET]
-            self._hits += len(found) - len(missing)
+            self._hits += len(names) - len(missing)
             if not missing:
                 return found
-            self._load_many(missing, found, engine.clock.now_ms())
+            # In slices, between which other threads have their turn.
+            slices = [missing[at : at + CHUNK_RECORDS] for at in range(0, len(missing), CHUNK_RECORDS)]
+            missing = [key for part in slices for key in self._loaded(part, found)]
+            if missing:
+                self._load_many(missing, found, engine.clock.now_ms())
             return {key: value for key, value in found.items() if value is not _UNSET}
         finally:
             if collecting:
                 gc.enable()
 
-    def _load_many(self, missing: list[K], found: dict[K, Any], now_ms: int) -> None:
+    def _load_many(self, missing: list[K], found: dict[K, Any], now_ms: int, promote: bool = True) -> None:
         """Put the values of keys that are not hot into `found`."""
+        if not missing:
+            return
         engine = self._engine
         counters = engine.counters
         generation = engine.generation
@@ -180,7 +219,8 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         for key, stored_key, _, dirty in located:
             if found.get(key, _UNSET) is _UNSET:
                 found[key] = engine.value_of(stored_key, dirty)
-        engine.promote_many(located, generation)
+        if promote:
+            engine.promote_many(located, generation)
 
     # Writing
 
@@ -639,7 +679,7 @@ def open(
 
     `flag` is as in `dbm`: "c" create if missing, "w" existing, "r" existing and
     read-only beside any writer, a tenth of a second behind it, "n" always new.  `settings` are those of `config`:
-    memory, spill, low_watermark, hot_value_share, cycle_seconds, eviction, object_share,
+    memory, spill, low_watermark, hot_value_share, promotion, cycle_seconds, eviction, object_share,
     object_entries_max, object_value_bytes_max, durability, save, compression, default_ttl, disk, disk_full,
     snapshot_save, snapshot_dir, snapshot_keep, helper.  One process at a time may have a store open for writing;
     others get `LockedError`, after `lock_timeout` seconds.  Opened again in the same process, it is

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tiered import codec, files, keys, record
+from tiered.admission import Admission
 from tiered.checkpointer import Checkpointer
 from tiered.clock import Clock
 from tiered.cold import Cold, translated
@@ -126,6 +127,7 @@ class Tiers:
         self._views_counted = 0
         self.hot = hot_tier(settings.eviction, settings.memory)
         self.watermark = Watermark()
+        self.admission = Admission(settings, settings.memory)
         self.share_objects()
         self.lock = threading.RLock()
         self.owned: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
@@ -162,7 +164,6 @@ class Tiers:
         self._compaction_failure: StoreError | None = None
         self._background: BaseException | None = None
         self._trimmed_bytes = 0
-        self._small_bytes = int(settings.hot_value_share[0] * self.hot.budget_bytes)
         clock.advance(self.state.time_ms)
 
     def serve(self) -> None:
@@ -341,9 +342,14 @@ class Tiers:
         if self.owned():
             return
         number, deadline, _, payload = found  # A plain tuple, from the compiled part.
-        if len(payload) > self._small_bytes and not self._stays_hot(len(payload)):
+        size = len(payload)
+        if size > self.admission.small_bytes and not self.admission.admits(stored_key, size):
+            self.counters.refusals += 1
             return
         with self.lock:
+            if self._aside and self._pressed():
+                self.counters.refusals += 1
+                return
             newest = self.dirty(stored_key) if self.buffers else None
             if generation == self.generation and not self.closed and newest == where:
                 plain = key if key.__class__ is str else keys.canonical(key)
@@ -359,11 +365,16 @@ class Tiers:
         with self.lock:
             if generation != self.generation or self.closed:
                 return
+            if self._aside and self._pressed():
+                self.counters.refusals += len(located)
+                return
             names, numbers, payloads = list[Any](), list[int](), list[bytes]()
+            admission = self.admission
             for key, stored_key, where, (number, deadline, _, payload) in located:
                 if self.buffers and self.dirty(stored_key) != where:
                     continue
-                if len(payload) > self._small_bytes and not self._stays_hot(len(payload)):
+                if len(payload) > admission.small_bytes and not admission.admits(stored_key, len(payload)):
+                    self.counters.refusals += 1
                     continue
                 plain = key if key.__class__ is str else keys.canonical(key)
                 self.counters.promotions += 1
@@ -377,13 +388,12 @@ class Tiers:
             if not self._number and self.hot.evictions:
                 self.serve()
 
-    def _stays_hot(self, size: int) -> bool:
-        """Whether a value that was read is kept: not above a share of the budget, drawn anew each time.
+    def _pressed(self) -> bool:
+        """Whether writers are ahead of the checkpoints: half of the buffer is full, and the one before not applied.
 
-        So a large one takes the place of many small ones rarely where it is read once, and in the end where it is
-        read again and again.
+        What is kept then is what was written, whose share of the memory grows; a promotion would evict for nothing.
         """
-        return size <= drawn(self.settings.hot_value_share) * self.hot.budget_bytes
+        return self._active is not None and self._active.used_bytes() * 2 > self.share_bytes
 
     def _keep_many(self, names: list[Any], numbers: list[int], payloads: list[bytes], deadline: int, size: int) -> None:
         """Put many values into the hot tier, evicting for them no more than one call may; the rest is not kept."""
@@ -449,11 +459,11 @@ class Tiers:
                     break
                 view.end(f"it kept more than its share of the memory, {PINNED_SHARE:.0%} of {memory:,} bytes")
                 pinned = self.pinned_bytes()
-        taken = self.buffer_bytes + pinned
+        taken = self.buffer_bytes + pinned + self.admission.used_bytes
         if self._active is not None:
             taken += self._active.foreseen_bytes(self.step_bytes)
         self.hot.budget_bytes = max(memory // HOT_SHARE_MIN, memory - taken)
-        self._small_bytes = int(self.settings.hot_value_share[0] * self.hot.budget_bytes)
+        self.admission.share(self.hot.budget_bytes)
         if self.hot.used_bytes > self.hot.budget_bytes:
             self.hot.shrink()
 

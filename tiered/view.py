@@ -110,7 +110,7 @@ class View(RangedMapping[K, V]):
             self._check()
             return self._moment.find(keys.stored(encoded), encoded)
 
-    def _value(self, key: Any) -> Any:
+    def _value(self, key: Any, promote: bool = True) -> Any:
         encoded = keys.encode(key)
         found = self._find(encoded)
         return ABSENT if found is None else self._engine.value_of(keys.stored(encoded), found)

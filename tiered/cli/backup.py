@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tiered import files, recovery
+from tiered.cli import output
 from tiered.cli.running import DAMAGED, DONE, Failure, bar
 from tiered.errors import TieredError
 from tiered.restoration import restore as restore_store
@@ -25,37 +26,57 @@ from tiered.verification import verify as verify_path
 _ADVICE = "damaged; keep it as it is, and restore from a snapshot that verifies"
 
 
-def snapshot(store: str, file: str, verify: bool = False, quiet: bool = False) -> int:
+def snapshot(store: str, file: str, verify: bool = False, quiet: bool = False, as_json: bool = False) -> int:
     """Make a snapshot file of a store, which another program may have open: then of its last checkpoint."""
     with open_store(store, "r") as reader:
         with bar(f"snapshot of {store}", quiet) as progress:
             info = reader.snapshot(file, progress)
         newer = _newer(Path(reader.path), info.sequence)
-    say(_described(info) + (f"; {newer:,} later writes are in the journal still" if newer else ""), quiet)
-    return verified(file, quiet) if verify else DONE
+    text = _described(info) + (f"; {newer:,} later writes are in the journal still" if newer else "")
+    return _told({**info._asdict(), "newer_records": newer}, text, file if verify else None, quiet, as_json)
 
 
 def restore(
-    file: str, store: str, force: bool = False, prefix: Any = None, verify: bool = False, quiet: bool = False
+    file: str,
+    store: str,
+    force: bool = False,
+    prefix: Any = None,
+    verify: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
 ) -> int:
     """Make a store from a snapshot file."""
     with bar(f"restoring {store}", quiet) as progress:
         info = restore_store(file, store, force=force, prefix=prefix, progress=progress)
-    say(f"{store}: {info.records:,} records, as of {moment(info.as_of)}", quiet)
-    return verified(store, quiet) if verify else DONE
+    text = f"{store}: {info.records:,} records, as of {moment(info.as_of)}"
+    return _told({**info._asdict(), "store": store}, text, store if verify else None, quiet, as_json)
 
 
-def verified(path: str, quiet: bool = False) -> int:
+def verified(path: str, quiet: bool = False, as_json: bool = False) -> int:
     """Read a snapshot file or a store to its end; a line on stdout for everything that is wrong."""
-    with bar(f"verifying {path}", quiet) as progress:
-        findings = verify_path(path, progress)
-    for finding in findings:
-        print(f"{finding.what}: {finding.where}: {finding.detail}")
-    if not findings:
-        say(f"{path}: all is well", quiet)
-        return DONE
-    print(f"{path}: {_ADVICE}", file=sys.stderr)
-    return DAMAGED
+    return _told({"path": path}, "", path, quiet, as_json)
+
+
+def _told(done: dict[str, Any], text: str, verify: str | None, quiet: bool, as_json: bool) -> int:
+    """Say what was done; read what is at the path `verify`, and say what is wrong there."""
+    if text and not as_json:
+        say(text, quiet)
+    findings = []
+    if verify is not None:
+        with bar(f"verifying {verify}", quiet) as progress:
+            findings = verify_path(verify, progress)
+        if as_json:
+            done["findings"] = [finding._asdict() for finding in findings]
+        else:
+            for finding in findings:
+                output.write(f"{finding.what}: {finding.where}: {finding.detail}")
+            if not findings:
+                say(f"{verify}: all is well", quiet)
+    if as_json:
+        output.document(done)
+    if findings:
+        print(f"{verify}: {_ADVICE}", file=sys.stderr)
+    return DAMAGED if findings else DONE
 
 
 def repair(store: str, into: str) -> Salvaged:
@@ -109,4 +130,4 @@ def moment(seconds: float) -> str:
 def say(text: str, quiet: bool = False) -> None:
     """A line on stdout, unless nothing is to be said."""
     if not quiet:
-        print(text)
+        output.write(text)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -102,7 +101,9 @@ def timed(operation: Callable[[int], object], count: int, seconds: float = SECON
         rounds.append((time.perf_counter() - began) / size)
         if time.perf_counter() > end:
             break
-    return statistics.median(rounds)
+    from statistics import median  # Not at the top: `--help` is to be quick.
+
+    return median(rounds)
 
 
 def _of_reads(hit: float, cold: float, scan: float) -> list[Figure]:

@@ -196,7 +196,8 @@ def histogram_label(most: int | None) -> str:
     """The name of a class of sizes."""
     from tiered.cli import output
 
-    return f"≤ {output.size(most)}" if most is not None else f"> {output.size(SIZES[-1])}"
+    text = output.size(SIZES[-1] if most is None else most).replace(".0 ", " ")
+    return f"> {text}" if most is None else f"≤ {text}"
 
 
 def label(tree: dict[str, Any]) -> str:

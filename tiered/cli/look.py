@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tiered.control import Holder
 
 
+CODECS = {1: "bytes", 2: "text", 3: "msgpack", 4: "msgpack", 5: "array"}
+
+
 def holder(store: str) -> Holder | None:
     """The program that has the store open for writing."""
     from tiered import control
@@ -36,7 +39,7 @@ def ask(store: str, what: str, **arguments: Any) -> Any:
 
 def name_of(field: str) -> str:
     """The name of a figure for people."""
-    return field.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
+    return field.removesuffix("_bytes").replace("_", " ")
 
 
 def figure(field: str, value: Any) -> str:
@@ -122,7 +125,8 @@ def memory_command(store: str, reclaim: bool, as_json: bool) -> None:
     if as_json:
         output.document(document)
     else:
-        output.figures([("", rows({name: value for name, value in document.items() if name != "pid"}))])
+        left_out = ("pid", "reclaimed_bytes") if reclaimed is None else ("pid",)
+        output.figures([("", rows({name: value for name, value in document.items() if name not in left_out}))])
         _note({"source": "writer", **found})
 
 
@@ -150,7 +154,7 @@ def explain_command(store: str, key: Any, as_json: bool) -> None:
     if as_json:
         output.document(found)
     else:
-        output.figures([("", rows(found))])
+        output.figures([("", rows({**found, "codec": CODECS[found["codec"]]}))])
 
 
 @click.command("doctor")

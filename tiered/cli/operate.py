@@ -31,18 +31,21 @@ def save_command(store: str, quiet: bool) -> None:
 @click.command("compact")
 @options.store
 @options.quiet
-def compact_command(store: str, quiet: bool) -> None:
+@options.as_json
+def compact_command(store: str, quiet: bool, as_json: bool) -> None:
     """Rewrite the cold tier into less disk. Takes room for a copy."""
     if holder(store) is not None:
         done = ask(store, "compact")
-        before, after = done["disk_bytes_before"], done["disk_bytes"]
     else:
         with writing(store) as writer:
-            before = writer.stats().disk_bytes
+            done = {"disk_bytes_before": writer.stats().disk_bytes}
             writer.compact()
-            after = writer.stats().disk_bytes
-    if not quiet:
-        output.write(f"{store}: {output.size(before)} before, {output.size(after)} now")
+            done["disk_bytes"] = writer.stats().disk_bytes
+    if as_json:
+        output.document(done)
+    elif not quiet:
+        before, after = output.size(done["disk_bytes_before"]), output.size(done["disk_bytes"])
+        output.write(f"{store}: {before} before, {after} now")
 
 
 @click.command("snapshot")
@@ -50,11 +53,12 @@ def compact_command(store: str, quiet: bool) -> None:
 @click.argument("file", type=click.Path())
 @options.verify
 @options.quiet
-def snapshot_command(store: str, file: str, verify: bool, quiet: bool) -> int:
+@options.as_json
+def snapshot_command(store: str, file: str, verify: bool, quiet: bool, as_json: bool) -> int:
     """Write the whole STORE into one FILE, while programs use it."""
     from tiered.cli import backup
 
-    return backup.snapshot(store, file, verify, quiet)
+    return backup.snapshot(store, file, verify, quiet, as_json)
 
 
 @click.command("restore")
@@ -64,21 +68,25 @@ def snapshot_command(store: str, file: str, verify: bool, quiet: bool) -> int:
 @click.option("--prefix", metavar="TEXT", help="Only keys that are texts beginning so.")
 @options.verify
 @options.quiet
-def restore_command(file: str, store: str, force: bool, prefix: str | None, verify: bool, quiet: bool) -> int:
+@options.as_json
+def restore_command(
+    file: str, store: str, force: bool, prefix: str | None, verify: bool, quiet: bool, as_json: bool
+) -> int:
     """Make a STORE from the snapshot in FILE."""
     from tiered.cli import backup
 
-    return backup.restore(file, store, force, prefix, verify, quiet)
+    return backup.restore(file, store, force, prefix, verify, quiet, as_json)
 
 
 @click.command("verify")
 @click.argument("path", type=click.Path())
 @options.quiet
-def verify_command(path: str, quiet: bool) -> int:
+@options.as_json
+def verify_command(path: str, quiet: bool, as_json: bool) -> int:
     """Read every byte of a store or snapshot, print what is wrong."""
     from tiered.cli import backup
 
-    return backup.verified(path, quiet)
+    return backup.verified(path, quiet, as_json)
 
 
 @click.command("repair")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -54,10 +55,11 @@ def top_command(store: str, interval: float, count: int | None, as_json: bool) -
 
 def _looks(store: str, interval: float) -> Iterator[dict[str, Any]]:
     """What happened between each two looks."""
-    before, began = ask(store, "stats"), time.monotonic()
-    while True:
+    parent = os.getppid()
+    before, began = ask(store, "stats", count=False), time.monotonic()
+    while os.getppid() == parent:  # Else whoever waits for this process was killed.
         time.sleep(max(0.0, began + interval - time.monotonic()))
-        found, now = ask(store, "stats"), time.monotonic()
+        found, now = ask(store, "stats", count=False), time.monotonic()
         # By the writer's clock, since an answer may take a while.
         yield between(before, found)
         before, began = found, now
@@ -77,7 +79,7 @@ def between(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
         "state": new["state"],
         **rates,
         "hit_ratio": hits / (hits + cold) if hits + cold else None,
-        "records": new["records"],
+        "checkpointed_records": new["records"],
         "hot_records": new["hot_records"],
         "hot_bytes": new["hot_bytes"],
         "dirty_records": new["dirty_records"],

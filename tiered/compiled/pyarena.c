@@ -279,30 +279,33 @@ arena_contains(ArenaObject *self, PyObject *object)
 }
 
 int
-tiered_arena_put(ArenaObject *self, PyObject *object, PyObject *codec, PyObject *payload, long long deadline)
+tiered_arena_put(
+    ArenaObject *self, PyObject *object, long codec, const unsigned char *payload, size_t size, long long deadline)
+{
+    TieredKey key;
+    int kept = 0;
+    if (tiered_arena_key(self, object, &key) < 0)
+        return -1;
+    if (codec < CODEC_BYTES || codec > CODEC_LAST) {
+        arena_discard(&self->arena, &key.key); /* Of a later version: nothing here could read it. */
+    } else {
+        unsigned kind = (unsigned)codec;
+        if (codec == CODEC_STR && is_ascii(payload, size))
+            kind |= ASCII;
+        kept = arena_put(&self->arena, &key.key, kind, payload, size, deadline);
+    }
+    tiered_key_end(&key);
+    return kept;
+}
+
+int
+tiered_arena_put_object(ArenaObject *self, PyObject *object, PyObject *codec, PyObject *payload, long long deadline)
 {
     long number = PyLong_AsLong(codec);
-    if (number == -1 && PyErr_Occurred())
-        return -1;
     Py_buffer view;
-    if (PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE) < 0)
+    if ((number == -1 && PyErr_Occurred()) || PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE) < 0)
         return -1;
-    TieredKey key;
-    int kept = -1;
-    if (number < CODEC_BYTES || number > CODEC_LAST) {
-        /* Of a later version: nothing here could read it. */
-        if (tiered_arena_key(self, object, &key) > 0) {
-            arena_discard(&self->arena, &key.key);
-            tiered_key_end(&key);
-            kept = 0;
-        }
-    } else if (tiered_arena_key(self, object, &key) > 0) {
-        unsigned kind = (unsigned)number;
-        if (number == CODEC_STR && is_ascii(view.buf, (size_t)view.len))
-            kind |= ASCII;
-        kept = arena_put(&self->arena, &key.key, kind, view.buf, (size_t)view.len, deadline);
-        tiered_key_end(&key);
-    }
+    int kept = tiered_arena_put(self, object, number, view.buf, (size_t)view.len, deadline);
     PyBuffer_Release(&view);
     return kept;
 }
@@ -315,7 +318,7 @@ arena_put_method(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
     long long deadline = PyLong_AsLongLong(args[3]);
     if (deadline == -1 && PyErr_Occurred())
         return NULL;
-    int kept = tiered_arena_put(self, args[0], args[1], args[2], deadline);
+    int kept = tiered_arena_put_object(self, args[0], args[1], args[2], deadline);
     return kept < 0 ? NULL : PyBool_FromLong(kept);
 }
 

@@ -32,7 +32,9 @@ PyObject *tiered_arena_lookup(ArenaObject *self, PyObject *object, int64_t now_m
 /* The key of any object, to be let go of; -1 with an error set. */
 int tiered_arena_key(ArenaObject *self, PyObject *object, TieredKey *key);
 /* Keeps an encoded value: whether it is kept; -1 with an error set. */
-int tiered_arena_put(ArenaObject *self, PyObject *object, PyObject *codec, PyObject *payload, long long deadline);
+int tiered_arena_put(
+    ArenaObject *self, PyObject *object, long codec, const unsigned char *payload, size_t size, long long deadline);
+int tiered_arena_put_object(ArenaObject *self, PyObject *object, PyObject *codec, PyObject *payload, long long deadline);
 
 /* The value of a MSGPACK payload of that size at most, kept decoded or decoded now; any code may run. */
 PyObject *tiered_arena_document(ArenaObject *self, const ArenaKey *key, const ArenaValue *found);
