@@ -74,7 +74,7 @@ def _print(found: dict[str, Any]) -> None:
 def curve(found: dict[str, Any]) -> str:
     """The hit ratio against memory, as a picture."""
     points = [(float(each["memory_bytes"]), each["hit_ratio"]) for each in found["curve"]]
-    memory = Axis("memory", output.size, doubling=True)
+    memory = Axis("memory", lambda size: output.size(size).replace(".0 ", " "), doubling=True)
     return pictures.lines(points, memory, Axis("hit ratio", pictures.percent), found["memory_bytes"], "now")
 
 
@@ -88,6 +88,6 @@ def drawn(found: dict[str, Any], suffix: str) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>tiered: hit ratio by memory</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<style>:root { color-scheme: light dark; } body { max-width: 40rem; margin: 1rem auto; }</style>"
+        "<style>:root { color-scheme: light dark; } body { max-width: 40rem; margin: auto; padding: 1rem; }</style>"
         f"</head><body>{picture}<p>{enough} are enough.</p></body></html>\n"
     )
