@@ -19,7 +19,7 @@ README = ROOT.parent / "README.md"
 # From the bottom up.  A module may import those of rows above its own, and nothing else of the package.
 LAYERS = [
     ["errors", "log", "native", "refusal"],
-    ["clock", "schedule", "jitter", "process", "eviction.lru", "arrays", "scalars", "group_commit"],
+    ["clock", "schedule", "jitter", "process", "eviction.lru", "arrays", "scalars", "group_commit", "events"],
     ["registry"],
     ["extensions"],
     ["conversion"],
@@ -43,9 +43,19 @@ LAYERS = [
     ["opening", "check", "mapping", "restoration"],
     ["sharing", "salvaging", "sub"],
     ["awaited", "handle"],
-    ["doctor", "transaction", "verification", "view"],
+    ["control", "doctor", "transaction", "verification", "view"],
     ["store"],
-    ["__init__", "aio", "commands", "migrate"],
+    ["__init__", "aio", "metrics", "migrate"],
+    ["cli.notation", "cli.running"],
+    ["cli.options", "cli.output", "cli.formats", "cli.pictures"],
+    ["cli.backup"],
+    ["cli.benchmark", "cli.census", "cli.completion", "cli.demo", "cli.values"],
+    ["cli.look"],
+    ["cli.operate", "cli.settings", "cli.top", "cli.transfer"],
+    ["cli.inspection"],
+    ["cli.advice"],
+    ["cli.report"],
+    ["cli.program"],
     ["cli"],
     ["__main__"],
 ]
@@ -55,10 +65,12 @@ IMPORTERS = {
     "msgpack": {
         *("arrays", "codec", "cold_state", "conversion", "extensions", "helper", "overlay", "pending", "snapshot"),
         "writing",
+        "cli.formats",
     },
     "numpy": {"arrays"},
+    "prometheus_client": {"metrics"},
     "mmap": {"journal"},
-    "fcntl": {"files"},
+    "fcntl": {"control", "files"},
     "subprocess": {"helper"},
     "ctypes": {"process"},
 }
@@ -102,7 +114,7 @@ def imported(name: str):
             if node.level:
                 package = "tiered.eviction" if PATHS[name].parent != ROOT else "tiered"
                 module = f"{package}.{module}".rstrip(".")
-            if module in ("tiered", "tiered.eviction"):
+            if module in ("tiered", "tiered.cli", "tiered.eviction"):
                 for alias in node.names:
                     known = f"{module}.{alias.name}".removeprefix("tiered.") in PATHS
                     yield (f"{module}.{alias.name}" if known else module), node.lineno

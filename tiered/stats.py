@@ -23,6 +23,7 @@ class Counters:
     refusals: int = 0
     prefetched: int = 0
     expired_hot: int = 0
+    expired_cold: int = 0
     checkpoints: int = 0
     writer_waits: int = 0
     wait_seconds: float = 0.0
@@ -55,7 +56,8 @@ class Stats(NamedTuple):
     `compiled` says whether the compiled part of the package runs, or Python in its place.
     `disk_free_bytes` are pages of the cold tier's file that hold nothing: later checkpoints
     use them, but not those that an open view can still see.  `damaged_bytes` is what `salvage` has
-    put aside, `disk_evictions` counts what `disk_full="evict"` has deleted.  `view_seconds` is the age of the oldest
+    put aside, `disk_evictions` counts what `disk_full="evict"` has deleted, `expired_hot` and `expired_cold` the keys
+    whose time was up that have left memory and the cold tier.  `view_seconds` is the age of the oldest
     view, `view_bytes` what views keep of write buffers that the store has let go of.
 
     Everything that was acknowledged before `as_of` is seen, in seconds since the epoch: now for the
@@ -91,6 +93,8 @@ class Stats(NamedTuple):
     prefetched: int
     evictions: int
     disk_evictions: int
+    expired_hot: int
+    expired_cold: int
     checkpoints: int
     checkpointer: str
     writer_waits: int
@@ -224,6 +228,8 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         prefetched=counters.prefetched,
         evictions=engine.hot.evictions,
         disk_evictions=counters.disk_evictions,
+        expired_hot=counters.expired_hot,
+        expired_cold=counters.expired_cold,
         checkpoints=counters.checkpoints,
         checkpointer=engine.checkpointer.name if engine.checkpointer else "none",
         writer_waits=counters.writer_waits,

@@ -22,10 +22,13 @@ from tiered.advisor import Advice, advice_of
 from tiered.check import Finding, check_engine
 from tiered.clock import Clock
 from tiered.config import SETTINGS, setting_named
+from tiered.control import attend
 from tiered.errors import ConfigError
+from tiered.events import Callback
 from tiered.handle import Ended, Handle, Inherited
 from tiered.hot import Hits, HotTier
 from tiered.journal import Dirty, record_bytes
+from tiered.maintenance import MAINTENANCE
 from tiered.mapping import ABSENT, ONE, Pairs, RangedMapping, keys_of, pairs_of
 from tiered.moment import passing
 from tiered.sharing import HANDLES, TEMPORARY
@@ -241,6 +244,15 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
             engine.acknowledged(sequence)
 
     __setitem__ = set
+
+    def _put_packed(self, key: K, number: int, payload: bytes, deadline: int) -> None:
+        """As `set`, of a value that is encoded already, until `deadline`, in milliseconds of the epoch, 0 for ever."""
+        engine = self._engine
+        encoded = _ENCODE_KEY(key)
+        engine.refuse_reentry()
+        with self._lock:
+            sequence = engine.put(keys.canonical(cast(keys.Key, key)), encoded, number, payload, deadline)
+        engine.acknowledged(sequence)
 
     def __delitem__(self, key: K) -> None:
         if self._remove(key) is None:
@@ -633,6 +645,17 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         self._engine.check_readable()
         return check_engine(self._engine)
 
+    def on(self, kind: str, callback: Callback) -> Callable[[], None]:
+        """Call `callback(event)` from now on for each event of a kind; call what this returns to end it.
+
+        Kinds: "checkpoint", "eviction", "expiry", "snapshot"; `events.Event` says what each tells.  It is called in the
+        background thread, a second or so after it happened, many at once as one event, and for the last time by
+        `close`; never under a lock of the store, which it may use.  What it raises is logged.  Until it returns, all
+        background work of the program waits.  Raises `ConfigError`.
+        """
+        self._engine.check_readable()
+        return self._engine.listen(kind, callback)
+
     def tick(self) -> float:
         """Do what the background thread does now and then; returns the seconds until there may be more to do."""
         self._engine.check_readable()
@@ -678,3 +701,6 @@ def open(
     more if a crashed program left a journal to be applied.
     """
     return Store(path, flag, lock_timeout=lock_timeout, allow_network=allow_network, clock=clock, **settings)
+
+
+MAINTENANCE.chores.append(attend)
