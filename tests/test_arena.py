@@ -143,18 +143,24 @@ def test_a_deadline_that_has_passed_when_it_is_put_is_forgotten_next() -> None:
     assert tier.expire(10_001_000, 10) == 1
 
 
-@pytest.mark.parametrize(("action", "uses", "order"), [(0, 0, "ab"), (1, 1, "ab"), (2, 255, "ab"), (3, 0, "ba")])
-def test_a_hit_does_what_a_policy_asks_for_and_no_more(action: int, uses: int, order: str) -> None:
+@pytest.mark.parametrize(
+    ("to", "uses", "order"), [((-1, -1, -1), 63, "abc"), ((0, 0, 0), 63, "bca"), ((2, 0, 0), 63, "bca"), ((1, 2, -1), 1, "bca")]
+)
+def test_a_hit_does_what_a_policy_asks_for_and_no_more(to: tuple[int, int, int], uses: int, order: str) -> None:
     tier = arena()
-    tier.hit_action = action
-    put(tier, "a", "first")
-    put(tier, "b", {"second": 2})
+    tier.steer(Policy(), uses, False, to, False)
+    for letter in "abc":
+        put(tier, letter, {"value": letter})
     for _ in range(300):
         tier.get("a")
-    assert (tier.uses("a"), tier.uses("b"), tier.uses("c")) == (uses, 0, None)
     assert listed(tier) == list(order)
-    put(tier, "a", "FIRST")
-    assert tier.uses("a") == 0, "what is written over begins anew"
+    assert tier.wrong() == ""
+    queue = max(range(3), key=lambda number: to[number] if to[0] > 0 else -number)
+    queue = {(1, 2, -1): 2, (2, 0, 0): 0}.get(to, 0)
+    while (oldest := tier.oldest(queue)) and tier.queue_bytes(queue) > tier.peek("a")[3]:
+        tier.drop(queue)
+    assert oldest
+    assert oldest[2] == (uses if to[0] >= 0 else 0)
 
 
 class AgainstAModel(RuleBasedStateMachine):

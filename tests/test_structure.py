@@ -16,12 +16,14 @@ from tiered.config import SETTINGS
 ROOT = Path(tiered.__file__).resolve().parent
 README = ROOT.parent / "README.md"
 
+ONE_FILE_EACH = ("arc", "fifo", "lru", "s3fifo", "sieve", "wtinylfu")  # And those below that are sampled.
+
 # From the bottom up.  A module may import those of rows above its own, and nothing else of the package.
 LAYERS = [
     ["errors", "log", "native", "refusal"],
-    ["clock", "schedule", "jitter", "process", "eviction.lru", "arrays", "scalars", "group_commit"],
-    ["registry"],
-    ["extensions"],
+    ["clock", "schedule", "jitter", "process", "eviction.policy", "eviction.sketch", "eviction.ghosts", "arrays", "scalars", "group_commit"],
+    ["registry", "eviction.order", *(f"eviction.{name}" for name in ONE_FILE_EACH), "eviction.sampled"],
+    ["extensions", *(f"eviction.{name}" for name in ("lfu", "random", "smallest", "largest", "ttl"))],
     ["conversion"],
     ["config", "files", "keys", "codec", "eviction", "expiry", "record"],
     ["compression", "heap", "arena", "journal", "snapshot"],

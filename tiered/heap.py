@@ -14,8 +14,8 @@ instances of a subclass of `bytes` would all be visited.
 
 Accounting: an entry costs what the allocator hands out for key and entry (sizes
 rounded up to 16 bytes, and 16 more above 512 bytes, where malloc takes over), and the
-table costs what the policy says.  Locking: everything here is called under the
-store's lock, except `get`, `get_at` and `get_many`: they read `table` and `hit`, each atomic; where an
+table costs what its order says.  Locking: everything here is called under the
+store's lock, except `get`, `get_at` and `get_many`: they read `table` and `note`, each atomic; where an
 entry leaves between the two, the value is not there.
 
 What this cannot do is keep the process within the budget: the heap fragments, so that under churn of mixed sizes the
@@ -24,13 +24,14 @@ process takes more than is accounted.  The arena can.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from sys import getsizeof
 from typing import Any
 
 from tiered import codec, keys
-from tiered.eviction import POLICIES
+from tiered.eviction import policy_named
+from tiered.eviction.order import Line, Queues
 from tiered.expiry import Deadlines
 
 VALUE_SHARE_MAX = 8
@@ -136,18 +137,47 @@ class HeapTier:
     in_budget = False
 
     def __init__(self, policy: str, budget_bytes: int) -> None:
-        self.policy = POLICIES[policy]()
-        self.table = self.policy.table
-        self.hit = self.policy.hit
-        self._insert = self.policy.insert
-        self._victim = self.policy.victim
-        self.budget_bytes = budget_bytes
+        self._budget_bytes = budget_bytes
         self.entry_bytes = 0
         self.evictions = 0
         self.evicted_bytes = 0
         self.deadlines = Deadlines()
-        self._table_bytes = self.policy.table_bytes()
         self._review = _TABLE_REVIEW
+        self.table: OrderedDict[Any, Any] = OrderedDict()
+        self._begin(policy)
+
+    def _begin(self, policy: str) -> None:
+        self.policy = policy
+        chosen = policy_named(policy)
+        one = chosen.queues == 1
+        self.order = Line(chosen, self.table) if one else Queues(chosen, self.table, self._budget_bytes)
+        self.note = self.order.note
+        self._table_bytes = self.order.table_bytes()
+
+    def evict_by(self, policy: str) -> None:
+        """Another policy, from now on, which takes over the entries in the order that they have."""
+        entries = [(key, self.table[key]) for key in self.order]
+        self.order.clear()
+        self.entry_bytes = 0
+        self._begin(policy)
+        for key, entry in entries:
+            size = cost(key, entry)
+            self.order.insert(key, entry, size, entry[1] if entry.__class__ is Expiring else 0)
+            self.entry_bytes += size
+        self.order.adopt()
+        self._table_bytes = self.order.table_bytes()
+        self.shrink()
+
+    @property
+    def budget_bytes(self) -> int:
+        """What it may use; `shrink` enforces a smaller one."""
+        return self._budget_bytes
+
+    @budget_bytes.setter
+    def budget_bytes(self, budget_bytes: int) -> None:
+        self._budget_bytes = budget_bytes
+        if isinstance(self.order, Queues):
+            self.order.capacity_bytes = budget_bytes
 
     @property
     def used_bytes(self) -> int:
@@ -173,7 +203,12 @@ class HeapTier:
 
     def __iter__(self) -> Iterator[Any]:
         """All keys, the one that leaves first at the front."""
-        return iter(list(self.table))
+        return iter(self.order)
+
+    def hit(self, key: Any) -> None:
+        """Note a use.  KeyError if the key is not there."""
+        self.table[key]
+        self.note(key)
 
     # Reading; without the lock
 
@@ -183,7 +218,7 @@ class HeapTier:
             entry = self.table[key]
             if entry.__class__ is Expiring:
                 return default
-            self.hit(key)
+            self.note(key)
         except KeyError:
             return default
         except TypeError:
@@ -199,7 +234,7 @@ class HeapTier:
                 entry, deadline = entry
                 if deadline <= now_ms:
                     return default
-            self.hit(key)
+            self.note(key)
         except KeyError:
             return default
         except TypeError:
@@ -211,7 +246,7 @@ class HeapTier:
         """`get` for each of many keys, into `found`; returns those that are missing, which are `absent` there."""
         try:
             entries = list(map(self.table.__getitem__, names))
-            deque(map(self.hit, names), maxlen=0)
+            deque(map(self.note, names), maxlen=0)
             kinds = set(map(type, entries))
         except KeyError:
             kinds = set()
@@ -238,7 +273,7 @@ class HeapTier:
             elif entry.__class__ not in codec.PLAIN_TYPES:
                 found[key] = value_of(entry)
             try:
-                self.hit(key)
+                self.note(key)
             except KeyError:
                 pass  # Gone meanwhile; the value is as good.
         if packed:
@@ -270,18 +305,19 @@ class HeapTier:
 
     def put(self, key: Any, number: int, payload: bytes, deadline: int) -> bool:
         """Keep a value, evicting others over the budget; False if it is not kept, nor what was there."""
-        self.discard(key)
         try:
             entry = entry_of(number, payload)
         except ValueError:
+            self.discard(key)
             return False  # Nothing here can read it.
         if deadline:
             entry = (entry, deadline)
         size = cost(key, entry)
         if size * VALUE_SHARE_MAX > self.budget_bytes:
+            self.discard(key)
             return False
         try:
-            self._insert(key, entry)
+            self._insert(key, entry, size)
             self.entry_bytes += size
             if deadline:
                 self.deadlines.add(key, deadline)
@@ -291,10 +327,19 @@ class HeapTier:
         self._review -= 1
         if not self._review:
             self._review = _TABLE_REVIEW
-            self._table_bytes = self.policy.table_bytes()
+            self._table_bytes = self.order.table_bytes()
         if self.entry_bytes + self._table_bytes > self.budget_bytes:
             self.shrink()
         return True
+
+    def _insert(self, key: Any, entry: Any, size: int) -> None:
+        """Put an entry in order, in place of what was there; others leave before, for room for it."""
+        order = self.order
+        order.admit(key, size)
+        self.discard(key)
+        if self.entry_bytes + size + self._table_bytes > self.budget_bytes:
+            self.shrink(self.budget_bytes - size)
+        order.insert(key, entry, size, entry[1] if entry.__class__ is Expiring else 0)
 
     def put_many(self, names: Sequence[Any], numbers: Sequence[int], payloads: Sequence[bytes], deadline: int) -> None:
         """`put` for each of many keys."""
@@ -303,33 +348,35 @@ class HeapTier:
 
     def shrink(self, to_bytes: int | None = None) -> bool:
         """Evict down to the budget, or to less; False if more is left than one call may evict."""
-        victim, count = self._victim, cost
+        leave, count = self.order.leave, cost
         room = (self.budget_bytes if to_bytes is None else min(to_bytes, self.budget_bytes)) - self._table_bytes
+        most = self.evictions + EVICTIONS_PER_CALL_MAX
         try:
-            for _ in range(EVICTIONS_PER_CALL_MAX):
-                if self.entry_bytes <= room:
+            while self.entry_bytes > room:
+                if self.evictions >= most:
+                    self._table_bytes = self.order.table_bytes()
+                    return False
+                left = leave()
+                if not left:
                     return True
-                key, entry = victim()
-                size = count(key, entry)
-                self.entry_bytes -= size
-                self.evicted_bytes += size
-                self.evictions += 1
-                if entry.__class__ is Expiring:
-                    self.deadlines.discard(key, entry[1])
-        except KeyError:
-            return True  # Nothing is left to evict.
+                for key, entry in left:
+                    size = count(key, entry)
+                    self.entry_bytes -= size
+                    self.evicted_bytes += size
+                    self.evictions += 1
+                    if entry.__class__ is Expiring:
+                        self.deadlines.discard(key, entry[1])
         except BaseException:
             self.clear()
             raise
-        self._table_bytes = self.policy.table_bytes()
-        return False
+        return True
 
     def discard(self, key: Any) -> bool:
         """Forget a key; whether it was there."""
         if key not in self.table:
             return False
         try:
-            entry = self.policy.remove(key)
+            entry = self.order.remove(key)
             self.entry_bytes -= cost(key, entry)
             if entry.__class__ is Expiring:
                 self.deadlines.discard(key, entry[1])
@@ -350,7 +397,7 @@ class HeapTier:
             for key in due:
                 entry = self.table.get(key)
                 if entry.__class__ is Expiring and entry[1] <= now_ms:
-                    self.entry_bytes -= cost(key, self.policy.remove(key))
+                    self.entry_bytes -= cost(key, self.order.remove(key))
         except BaseException:
             self.clear()
             raise
@@ -358,10 +405,10 @@ class HeapTier:
 
     def clear(self) -> None:
         """Forget everything."""
-        self.policy.clear()
+        self.order.clear()
         self.deadlines = Deadlines()
         self.entry_bytes = 0
-        self._table_bytes = self.policy.table_bytes()
+        self._table_bytes = self.order.table_bytes()
 
     def wrong(self) -> str:
         """What does not add up, "" if all does."""
@@ -373,26 +420,27 @@ class HeapTier:
         return "" if expiring == len(self.deadlines) else f"{len(self.deadlines)} deadlines, {expiring} entries"
 
 
+_NOWHERE = HeapTier("lru", 0)
+"""Where a hit is noted whose tier has just been taken away."""
+
+
 class Hits:
     """Answers reads of what is hot; what is not, or has a deadline, goes to `_load` and `_has`."""
 
     _hits = 0
     _table: Mapping[Any, Any]
-    _hit: Callable[[Any], None]
-    _heap: HeapTier | None
+    _heap: HeapTier
 
     @property
     def _tier(self) -> HeapTier | None:
         """The tier that answers, None if none does."""
-        return self._heap
+        return None if self._heap is _NOWHERE else self._heap
 
     @_tier.setter
     def _tier(self, tier: HeapTier | None) -> None:
         # Emptied, the table goes first: a hit that finds it so asks the engine.
         self._table = {} if tier is None else tier.table
-        if tier is not None:
-            self._hit = tier.hit
-        self._heap = tier
+        self._heap = _NOWHERE if tier is None else tier
 
     def _load(self, key: Any, default: Any = ...) -> Any:
         raise NotImplementedError
@@ -403,7 +451,7 @@ class Hits:
     def __getitem__(self, key: Any) -> Any:
         try:
             entry = self._table[key]
-            self._hit(key)
+            self._heap.note(key)
         except KeyError:
             return self._load(key)
         except TypeError:
@@ -422,7 +470,7 @@ class Hits:
         # Not by the KeyError of a missing key: reading a registered type may raise one of its own.
         try:
             entry = self._table[key]
-            self._hit(key)
+            self._heap.note(key)
         except KeyError:
             return self._load(key, default)
         except TypeError:

@@ -1,0 +1,175 @@
+/* What the arena does for eviction policies (tiered/eviction/policy.py): it follows their rules at each hit, and asks them,
+ * which is Python, before it changes anything.
+ *
+ * Locking.  A policy is asked under the store's lock; hits of other threads go on meanwhile, and so may move what it
+ * has just looked at.  So it names queues, never records.  Where nobody can be asked, in the middle of a change, the oldest
+ * leaves: where segments leave no room for what fits by bytes, and where an object takes memory from the arena. */
+#include "pyarena.h"
+
+enum {
+    ASKED_MAX = 1000,  /* Evictions for one call. */
+    ASKED_REVIEW = 64, /* After so many records that have entered, what the policy remembers is measured. */
+};
+
+static bool
+queue_number(PyObject *object, unsigned *queue)
+{
+    long number = PyLong_AsLong(object);
+    if (number >= 0 && number < ARENA_QUEUES) {
+        *queue = (unsigned)number;
+        return true;
+    }
+    if (!PyErr_Occurred())
+        PyErr_SetString(PyExc_ValueError, "no such queue");
+    return false;
+}
+
+PyObject *
+tiered_arena_steer(ArenaObject *self, PyObject *args)
+{
+    PyObject *policy;
+    int uses_max, sparing, sketched;
+    ArenaRules rules = {0};
+    int *to = rules.hit_to;
+    if (!PyArg_ParseTuple(args, "Oip(iii)p:steer", &policy, &uses_max, &sparing, &to[0], &to[1], &to[2], &sketched))
+        return NULL;
+    for (int queue = 0; queue < ARENA_QUEUES; queue++)
+        if (to[queue] >= ARENA_QUEUES)
+            return PyErr_Format(PyExc_ValueError, "no such queue");
+    if (uses_max < 0 || uses_max > ARENA_USES_MAX)
+        return PyErr_Format(PyExc_ValueError, "a record counts up to %d", ARENA_USES_MAX);
+    rules.uses_max = (unsigned)uses_max;
+    rules.sparing = sparing;
+    if (policy != Py_None)
+        rules.hit_action = ARENA_HIT_BY_RULES;
+    else
+        rules.hit_action = to[0] < 0 ? ARENA_HIT_NOTHING : ARENA_HIT_MOVES_TO_FRONT;
+    sketch_end(&self->arena.sketch);
+    if (sketched && !sketch_begin(&self->arena.sketch))
+        return PyErr_NoMemory();
+    arena_rule(&self->arena, &rules);
+    Py_XSETREF(self->policy, policy == Py_None ? NULL : Py_NewRef(policy));
+    Py_RETURN_NONE;
+}
+
+int
+tiered_arena_ask_to_leave(ArenaObject *self, size_t bytes, size_t outside)
+{
+    Arena *a = &self->arena;
+    PyObject *policy = Py_NewRef(self->policy);
+    int result = 0;
+    for (int asked = 0; result == 0 && asked < ASKED_MAX && arena_crowded(a, bytes, outside); asked++) {
+        uint64_t before = a->evictions;
+        PyObject *done = PyObject_CallMethod(policy, "leave", "O", self);
+        if (done == NULL)
+            result = -1;
+        Py_XDECREF(done);
+        if (a->evictions == before)
+            break;
+    }
+    Py_DECREF(policy);
+    return result;
+}
+
+static int
+ask(ArenaObject *self, const ArenaKey *key, size_t size, int64_t deadline)
+{
+    Arena *a = &self->arena;
+    ArenaValue found;
+    size_t outside, bytes = arena_need(a, key, size, deadline, &outside);
+    if (bytes == 0)
+        return 0;
+    if (!arena_find(a, key, &found)) {
+        PyObject *queue = PyObject_CallMethod(
+            self->policy, "enter", "Okn", self, (unsigned long)arena_hash(a, key), (Py_ssize_t)(bytes + outside));
+        unsigned number;
+        bool known = queue != NULL && queue_number(queue, &number);
+        Py_XDECREF(queue);
+        if (!known)
+            return -1;
+        a->entering = (uint8_t)(number << 6);
+        if (++self->asked % ASKED_REVIEW == 0) {
+            PyObject *remembered = PyObject_GetAttrString(self->policy, "memory_bytes");
+            size_t memory = remembered ? PyLong_AsSize_t(remembered) : 0;
+            Py_XDECREF(remembered);
+            if (PyErr_Occurred())
+                return -1;
+            a->policy_bytes = memory;
+        }
+    }
+    return tiered_arena_ask_to_leave(self, bytes, outside);
+}
+
+int
+tiered_arena_ask(ArenaObject *self, const ArenaKey *key, size_t size, int64_t deadline)
+{
+    int result = ask(self, key, size, deadline);
+    if (result < 0)
+        arena_clear(&self->arena); /* Ctrl-C: what was to be put is not, and nothing older may be found in its place. */
+    return result;
+}
+
+PyObject *
+tiered_arena_queue_bytes(ArenaObject *self, PyObject *object)
+{
+    unsigned queue;
+    return queue_number(object, &queue) ? PyLong_FromUnsignedLongLong(self->arena.queues[queue].bytes) : NULL;
+}
+
+PyObject *
+tiered_arena_oldest(ArenaObject *self, PyObject *object)
+{
+    unsigned queue;
+    ArenaOldest oldest;
+    if (!queue_number(object, &queue))
+        return NULL;
+    if (!arena_oldest(&self->arena, queue, &oldest))
+        Py_RETURN_NONE;
+    return Py_BuildValue("knIL", (unsigned long)oldest.fingerprint, (Py_ssize_t)oldest.size, oldest.uses,
+        (long long)oldest.deadline);
+}
+
+PyObject *
+tiered_arena_shift(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    unsigned queue, to;
+    if (count != 3)
+        return PyErr_Format(PyExc_TypeError, "shift(queue, to, uses)");
+    long uses = PyLong_AsLong(args[2]);
+    if (uses < 0 || uses > ARENA_USES_MAX)
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "a record counts up to %d", ARENA_USES_MAX);
+    if (!queue_number(args[0], &queue) || !queue_number(args[1], &to))
+        return NULL;
+    arena_shift(&self->arena, queue, to, (unsigned)uses);
+    Py_RETURN_NONE;
+}
+
+PyObject *
+tiered_arena_drop(ArenaObject *self, PyObject *object)
+{
+    unsigned queue;
+    if (!queue_number(object, &queue))
+        return NULL;
+    arena_drop(&self->arena, queue);
+    Py_RETURN_NONE;
+}
+
+PyObject *
+tiered_arena_see(ArenaObject *self, PyObject *object)
+{
+    unsigned long fingerprint = PyLong_AsUnsignedLong(object);
+    if (PyErr_Occurred())
+        return NULL;
+    if (self->arena.sketch.words != NULL) {
+        sketch_grow(&self->arena.sketch, self->arena.count);
+        sketch_add(&self->arena.sketch, fingerprint);
+    }
+    Py_RETURN_NONE;
+}
+
+PyObject *
+tiered_arena_seen(ArenaObject *self, PyObject *object)
+{
+    unsigned long fingerprint = PyLong_AsUnsignedLong(object);
+    return PyErr_Occurred() ? NULL : PyLong_FromLong((long)sketch_estimate(&self->arena.sketch, fingerprint));
+}

@@ -1,0 +1,235 @@
+"""The order of records on Python's heap, as a policy has it: what the compiled arena has in the links of its records.
+
+`Line` is one queue, for LRU and FIFO; `Queues` are several, with a policy that is asked.  Both hold the tier's table, and
+answer to the same names:
+
+    table               the mapping from key to entry that hits read, without a lock; it is given, and outlives the policy
+    note(key)           note a hit; atomic; the key may have left
+    admit(key, size)    a record of that size is about to be put: asks the policy where to
+    insert(key, entry, size, deadline)   put it, after `admit`; it is not there
+    remove(key)         take an entry out and return it, None if there is none
+    adopt()             what was inserted until now, without `admit`, comes from another policy
+    leave()             evict, and return the keys and entries: one at least, none if there is none
+    table_bytes()       memory of all this, without keys and entries
+    clear()             forget everything
+    iter()              all keys, about in the order in which they leave
+
+All but reads of `table` and `note` are called under the store's lock.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tiered.eviction.policy import GHOST_SHARE, Policy, counts
+from tiered.eviction.sketch import Sketch
+
+HITS_MAX = 1024
+"""So many hits are remembered until something is put; earlier ones are forgotten then."""
+_RECORD_BYTES = 112
+"""A record's state in its queue: a tuple and its numbers."""
+
+
+class Line:
+    """One queue: the oldest leaves.
+
+    An `OrderedDict` is the table and the order at once: its `move_to_end` runs in C and is atomic, so hits need no lock.
+    A plain dict re-inserting its keys would be smaller, but finding its first key gets slower with every deletion at the
+    front.
+    """
+
+    def __init__(self, policy: Policy, table: OrderedDict[Any, Any]) -> None:
+        self.table = table
+        self.note: Callable[[Any], object] = self.table.__contains__ if policy.hit_to[0] < 0 else self.table.move_to_end
+
+    def admit(self, key: Any, size: int) -> None:
+        """Nothing to ask."""
+
+    def insert(self, key: Any, entry: Any, size: int, deadline: int) -> None:
+        """Put an entry, the newest."""
+        self.table[key] = entry
+
+    def remove(self, key: Any) -> Any:
+        """Take an entry out; None if there is none."""
+        return self.table.pop(key, None)
+
+    def adopt(self) -> None:
+        """Nothing to ask."""
+
+    def leave(self) -> list[tuple[Any, Any]]:
+        """Evict the oldest."""
+        return [self.table.popitem(last=False)] if self.table else []
+
+    def table_bytes(self) -> int:
+        """Memory of the table itself: slots, links, and the index from slots to links."""
+        return sys.getsizeof(self.table)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.table.clear()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(self.table))
+
+
+class Queues:
+    """Several queues, and the policy that is asked.
+
+    A hit that is to move a record, or count in it, takes several steps, and nobody holds a lock: so it is only
+    remembered, in a list of bounded length, and done before the policy is asked the next time.
+    """
+
+    def __init__(
+        self, policy: Policy, table: OrderedDict[Any, Any], capacity_bytes: int, seed: int | None = None
+    ) -> None:
+        from random import Random  # Not at the top: it takes a while to import, and so would the package.
+
+        self.policy = policy
+        self.capacity_bytes = capacity_bytes
+        self.policy_hits = 0
+        self.table = table
+        self._hits: deque[Any] = deque(maxlen=HITS_MAX)
+        self.note: Callable[[Any], object] = self._hits.append
+        self._chance = Random(seed).random
+        self._sketch = Sketch() if policy.sketched else None
+        self._queues: list[OrderedDict[Any, tuple[int, int, int]]] = [OrderedDict() for _ in range(policy.queues)]
+        self._bytes = [0] * policy.queues
+        self._entering = 0, 0  # Where to, and with how many uses.
+        self._left: list[Any] = []
+
+    # What the tier does
+
+    def admit(self, key: Any, size: int) -> None:
+        """Ask the policy; of a key that is there already this is a use, and it stays in its queue."""
+        self._do_hits()
+        queue = self._queue_of(key)
+        if queue is None:
+            self._entering = self.policy.enter(self, hash(key), size), 0
+        else:
+            self._use(key)
+            queue = self._queue_of(key) or 0
+            self._entering = queue, self._queues[queue][key][1]
+
+    def insert(self, key: Any, entry: Any, size: int, deadline: int) -> None:
+        """Put an entry where the policy has said."""
+        queue, uses = self._entering
+        self._queues[queue][key] = size, uses, deadline
+        self._bytes[queue] += size
+        self.table[key] = entry
+
+    def remove(self, key: Any) -> Any:
+        """Take an entry out; None if there is none."""
+        queue = self._queue_of(key)
+        if queue is None:
+            return None
+        self._bytes[queue] -= self._queues[queue].pop(key)[0]
+        return self.table.pop(key)
+
+    def adopt(self) -> None:
+        """Have the policy distribute over its queues what is in the first."""
+        self.policy.adopt(self)
+
+    def leave(self) -> list[tuple[Any, Any]]:
+        """Evict whom the policy chooses."""
+        self._do_hits()
+        if self.table:
+            self.policy.leave(self)
+        left = [(key, self.table.pop(key)) for key in self._left]
+        self._left.clear()
+        return left
+
+    def table_bytes(self) -> int:
+        """Memory of the queues, of what the policy remembers, and of the table."""
+        queues = sum(map(sys.getsizeof, self._queues)) + len(self.table) * _RECORD_BYTES
+        sketch = self._sketch.memory_bytes if self._sketch else 0
+        return sys.getsizeof(self.table) + queues + sketch + self.policy.memory_bytes
+
+    def clear(self) -> None:
+        """Forget everything but what the policy remembers."""
+        self._hits.clear()
+        self._left.clear()
+        for queue in self._queues:
+            queue.clear()
+        self._bytes = [0] * len(self._queues)
+        self._entering = 0, 0
+        self.table.clear()
+
+    def __iter__(self) -> Iterator[Any]:
+        self._do_hits()
+        return iter([key for queue in self._queues for key in queue])
+
+    def _queue_of(self, key: Any) -> int | None:
+        return next((number for number, queue in enumerate(self._queues) if key in queue), None)
+
+    def _do_hits(self) -> None:
+        hits = self._hits
+        while hits:
+            try:
+                self._use(hits.popleft())
+            except IndexError:
+                break  # Another thread's hit has pushed the last one out.
+
+    def _use(self, key: Any) -> None:
+        number = self._queue_of(key)
+        if number is None:
+            return
+        self.policy_hits += 1
+        if self._sketch is not None:
+            self._sketch.add(hash(key))
+        queue, policy = self._queues[number], self.policy
+        if policy.uses_max:
+            size, uses, deadline = queue[key]
+            if uses < policy.uses_max and (not policy.sparing or counts(uses, self._chance())):
+                queue[key] = size, uses + 1, deadline
+        to = policy.hit_to[number]
+        if to >= 0:
+            state = queue.pop(key)
+            self._queues[to][key] = state
+            self._bytes[number] -= state[0]
+            self._bytes[to] += state[0]
+
+    # What the policy does (`policy.Records`)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def queue_bytes(self, queue: int) -> int:
+        """Bytes of the records in a queue."""
+        return self._bytes[queue]
+
+    def oldest(self, queue: int) -> tuple[int, int, int, int] | None:
+        """Fingerprint, bytes, uses and deadline of the oldest of a queue; None if it is empty."""
+        for key, (size, uses, deadline) in self._queues[queue].items():
+            return hash(key), size, uses, deadline
+        return None
+
+    def shift(self, queue: int, to: int, uses: int) -> None:
+        """Make the oldest of a queue the newest of another, or of the same, with so many uses."""
+        key, (size, _, deadline) = self._queues[queue].popitem(last=False)
+        self._queues[to][key] = size, uses, deadline
+        self._bytes[queue] -= size
+        self._bytes[to] += size
+
+    def drop(self, queue: int) -> None:
+        """Evict the oldest of a queue."""
+        key, (size, _, _) = self._queues[queue].popitem(last=False)
+        self._bytes[queue] -= size
+        self._left.append(key)
+
+    @property
+    def ghost_bytes(self) -> int:
+        """Memory that the policy may take for what it remembers of records that have left."""
+        return self.capacity_bytes // GHOST_SHARE
+
+    def see(self, fingerprint: int) -> None:
+        """Count an access in the sketch."""
+        if self._sketch is not None:
+            self._sketch.grow(len(self.table))
+            self._sketch.add(fingerprint)
+
+    def seen(self, fingerprint: int) -> int:
+        """How often that was accessed lately, as the sketch has it."""
+        return 0 if self._sketch is None else self._sketch.estimate(fingerprint)
