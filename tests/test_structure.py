@@ -22,10 +22,10 @@ ONE_FILE_EACH = ("arc", "fifo", "lru", "s3fifo", "sieve", "wtinylfu")  # And tho
 LAYERS = [
     ["errors", "log", "native", "refusal"],
     ["clock", "schedule", "jitter", "process", "eviction.policy", "eviction.sketch", "eviction.ghosts", "arrays", "scalars", "group_commit"],
-    ["registry", "eviction.order", *(f"eviction.{name}" for name in ONE_FILE_EACH), "eviction.sampled"],
+    ["registry", "eviction", "eviction.order", *(f"eviction.{name}" for name in ONE_FILE_EACH), "eviction.sampled"],
     ["extensions", *(f"eviction.{name}" for name in ("lfu", "random", "smallest", "largest", "ttl"))],
     ["conversion"],
-    ["config", "files", "keys", "codec", "eviction", "expiry", "record"],
+    ["config", "files", "keys", "codec", "expiry", "record"],
     ["compression", "heap", "arena", "journal", "snapshot"],
     ["environment", "hot", "write_buffer", "recovery", "retention"],
     ["cold_state", "watermark"],

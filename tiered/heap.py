@@ -160,7 +160,7 @@ class HeapTier:
         self.order.clear()
         self.entry_bytes = 0
         self._begin(policy)
-        for key, entry in entries:
+        for key, entry in entries:  # Which a new policy puts into its first queue.
             size = cost(key, entry)
             self.order.insert(key, entry, size, entry[1] if entry.__class__ is Expiring else 0)
             self.entry_bytes += size

@@ -81,7 +81,9 @@ class Stats(NamedTuple):
     cold_hits: int
     misses: int
     promotions: int
+    eviction: str
     evictions: int
+    evicted_bytes: int
     disk_evictions: int
     checkpoints: int
     checkpointer: str
@@ -210,7 +212,9 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         cold_hits=counters.cold_hits,
         misses=counters.misses,
         promotions=counters.promotions,
+        eviction=engine.hot.policy,
         evictions=engine.hot.evictions,
+        evicted_bytes=engine.hot.evicted_bytes,
         disk_evictions=counters.disk_evictions,
         checkpoints=counters.checkpoints,
         checkpointer=engine.checkpointer.name if engine.checkpointer else "none",

@@ -72,7 +72,7 @@ tiered_arena_ask_to_leave(ArenaObject *self, size_t bytes, size_t outside)
 }
 
 static int
-ask(ArenaObject *self, const ArenaKey *key, size_t size, int64_t deadline)
+ask(ArenaObject *self, PyObject *policy, const ArenaKey *key, size_t size, int64_t deadline)
 {
     Arena *a = &self->arena;
     ArenaValue found;
@@ -80,16 +80,13 @@ ask(ArenaObject *self, const ArenaKey *key, size_t size, int64_t deadline)
     if (bytes == 0)
         return 0;
     if (!arena_find(a, key, &found)) {
-        PyObject *queue = PyObject_CallMethod(
-            self->policy, "enter", "Okn", self, (unsigned long)arena_hash(a, key), (Py_ssize_t)(bytes + outside));
-        unsigned number;
-        bool known = queue != NULL && queue_number(queue, &number);
-        Py_XDECREF(queue);
-        if (!known)
+        PyObject *told = PyObject_CallMethod(
+            policy, "enter", "Okn", self, (unsigned long)arena_hash(a, key), (Py_ssize_t)(bytes + outside));
+        if (told == NULL)
             return -1;
-        a->entering = (uint8_t)(number << 6);
+        Py_DECREF(told);
         if (++self->asked % ASKED_REVIEW == 0) {
-            PyObject *remembered = PyObject_GetAttrString(self->policy, "memory_bytes");
+            PyObject *remembered = PyObject_GetAttrString(policy, "memory_bytes");
             size_t memory = remembered ? PyLong_AsSize_t(remembered) : 0;
             Py_XDECREF(remembered);
             if (PyErr_Occurred())
@@ -97,13 +94,23 @@ ask(ArenaObject *self, const ArenaKey *key, size_t size, int64_t deadline)
             a->policy_bytes = memory;
         }
     }
-    return tiered_arena_ask_to_leave(self, bytes, outside);
+    if (tiered_arena_ask_to_leave(self, bytes, outside) < 0)
+        return -1;
+    PyObject *queue = PyObject_GetAttrString(policy, "entering");
+    unsigned number;
+    bool known = queue != NULL && queue_number(queue, &number);
+    Py_XDECREF(queue);
+    if (known)
+        a->entering = (uint8_t)(number << 6);
+    return known ? 0 : -1;
 }
 
 int
 tiered_arena_ask(ArenaObject *self, const ArenaKey *key, size_t size, int64_t deadline)
 {
-    int result = ask(self, key, size, deadline);
+    PyObject *policy = Py_NewRef(self->policy);
+    int result = ask(self, policy, key, size, deadline);
+    Py_DECREF(policy);
     if (result < 0)
         arena_clear(&self->arena); /* Ctrl-C: what was to be put is not, and nothing older may be found in its place. */
     return result;

@@ -31,7 +31,7 @@ class ARC(Policy):
         """Memory of the ghosts."""
         return sum(ghosts.memory_bytes for ghosts in self._ghosts)
 
-    def enter(self, records: Records, fingerprint: int, size: int) -> int:
+    def enter(self, records: Records, fingerprint: int, size: int) -> None:
         """The queue of those used again for what left lately, whose queue deserved more."""
         self._entering_bytes = size
         once, again = (ghosts.total_bytes for ghosts in self._ghosts)
@@ -42,7 +42,7 @@ class ARC(Policy):
         elif self._ghosts[AGAIN].take(fingerprint):
             self._came_back = AGAIN
             self._once_bytes = max(self._once_bytes - size * max(once / again, 1), 0)
-        return ONCE if self._came_back is None else AGAIN
+        self.entering = ONCE if self._came_back is None else AGAIN
 
     def leave(self, records: Records) -> None:
         """Evict from the queue that has more than its share, and remember as much as there is capacity."""

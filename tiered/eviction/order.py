@@ -5,7 +5,7 @@ answer to the same names:
 
     table               the mapping from key to entry that hits read, without a lock; it is given, and outlives the policy
     note(key)           note a hit; atomic; the key may have left
-    admit(key, size)    a record of that size is about to be put: asks the policy where to
+    admit(key, size)    a record of that size is about to be put: tells the policy
     insert(key, entry, size, deadline)   put it, after `admit`; it is not there
     remove(key)         take an entry out and return it, None if there is none
     adopt()             what was inserted until now, without `admit`, comes from another policy
@@ -97,7 +97,7 @@ class Queues:
         self._sketch = Sketch() if policy.sketched else None
         self._queues: list[OrderedDict[Any, tuple[int, int, int]]] = [OrderedDict() for _ in range(policy.queues)]
         self._bytes = [0] * policy.queues
-        self._entering = 0, 0  # Where to, and with how many uses.
+        self._entering: tuple[int, int] | None = None  # Of what was there: where to, and with how many uses.
         self._left: list[Any] = []
 
     # What the tier does
@@ -107,7 +107,8 @@ class Queues:
         self._do_hits()
         queue = self._queue_of(key)
         if queue is None:
-            self._entering = self.policy.enter(self, hash(key), size), 0
+            self.policy.enter(self, hash(key), size)
+            self._entering = None
         else:
             self._use(key)
             queue = self._queue_of(key) or 0
@@ -115,7 +116,7 @@ class Queues:
 
     def insert(self, key: Any, entry: Any, size: int, deadline: int) -> None:
         """Put an entry where the policy has said."""
-        queue, uses = self._entering
+        queue, uses = self._entering or (self.policy.entering, 0)
         self._queues[queue][key] = size, uses, deadline
         self._bytes[queue] += size
         self.table[key] = entry
@@ -154,7 +155,7 @@ class Queues:
         for queue in self._queues:
             queue.clear()
         self._bytes = [0] * len(self._queues)
-        self._entering = 0, 0
+        self._entering = None
         self.table.clear()
 
     def __iter__(self) -> Iterator[Any]:

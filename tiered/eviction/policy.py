@@ -2,7 +2,7 @@
 
 A hot tier holds its records in up to `QUEUES` queues, each from the newest to the oldest.  A policy says in a table what
 a hit does (`uses_max`, `hit_to`), so that the tier does it without a lock and without asking; what it decides itself
-are two things, under the store's lock: into which queue a new record goes (`enter`), and who leaves (`leave`).  All
+are two things, under the store's lock: into which queue a new record goes (`enter`, `entering`), and who leaves (`leave`).  All
 that it can look at, move or evict is the oldest of a queue: enough for every policy here, and there is nothing to be
 looked up that may have gone.  Hits go on meanwhile, in other threads, so that the oldest may be another one by the time
 it is dropped; of an empty queue nothing is dropped or shifted.
@@ -62,9 +62,11 @@ class Policy:
     sketched: ClassVar[bool] = False
     """Whether all accesses are counted in a sketch, of which `Records.seen` tells."""
 
-    def enter(self, records: Records, fingerprint: int, size: int) -> int:
-        """The queue for a new record of that many bytes, which will be its newest."""
-        return 0
+    entering: int = 0
+    """The queue for the new record, which will be its newest; asked for when there is room for it."""
+
+    def enter(self, records: Records, fingerprint: int, size: int) -> None:
+        """A new record of that many bytes comes; others may have to leave for it."""
 
     def adopt(self, records: Records) -> None:
         """Distribute what another policy leaves, all of it in the first queue."""

@@ -31,13 +31,10 @@ class S3FIFO(Policy):
         """Memory of the ghosts."""
         return self._ghosts.memory_bytes
 
-    def enter(self, records: Records, fingerprint: int, size: int) -> int:
-        """The main queue for what left lately, else the small one."""
-        if self._ghosts.take(fingerprint):
-            return MAIN
-        if not self._has_evicted and records.queue_bytes(SMALL) >= records.capacity_bytes // SMALL_SHARE:
-            return MAIN
-        return SMALL
+    def enter(self, records: Records, fingerprint: int, size: int) -> None:
+        """The main queue is for what left lately."""
+        full = not self._has_evicted and records.queue_bytes(SMALL) >= records.capacity_bytes // SMALL_SHARE
+        self.entering = MAIN if self._ghosts.take(fingerprint) or full else SMALL
 
     def adopt(self, records: Records) -> None:
         """All into the main queue: they have been there for a while."""

@@ -29,7 +29,8 @@ class Sampled(Policy):
         """What is compared."""
         raise NotImplementedError
 
-    def enter(self, records: Records, fingerprint: int, size: int) -> int:
+    @property
+    def entering(self) -> int:  # type: ignore[override]
         """Where it is looked at last."""
         return self._ahead
 

@@ -23,9 +23,9 @@ class Sieve(Policy):
         if not records.queue_bytes(self._ahead):
             self._ahead, self._behind = self._behind, self._ahead
 
-    def enter(self, records: Records, fingerprint: int, size: int) -> int:
-        """The newest of all: ahead of the hand, also when that has just passed the one before it."""
-        self._begin_anew_at_the_end(records)
+    @property
+    def entering(self) -> int:  # type: ignore[override]
+        """Ahead of the hand: it is the newest of all."""
         return self._ahead
 
     def leave(self, records: Records) -> None:
@@ -37,4 +37,4 @@ class Sieve(Policy):
                 break
             records.shift(self._ahead, self._behind, 0)
         records.drop(self._ahead)
-        self._begin_anew_at_the_end(records)
+        self._begin_anew_at_the_end(records)  # Now: what comes next is newer than all that is behind.

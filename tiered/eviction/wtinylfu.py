@@ -41,8 +41,8 @@ class WTinyLFU(Policy):
         self._ratio_before = 0.0
         self._entering_bytes = 0
 
-    def enter(self, records: Records, fingerprint: int, size: int) -> int:
-        """The window; what it has no room for goes on probation, as long as nothing must leave for it."""
+    def enter(self, records: Records, fingerprint: int, size: int) -> None:
+        """Into the window; what that has no room for goes on probation, as long as nothing must leave for it."""
         records.see(fingerprint)
         self._entering_bytes = size
         capacity = records.capacity_bytes
@@ -55,7 +55,6 @@ class WTinyLFU(Policy):
         self._demote(records)
         while room >= 0 and self._window_is_full(records):
             records.shift(WINDOW, PROBATION, 0)
-        return WINDOW
 
     def _window_is_full(self, records: Records) -> bool:
         held = records.queue_bytes(WINDOW)
