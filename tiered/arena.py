@@ -54,7 +54,7 @@ class ArenaTier(native.Arena if native else object):  # type: ignore[misc]
     def evict_by(self, policy: str) -> None:
         """Another policy, from now on, which takes over the records in the order that they have; looks at each of them."""
         chosen = policy_named(policy)
-        asked = chosen if chosen.queues > 1 else None
+        asked = chosen if chosen.asked else None
         self.policy = policy
         self.steer(asked, chosen.uses_max, chosen.sparing, chosen.hit_to, chosen.sketched)
         if asked is not None:

@@ -149,8 +149,8 @@ class HeapTier:
     def _begin(self, policy: str) -> None:
         self.policy = policy
         chosen = policy_named(policy)
-        one = chosen.queues == 1
-        self.order = Line(chosen, self.table) if one else Queues(chosen, self.table, self._budget_bytes)
+        asked = chosen.asked
+        self.order = Queues(chosen, self.table, self._budget_bytes) if asked else Line(chosen, self.table)
         self.note = self.order.note
         self._table_bytes = self.order.table_bytes()
 

@@ -27,7 +27,7 @@ from tiered.eviction import POLICIES, policy_named
 from tiered.eviction.order import Line, Queues
 
 OPTIMUM = "belady"
-SEEDED = ("random", "wtinylfu")
+SEEDED = ("lfu", "random", "largest", "smallest", "ttl", "wtinylfu")
 COLOURS = "#1f77b4 #ff7f0e #2ca02c #d62728 #9467bd #8c564b #e377c2 #7f7f7f #bcbd22 #17becf #393b79 #000000".split()
 WIDTH, HEIGHT, MARGIN = 720, 440, 60
 
@@ -44,7 +44,7 @@ def misses(name: str, trace: Trace, capacity: int, seed: int = 1) -> int:
         return belady_misses(trace, capacity)
     policy = policy_named(name, **({"seed": seed} if name in SEEDED else {}))
     held: OrderedDict[int, int] = OrderedDict()
-    order = Line(policy, held) if policy.queues == 1 else Simulated(policy, held, capacity, seed)
+    order = Simulated(policy, held, capacity, seed) if policy.asked else Line(policy, held)
     note, used, missed = order.note, 0, 0
     for key, size in zip(trace.keys, trace.sizes, strict=True):
         if key in held:

@@ -321,9 +321,8 @@ remove_linked(Arena *a, uint32_t place, uint32_t *link)
 }
 
 bool
-arena_drop(Arena *a, unsigned queue)
+arena_drop_place(Arena *a, uint32_t place)
 {
-    uint32_t place = a->queues[queue].oldest;
     if (place == 0)
         return false;
     a->work--;
@@ -331,6 +330,12 @@ arena_drop(Arena *a, unsigned queue)
     a->evicted_bytes += arena_record_bytes(a, place);
     remove_linked(a, place, arena_link_to_place(a, place));
     return true;
+}
+
+bool
+arena_drop(Arena *a, unsigned queue)
+{
+    return arena_drop_place(a, a->index[0] ? a->queues[queue].oldest : 0);
 }
 
 bool
@@ -705,16 +710,45 @@ arena_capacity(const Arena *a)
     return live_limit(a, segments_allowed(a, 0)) + a->outside_bytes;
 }
 
+/* A bucket, or the next one that has something in it, and one of its chain. */
+uint32_t
+arena_pick(const Arena *a, uint32_t number)
+{
+    if (a->index[0] == 0 || a->count == 0)
+        return 0;
+    uint32_t bucket = (uint32_t)((uint64_t)number * a->bucket_count >> 32), length = 0, place;
+    while (a->index[INDEX_HEAD + bucket] == 0)
+        bucket = bucket + 1 < a->bucket_count ? bucket + 1 : 0;
+    for (place = a->index[INDEX_HEAD + bucket]; place; place = at(a, place)->chain)
+        length++;
+    place = a->index[INDEX_HEAD + bucket];
+    for (uint32_t step = (number * 0x9E3779B1u >> 16) % length; step; step--)
+        place = at(a, place)->chain;
+    return place;
+}
+
+void
+arena_age(Arena *a, uint32_t place)
+{
+    Record *r = at(a, place);
+    r->state -= (r->state & USES_MASK) > 0;
+}
+
 bool
 arena_oldest(const Arena *a, unsigned queue, ArenaOldest *found)
 {
     uint32_t place = a->index[0] ? a->queues[queue].oldest : 0;
-    if (place == 0)
-        return false;
+    if (place)
+        arena_describe(a, place, found);
+    return place != 0;
+}
+
+void
+arena_describe(const Arena *a, uint32_t place, ArenaOldest *found)
+{
     const Record *r = at(a, place);
     *found = (ArenaOldest){hash_of_record(a, r), arena_record_bytes(a, place), r->state & USES_MASK,
         r->kind & EXPIRING ? deadline_of(r) : 0};
-    return true;
 }
 
 void

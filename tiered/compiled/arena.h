@@ -111,6 +111,11 @@ typedef struct {
 } ArenaOldest;
 
 bool arena_oldest(const Arena *a, unsigned queue, ArenaOldest *found);
+/* What a random number stands for, as long as no record comes, goes or moves; 0 if there is none. */
+uint32_t arena_pick(const Arena *a, uint32_t number);
+void arena_describe(const Arena *a, uint32_t place, ArenaOldest *found);
+bool arena_drop_place(Arena *a, uint32_t place);
+void arena_age(Arena *a, uint32_t place);
 /* Makes it the newest of another queue or the same. */
 void arena_shift(Arena *a, unsigned queue, unsigned to, unsigned uses);
 bool arena_drop(Arena *a, unsigned queue);

@@ -52,6 +52,9 @@ PyObject *tiered_arena_queue_bytes(ArenaObject *self, PyObject *queue);
 PyObject *tiered_arena_oldest(ArenaObject *self, PyObject *queue);
 PyObject *tiered_arena_shift(ArenaObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *tiered_arena_drop(ArenaObject *self, PyObject *queue);
+PyObject *tiered_arena_pick(ArenaObject *self, PyObject *number);
+PyObject *tiered_arena_drop_picked(ArenaObject *self, PyObject *number);
+PyObject *tiered_arena_age_picked(ArenaObject *self, PyObject *number);
 PyObject *tiered_arena_see(ArenaObject *self, PyObject *fingerprint);
 PyObject *tiered_arena_seen(ArenaObject *self, PyObject *fingerprint);
 

@@ -123,6 +123,48 @@ tiered_arena_queue_bytes(ArenaObject *self, PyObject *object)
     return queue_number(object, &queue) ? PyLong_FromUnsignedLongLong(self->arena.queues[queue].bytes) : NULL;
 }
 
+static PyObject *
+description(const ArenaOldest *found)
+{
+    return Py_BuildValue(
+        "knIL", (unsigned long)found->fingerprint, (Py_ssize_t)found->size, found->uses, (long long)found->deadline);
+}
+
+/* The place that a random number stands for, 0: none, or an error is set. */
+static uint32_t
+picked(ArenaObject *self, PyObject *number)
+{
+    unsigned long drawn = PyLong_AsUnsignedLongMask(number);
+    return PyErr_Occurred() ? 0 : arena_pick(&self->arena, (uint32_t)drawn);
+}
+
+PyObject *
+tiered_arena_pick(ArenaObject *self, PyObject *number)
+{
+    ArenaOldest found;
+    uint32_t place = picked(self, number);
+    if (place == 0)
+        return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+    arena_describe(&self->arena, place, &found);
+    return description(&found);
+}
+
+PyObject *
+tiered_arena_drop_picked(ArenaObject *self, PyObject *number)
+{
+    arena_drop_place(&self->arena, picked(self, number));
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
+PyObject *
+tiered_arena_age_picked(ArenaObject *self, PyObject *number)
+{
+    uint32_t place = picked(self, number);
+    if (place)
+        arena_age(&self->arena, place);
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
 PyObject *
 tiered_arena_oldest(ArenaObject *self, PyObject *object)
 {
@@ -132,8 +174,7 @@ tiered_arena_oldest(ArenaObject *self, PyObject *object)
         return NULL;
     if (!arena_oldest(&self->arena, queue, &oldest))
         Py_RETURN_NONE;
-    return Py_BuildValue("knIL", (unsigned long)oldest.fingerprint, (Py_ssize_t)oldest.size, oldest.uses,
-        (long long)oldest.deadline);
+    return description(&oldest);
 }
 
 PyObject *

@@ -17,7 +17,6 @@ class ARC(Policy):
     paper's ratio, which for records of equal size is the same.
     """
 
-    queues = 2
     hit_to = (AGAIN, AGAIN, -1)
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """The order of records on Python's heap, as a policy has it: what the compiled arena has in the links of its records.
 
-`Line` is one queue, for LRU and FIFO; `Queues` are several, with a policy that is asked.  Both hold the tier's table, and
+`Line` is one queue, for LRU and FIFO, who are not asked; `Queues` are several, with a policy that is asked.  Both hold the tier's table, and
 answer to the same names:
 
     table               the mapping from key to entry that hits read, without a lock; it is given, and outlives the policy
@@ -24,7 +24,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tiered.eviction.policy import GHOST_SHARE, Policy, counts
+from tiered.eviction.policy import GHOST_SHARE, QUEUES, Policy, counts
 from tiered.eviction.sketch import Sketch
 
 HITS_MAX = 1024
@@ -75,6 +75,38 @@ class Line:
         return iter(list(self.table))
 
 
+class Drawn:
+    """Keys, of which a number stands for each: a list, and the way back."""
+
+    def __init__(self) -> None:
+        self._keys: list[Any] = []
+        self._places: dict[Any, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, key: Any) -> None:
+        """One more."""
+        self._places[key] = len(self._keys)
+        self._keys.append(key)
+
+    def remove(self, key: Any) -> None:
+        """One less; the last one takes its place."""
+        place, last = self._places.pop(key), self._keys.pop()
+        if place < len(self._keys):
+            self._keys[place] = last
+            self._places[last] = place
+
+    def drawn(self, number: int) -> Any:
+        """The key that a number stands for; there is one."""
+        return self._keys[number % len(self._keys)]
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of the list and of the way back."""
+        return sys.getsizeof(self._keys) + sys.getsizeof(self._places) + 32 * len(self._keys)
+
+
 class Queues:
     """Several queues, and the policy that is asked.
 
@@ -95,8 +127,9 @@ class Queues:
         self.note: Callable[[Any], object] = self._hits.append
         self._chance = Random(seed).random
         self._sketch = Sketch() if policy.sketched else None
-        self._queues: list[OrderedDict[Any, tuple[int, int, int]]] = [OrderedDict() for _ in range(policy.queues)]
-        self._bytes = [0] * policy.queues
+        self._queues: list[OrderedDict[Any, tuple[int, int, int]]] = [OrderedDict() for _ in range(QUEUES)]
+        self._bytes = [0] * QUEUES
+        self._keys = Drawn() if policy.picks else None
         self._entering: tuple[int, int] | None = None  # Of what was there: where to, and with how many uses.
         self._left: list[Any] = []
 
@@ -119,6 +152,8 @@ class Queues:
         queue, uses = self._entering or (self.policy.entering, 0)
         self._queues[queue][key] = size, uses, deadline
         self._bytes[queue] += size
+        if self._keys is not None:
+            self._keys.add(key)
         self.table[key] = entry
 
     def remove(self, key: Any) -> Any:
@@ -126,7 +161,7 @@ class Queues:
         queue = self._queue_of(key)
         if queue is None:
             return None
-        self._bytes[queue] -= self._queues[queue].pop(key)[0]
+        self._take(queue, key)
         return self.table.pop(key)
 
     def adopt(self) -> None:
@@ -146,7 +181,8 @@ class Queues:
         """Memory of the queues, of what the policy remembers, and of the table."""
         queues = sum(map(sys.getsizeof, self._queues)) + len(self.table) * _RECORD_BYTES
         sketch = self._sketch.memory_bytes if self._sketch else 0
-        return sys.getsizeof(self.table) + queues + sketch + self.policy.memory_bytes
+        drawn = self._keys.memory_bytes if self._keys else 0
+        return sys.getsizeof(self.table) + queues + sketch + drawn + self.policy.memory_bytes
 
     def clear(self) -> None:
         """Forget everything but what the policy remembers."""
@@ -154,13 +190,19 @@ class Queues:
         self._left.clear()
         for queue in self._queues:
             queue.clear()
-        self._bytes = [0] * len(self._queues)
+        self._bytes = [0] * QUEUES
+        self._keys = Drawn() if self.policy.picks else None
         self._entering = None
         self.table.clear()
 
     def __iter__(self) -> Iterator[Any]:
         self._do_hits()
         return iter([key for queue in self._queues for key in queue])
+
+    def _take(self, queue: int, key: Any) -> None:
+        self._bytes[queue] -= self._queues[queue].pop(key)[0]
+        if self._keys is not None:
+            self._keys.remove(key)
 
     def _queue_of(self, key: Any) -> int | None:
         return next((number for number, queue in enumerate(self._queues) if key in queue), None)
@@ -209,6 +251,8 @@ class Queues:
 
     def shift(self, queue: int, to: int, uses: int) -> None:
         """Make the oldest of a queue the newest of another, or of the same, with so many uses."""
+        if not self._queues[queue]:
+            return
         key, (size, _, deadline) = self._queues[queue].popitem(last=False)
         self._queues[to][key] = size, uses, deadline
         self._bytes[queue] -= size
@@ -216,9 +260,33 @@ class Queues:
 
     def drop(self, queue: int) -> None:
         """Evict the oldest of a queue."""
-        key, (size, _, _) = self._queues[queue].popitem(last=False)
-        self._bytes[queue] -= size
-        self._left.append(key)
+        for key in self._queues[queue]:
+            self._take(queue, key)
+            self._left.append(key)
+            break
+
+    def pick(self, number: int) -> tuple[int, int, int, int] | None:
+        """What `oldest` gives, of a record that a random number stands for, as long as none comes or goes."""
+        if not self._keys:
+            return None
+        key = self._keys.drawn(number)
+        size, uses, deadline = self._queues[self._queue_of(key) or 0][key]
+        return hash(key), size, uses, deadline
+
+    def drop_picked(self, number: int) -> None:
+        """Evict the record that a number stands for."""
+        if self._keys:
+            key = self._keys.drawn(number)
+            self._take(self._queue_of(key) or 0, key)
+            self._left.append(key)
+
+    def age_picked(self, number: int) -> None:
+        """Have the record that a number stands for lose one of its uses."""
+        if self._keys:
+            key = self._keys.drawn(number)
+            queue = self._queues[self._queue_of(key) or 0]
+            size, uses, deadline = queue[key]
+            queue[key] = size, max(uses - 1, 0), deadline
 
     @property
     def ghost_bytes(self) -> int:

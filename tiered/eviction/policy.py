@@ -3,8 +3,8 @@
 A hot tier holds its records in up to `QUEUES` queues, each from the newest to the oldest.  A policy says in a table what
 a hit does (`uses_max`, `hit_to`), so that the tier does it without a lock and without asking; what it decides itself
 are two things, under the store's lock: into which queue a new record goes (`enter`, `entering`), and who leaves (`leave`).  All
-that it can look at, move or evict is the oldest of a queue: enough for every policy here, and there is nothing to be
-looked up that may have gone.  Hits go on meanwhile, in other threads, so that the oldest may be another one by the time
+that it can look at, move or evict is the oldest of a queue, or any record by a number drawn at random: enough for every
+policy here, and there is nothing to be looked up that may have gone.  Hits go on meanwhile, in other threads, so that the oldest may be another one by the time
 it is dropped; of an empty queue nothing is dropped or shifted.
 
 What a policy remembers about records that have left is bounded (`GHOST_SHARE`) and counted in the budget.
@@ -44,15 +44,20 @@ class Records(Protocol):
     def oldest(self, queue: int) -> tuple[int, int, int, int] | None: ...
     def shift(self, queue: int, to: int, uses: int) -> None: ...
     def drop(self, queue: int) -> None: ...
+    def pick(self, number: int) -> tuple[int, int, int, int] | None: ...
+    def drop_picked(self, number: int) -> None: ...
+    def age_picked(self, number: int) -> None: ...
     def see(self, fingerprint: int) -> None: ...
     def seen(self, fingerprint: int) -> int: ...
 
 
 class Policy:
-    """Evict the oldest of one queue; a hit does nothing.  Other policies say what they do differently."""
+    """All in the first queue, its oldest leaves, and a hit does nothing.  Each policy says what it does differently."""
 
-    queues: ClassVar[int] = 1
-    """How many it uses; where it is one, the oldest leaves, and the tier does not ask."""
+    asked: ClassVar[bool] = True
+    """Whether the tier asks it; if not, there is one queue, and its oldest leaves."""
+    picks: ClassVar[bool] = False
+    """Whether it looks at records at random (`Records.pick`)."""
     uses_max: ClassVar[int] = 0
     """Hits are counted in a record up to this."""
     sparing: ClassVar[bool] = False

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from random import Random as Generator
 
-from tiered.eviction.policy import Oldest
-from tiered.eviction.sampled import Sampled
+from tiered.eviction.policy import Policy, Records
 
 
-class Random(Sampled):
+class Random(Policy):
     """Evict any record, however much it was used."""
 
-    def __init__(self, seed: int | None = None) -> None:
-        super().__init__()
-        self._chance = Generator(seed).random
+    picks = True
 
-    def rank(self, record: Oldest) -> float:
-        """A number drawn anew each time."""
-        return self._chance()
+    def __init__(self, seed: int | None = None) -> None:
+        self._number = Generator(seed).getrandbits
+
+    def leave(self, records: Records) -> None:
+        """Evict whom the lot falls on."""
+        records.drop_picked(self._number(32))

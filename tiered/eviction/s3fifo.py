@@ -19,7 +19,6 @@ class S3FIFO(Policy):
     queue goes into the main one.
     """
 
-    queues = 2
     uses_max = 3
 
     def __init__(self) -> None:

@@ -13,7 +13,6 @@ class Sieve(Policy):
     ahead it begins anew with the oldest, which is the first of those behind: the two change their names.
     """
 
-    queues = 2
     uses_max = 1
 
     def __init__(self) -> None:

@@ -29,7 +29,6 @@ class WTinyLFU(Policy):
     climbs: it is made larger or smaller by steps, on in the same direction while the hit ratio rises.
     """
 
-    queues = 3
     hit_to = (WINDOW, PROTECTED, PROTECTED)
     sketched = True
 
