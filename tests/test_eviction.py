@@ -366,15 +366,21 @@ def test_the_sketch_estimates_from_above_and_forgets_by_halves() -> None:
 # The arena and its twin
 
 
-class Driven(Policy):
-    """Enters records where it is told, and evicts nobody."""
+class Within(Policy):
+    """Has a policy keep a part of an arena, which never has to ask."""
 
-    def __init__(self, rules: Policy) -> None:
-        self.rules = rules
+    def __init__(self, policy: Policy, capacity_bytes: int = 0) -> None:
+        self.policy, self.capacity_bytes = policy, capacity_bytes
 
     @property
     def entering(self) -> int:  # type: ignore[override]
-        return self.rules.entering
+        return self.policy.entering
+
+    def enter(self, records: Any, fingerprint: int, size: int) -> None:
+        capped: Any = Capped(records, self.capacity_bytes)
+        self.policy.enter(capped, fingerprint, size)
+        while records.entry_bytes + size > self.capacity_bytes:
+            self.policy.leave(capped)
 
     def leave(self, records: Records) -> None:
         raise AssertionError("there is room for all")
@@ -401,13 +407,13 @@ def test_the_arena_does_for_a_policy_what_its_twin_does(name: str) -> None:
     seed = {"seed": 3} if policy_named(name).picks or name == "wtinylfu" else {}
     twin, policy, uniform = Counted(policy_named(name, **seed), 60), policy_named(name, **seed), random.Random(9)
     tier: Any = ArenaTier("lru", 1 << 20)
-    driven = Driven(policy)
-    tier.steer(driven, policy.uses_max, policy.sparing, policy.hit_to, policy.sketched)
+    within = Within(policy)
+    tier.steer(within, policy.uses_max, policy.sparing, policy.hit_to, policy.sketched)
     put = codec.encode(b"x" * 100)
+    within.capacity_bytes = 1 << 20
     tier.put(1000, *put, 0)
-    size = tier.entry_bytes
-    tier.clear()
-    records: Any = Capped(tier, 60 * size)
+    within.capacity_bytes = 60 * tier.entry_bytes
+    assert tier.discard(1000)
     same = reads = 0
     for _ in range(8000):
         key = 1000 + int(uniform.paretovariate(0.7)) % 400
@@ -416,9 +422,6 @@ def test_the_arena_does_for_a_policy_what_its_twin_does(name: str) -> None:
         same += (found is not None) == (key in twin.table)
         twin.use(key)
         if found is None:
-            policy.enter(records, hash(key), size)
-            while tier.entry_bytes + size > 60 * size:
-                policy.leave(records)
             tier.put(key, *put, 0)
     assert tier.wrong() == ""
     # Chance and the hashes of keys are not the same in both.
@@ -429,7 +432,7 @@ def test_the_arena_does_for_a_policy_what_its_twin_does(name: str) -> None:
 def test_the_compiled_sketch_estimates_what_its_twin_does() -> None:
     tier: Any = ArenaTier("wtinylfu", 1 << 20)
     twin, uniform = Sketch(), random.Random(4)
-    tier.steer(Driven(policy_named("sieve")), 0, False, (-1, -1, -1), True)
+    tier.steer(Within(policy_named("sieve"), 1 << 40), 0, False, (-1, -1, -1), True)
     for number in range(40_000):
         if number % 4 == 0 and number < 1200:
             tier.put(number, *codec.encode(None), 0)
