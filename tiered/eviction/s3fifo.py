@@ -23,7 +23,7 @@ class S3FIFO(Policy):
 
     def __init__(self) -> None:
         self._ghosts = Ghosts()
-        self._has_evicted = False
+        self._has_evicted = self._came_back = False
 
     @property
     def memory_bytes(self) -> int:
@@ -32,8 +32,9 @@ class S3FIFO(Policy):
 
     def enter(self, records: Records, fingerprint: int, size: int) -> None:
         """The main queue is for what left lately."""
+        self._came_back = self._ghosts.take(fingerprint)
         full = not self._has_evicted and records.queue_bytes(SMALL) >= records.capacity_bytes // SMALL_SHARE
-        self.entering = MAIN if self._ghosts.take(fingerprint) or full else SMALL
+        self.entering = MAIN if self._came_back or full else SMALL
 
     def adopt(self, records: Records) -> None:
         """All into the main queue: they have been there for a while."""
@@ -43,6 +44,8 @@ class S3FIFO(Policy):
 
     def leave(self, records: Records) -> None:
         """Evict from the small queue, or from the main one where that has more than its share."""
+        if not self._has_evicted and not self._came_back:
+            self.entering = SMALL
         self._has_evicted = True
         main_bytes = records.capacity_bytes - records.capacity_bytes // SMALL_SHARE
         if records.queue_bytes(MAIN) <= main_bytes:
