@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from tiered import keys
+from tiered import codec, keys
 from tiered.cold_state import run_name
-from tiered import codec
 from tiered.eviction import POLICIES
 from tiered.hot import HotTier
 
@@ -334,7 +333,6 @@ class PolicyContract:
             for each in (tier, plain):
                 self.put(each, number, bytes(150))
         assert len(tier) > len(plain) * (0.8 if tier.in_budget else 0.5)
-
 
 
 def stored_bytes_of(store: Any, key: Any) -> dict[str, bytes]:

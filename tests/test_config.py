@@ -356,8 +356,11 @@ def the_next_cycle_is_soon(store, clock):
     assert 19 <= store._engine._cycle_at - clock.monotonic() <= 30
 
 
-def the_oldest_leaves(store, clock):
-    store.update((("filling", number), "x" * 1000) for number in range(6000))
+def what_was_written_first_leaves(store, clock):
+    store["first"] = "x" * 1000
+    for number in range(6000):
+        store["filling", number] = "x" * 1000
+        store.get("first")
     hot = list(store._engine.hot)
     assert hot == [("filling", number) for number in range(6000 - len(hot), 6000)]
 
@@ -451,7 +454,7 @@ IN_FORCE = {
     "low_watermark": ("50% 60%", eviction_goes_far_down),
     "hot_value_share": ("0", no_large_value_stays_hot),
     "cycle_seconds": ("20 30", the_next_cycle_is_soon),
-    "eviction": ("lru", the_oldest_leaves),
+    "eviction": ("fifo", what_was_written_first_leaves),
     "object_share": ("0", no_document_is_kept_decoded),
     "object_entries_max": ("4", small_documents_only_are),
     "object_value_bytes_max": ("20", small_documents_only_are),

@@ -668,7 +668,7 @@ def test_a_store_with_any_policy_reads_back_all_that_was_written_and_says_which_
     stats = store.stats()
     assert stats.eviction == policy
     assert stats.evictions > 500
-    assert 0 < stats.evicted_bytes
+    assert stats.evicted_bytes > 0
     assert stats.hits + stats.buffer_hits + stats.cold_hits == 3000
     assert stats.promotions > 500
     assert stats.hot_bytes <= 1 << 20
@@ -691,4 +691,3 @@ def test_another_policy_takes_over_while_a_store_is_open_and_is_in_force_after_r
     assert hot(store) == list("abcdef")
     store.close()
     assert opener(stepwise=True).stats().eviction == "fifo"
-

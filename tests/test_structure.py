@@ -16,14 +16,26 @@ from tiered.config import SETTINGS
 ROOT = Path(tiered.__file__).resolve().parent
 README = ROOT.parent / "README.md"
 
-ONE_FILE_EACH = ("arc", "fifo", "lru", "s3fifo", "sieve", "wtinylfu")  # And those below that are sampled.
+ONE_FILE_EACH = [f"eviction.{name}" for name in ("arc", "fifo", "lru", "random", "s3fifo", "sieve", "wtinylfu")]
+SAMPLED = [f"eviction.{name}" for name in ("lfu", "smallest", "largest", "ttl")]
 
 # From the bottom up.  A module may import those of rows above its own, and nothing else of the package.
 LAYERS = [
     ["errors", "log", "native", "refusal"],
-    ["clock", "schedule", "jitter", "process", "eviction.policy", "eviction.sketch", "eviction.ghosts", "arrays", "scalars", "group_commit"],
-    ["registry", "eviction", "eviction.order", *(f"eviction.{name}" for name in ONE_FILE_EACH), "eviction.sampled"],
-    ["extensions", *(f"eviction.{name}" for name in ("lfu", "random", "smallest", "largest", "ttl"))],
+    [
+        "clock",
+        "schedule",
+        "jitter",
+        "process",
+        "eviction.policy",
+        "eviction.sketch",
+        "eviction.ghosts",
+        "arrays",
+        "scalars",
+        "group_commit",
+    ],
+    ["registry", "eviction", "eviction.order", "eviction.sampled", *ONE_FILE_EACH],
+    ["extensions", *SAMPLED],
     ["conversion"],
     ["config", "files", "keys", "codec", "expiry", "record"],
     ["compression", "heap", "arena", "journal", "snapshot"],

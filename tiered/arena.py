@@ -52,7 +52,7 @@ class ArenaTier(native.Arena if native else object):  # type: ignore[misc]
         return tier
 
     def evict_by(self, policy: str) -> None:
-        """Another policy, from now on, which takes over the records in the order that they have; looks at each of them."""
+        """Another policy, from now on, which takes over the records in their order; looks at each."""
         chosen = policy_named(policy)
         asked = chosen if chosen.asked else None
         self.policy = policy

@@ -20,6 +20,7 @@ class Counters:
     cold_hits: int = 0
     misses: int = 0
     promotions: int = 0
+    refusals: int = 0
     expired_hot: int = 0
     checkpoints: int = 0
     writer_waits: int = 0
@@ -60,6 +61,9 @@ class Stats(NamedTuple):
     program that writes; for `flag="r"` the last time that it had read all of the journal, so that `time.time() -
     as_of` is how far behind it may be.  `last_sequence` is the number of the last operation seen.
 
+    `promotions` are values that became hot when they were read, `refusals` those that did not since they are too large,
+    `evicted_bytes` what the `evictions` took in the hot tier; `eviction` is the policy in force.
+
     `object_hits` are those of the hits that were copies of a document kept decoded.
 
     `snapshot_seconds` is the age of a snapshot under way, which holds pages as a view does; `snapshot_failure`
@@ -81,6 +85,7 @@ class Stats(NamedTuple):
     cold_hits: int
     misses: int
     promotions: int
+    refusals: int
     eviction: str
     evictions: int
     evicted_bytes: int
@@ -212,6 +217,7 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         cold_hits=counters.cold_hits,
         misses=counters.misses,
         promotions=counters.promotions,
+        refusals=counters.refusals,
         eviction=engine.hot.policy,
         evictions=engine.hot.evictions,
         evicted_bytes=engine.hot.evicted_bytes,

@@ -339,6 +339,7 @@ class Tiers:
             return
         size = len(found.payload)
         if size > self._small_bytes and not self._stays_hot(size):
+            self.counters.refusals += 1
             return
         with self.lock:
             newest = self.dirty(stored_key) if self.buffers else None
@@ -361,6 +362,7 @@ class Tiers:
                 if self.buffers and self.dirty(stored_key) != where:
                     continue
                 if len(payload) > self._small_bytes and not self._stays_hot(len(payload)):
+                    self.counters.refusals += 1
                     continue
                 plain = key if key.__class__ is str else keys.canonical(key)
                 self.counters.promotions += 1

@@ -3,9 +3,9 @@
     python tools/replay.py trace.oracleGeneral.zst --sizes 64MB 256MB --plot ratios.svg
     python tools/replay.py zipf --policies lru sieve
 
-TRACE is a file (formats: tools/traces.py) or `zipf`, `scan`, `loop`, which are made up.  Policies are those of the store
-(`eviction=`), run as its hot tier does on Python's heap; sizes are what the trace says, without what the store adds for
-each record.  Capacities are bytes, or numbers of objects where all have size 1; by default 1/64 … 1/2 of all objects.
+TRACE is a file (formats: tools/traces.py) or `zipf`, `scan`, `loop`, which are made up.  Policies are those of the
+store (`eviction=`), run as its hot tier does on the heap; sizes are what the trace says, without what the store adds
+for each record.  Capacities are bytes, or numbers of objects where all have size 1; by default 1/64 to 1/2 of all.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
-
 from traces import Trace, belady_misses, read, synthetic
 
 from tiered.config import parse_size
@@ -28,7 +26,20 @@ from tiered.eviction.order import Line, Queues
 
 OPTIMUM = "belady"
 SEEDED = ("lfu", "random", "largest", "smallest", "ttl", "wtinylfu")
-COLOURS = "#1f77b4 #ff7f0e #2ca02c #d62728 #9467bd #8c564b #e377c2 #7f7f7f #bcbd22 #17becf #393b79 #000000".split()
+COLOURS = [
+    "#1f77b4",
+    "#ff7f0e",
+    "#2ca02c",
+    "#d62728",
+    "#9467bd",
+    "#8c564b",
+    "#e377c2",
+    "#7f7f7f",
+    "#bcbd22",
+    "#17becf",
+    "#393b79",
+    "#000000",
+]
 WIDTH, HEIGHT, MARGIN = 720, 440, 60
 
 
@@ -77,7 +88,8 @@ def plot(title: str, names: Sequence[str], capacities: Sequence[int], ratios: di
     scale = (HEIGHT - 2 * MARGIN) / top
     text = '<text x="{:.0f}" y="{:.0f}" text-anchor="{}" fill="{}">{}</text>'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="11">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"',
+        ' font-family="sans-serif" font-size="11">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         text.format(MARGIN, MARGIN / 2, "start", "black", escape(title)),
     ]
@@ -102,7 +114,9 @@ def plot(title: str, names: Sequence[str], capacities: Sequence[int], ratios: di
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", help="a file, or zipf, scan, loop")
-    parser.add_argument("--policies", nargs="+", default=[*POLICIES, OPTIMUM], choices=[*POLICIES, OPTIMUM], metavar="NAME")
+    parser.add_argument(
+        "--policies", nargs="+", default=[*POLICIES, OPTIMUM], choices=[*POLICIES, OPTIMUM], metavar="NAME"
+    )
     parser.add_argument("--sizes", nargs="+", help="capacities: bytes, as 64MB; or objects")
     parser.add_argument("--unit", action="store_true", help="every object counts as one")
     parser.add_argument("--requests", type=int, help="no more than so many")

@@ -1,7 +1,7 @@
 """Traces of requests: files of several formats, synthetic ones, and the best that any policy could do with them.
 
-    oracleGeneral   24-byte records `<IQIq>`: time, object, size, next access (libCacheSim); by its name, *.oracleGeneral*
-    CSV             time, object, size and perhaps more (libCacheSim); by its name, *.csv*; a line that is no numbers is a heading
+    oracleGeneral   24-byte records `<IQIq>`: time, object, size, next access (libCacheSim); *.oracleGeneral*
+    CSV             time, object, size and perhaps more (libCacheSim); *.csv*; a line without numbers is a heading
     keys            one key a line, of size 1; lines that begin with * or # are none
 
 Each as it is, or compressed with gzip, xz or zstd, which its first bytes say.
@@ -98,7 +98,7 @@ def zipf(keys: int, requests: int, skew: float, seed: int) -> list[int]:
 
 
 def synthetic(kind: str, keys: int, requests: int, seed: int = 1) -> Trace:
-    """`zipf`: skewed; `scan`: skewed, with passes over other keys between; `loop`: all keys in turn, again and again."""
+    """`zipf`: skewed; `scan`: skewed, with passes over other keys between; `loop`: all keys in turn, over and over."""
     found = array("q")
     if kind == "loop":
         found.extend(at % keys for at in range(requests))

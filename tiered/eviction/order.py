@@ -1,9 +1,9 @@
 """The order of records on Python's heap, as a policy has it: what the compiled arena has in the links of its records.
 
-`Line` is one queue, for LRU and FIFO, who are not asked; `Queues` are several, with a policy that is asked.  Both hold the tier's table, and
-answer to the same names:
+`Line` is one queue, for LRU and FIFO, who are not asked; `Queues` are several, with a policy that is asked.  Both hold
+the tier's table, and answer to the same names:
 
-    table               the mapping from key to entry that hits read, without a lock; it is given, and outlives the policy
+    table               the mapping from key to entry that hits read, without a lock; given, it outlives the policy
     note(key)           note a hit; atomic; the key may have left
     admit(key, size)    a record of that size is about to be put: tells the policy
     insert(key, entry, size, deadline)   put it, after `admit`; it is not there
@@ -36,9 +36,9 @@ _RECORD_BYTES = 112
 class Line:
     """One queue: the oldest leaves.
 
-    An `OrderedDict` is the table and the order at once: its `move_to_end` runs in C and is atomic, so hits need no lock.
-    A plain dict re-inserting its keys would be smaller, but finding its first key gets slower with every deletion at the
-    front.
+    An `OrderedDict` is the table and the order at once: its `move_to_end` runs in C and is atomic, so hits need no
+    lock.  A plain dict re-inserting its keys would be smaller, but finding its first key gets slower with every
+    deletion at the front.
     """
 
     def __init__(self, policy: Policy, table: OrderedDict[Any, Any]) -> None:

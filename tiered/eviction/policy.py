@@ -1,11 +1,12 @@
 """The contract of eviction policies, and the records that a policy sees.
 
-A hot tier holds its records in up to `QUEUES` queues, each from the newest to the oldest.  A policy says in a table what
-a hit does (`uses_max`, `hit_to`), so that the tier does it without a lock and without asking; what it decides itself
-are two things, under the store's lock: into which queue a new record goes (`enter`, `entering`), and who leaves (`leave`).  All
-that it can look at, move or evict is the oldest of a queue, or any record by a number drawn at random: enough for every
-policy here, and there is nothing to be looked up that may have gone.  Hits go on meanwhile, in other threads, so that the oldest may be another one by the time
-it is dropped; of an empty queue nothing is dropped or shifted.
+A hot tier holds its records in up to `QUEUES` queues, each from the newest to the oldest.  A policy says in a table
+what a hit does (`uses_max`, `hit_to`), so that the tier does it without a lock and without asking.  What it decides
+itself are two things, under the store's lock: into which queue a new record goes (`enter`, `entering`), and who leaves
+(`leave`).  All that it can look at, move or evict is the oldest of a queue, or any record by a number drawn at random:
+enough for every policy here, and there is nothing to be looked up that may have gone.  Hits go on meanwhile, in other
+threads, so that the oldest may be another one by the time it is dropped; of an empty queue nothing is dropped or
+shifted.
 
 What a policy remembers about records that have left is bounded (`GHOST_SHARE`) and counted in the budget.
 """

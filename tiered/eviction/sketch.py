@@ -29,7 +29,7 @@ class Sketch:
         self._uses = 0
 
     def grow(self, records: int) -> None:
-        """Have counters for so many records.  What was counted stays: a key's new counter begins where its old one was."""
+        """Have counters for so many records.  What was counted stays: a key's new counter begins as its old one."""
         while self._records < records:
             self._records *= 2
             self._shift -= 1

@@ -1,4 +1,4 @@
-"""W-TinyLFU with an adaptive window (Einziger, Eytan, Friedman and Manes, "Adaptive Software Cache Management", 2018)."""
+"""W-TinyLFU with an adaptive window (Einziger, Eytan, Friedman, Manes, "Adaptive Software Cache Management", 2018)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ WINDOW_SHARE = 0.01
 PROTECTED_SHARE = 0.8
 """Of what the window leaves."""
 SAMPLE_FACTOR = 10
-"""The window is reviewed after so many accesses for each record, as often as the sketch is halved."""
+SAMPLE_MAX = 3000
+"""The window is reviewed after so many accesses for each record, but no more than these, which tell the hit ratio to a
+point: a large cache need not wait for longer."""
 STEP_SHARE = 0.0625
 STEP_DECAY = 0.98
 RESTART_CHANGE = 0.05
@@ -56,8 +58,8 @@ class WTinyLFU(Policy):
             records.shift(WINDOW, PROBATION, 0)
 
     def _window_is_full(self, records: Records) -> bool:
-        held = records.queue_bytes(WINDOW)
-        return held > 0 and held + self._entering_bytes > max(self._window * records.capacity_bytes, self._entering_bytes)
+        held, entering = records.queue_bytes(WINDOW), self._entering_bytes
+        return held > 0 and held + entering > self._window * records.capacity_bytes
 
     def _demote(self, records: Records) -> None:
         most = records.capacity_bytes * (1 - self._window) * PROTECTED_SHARE
@@ -77,20 +79,21 @@ class WTinyLFU(Policy):
         victim = records.oldest(queue)
         if candidate is None and victim is not None:
             records.drop(queue)
-        elif victim is None or not self._admits(records.seen(candidate[0] if candidate else 0), records.seen(victim[0])):
+        elif candidate is None or victim is None or not self._admits(records, candidate[0], victim[0]):
             records.drop(WINDOW)
         else:
             records.drop(queue)
             records.shift(WINDOW, PROBATION, 0)
 
-    def _admits(self, candidate: int, victim: int) -> bool:
+    def _admits(self, records: Records, candidate: int, victim: int) -> bool:
+        uses = records.seen(candidate)
         # Once in a while what is used much anyway: so nobody can keep a record in by making others look like it.
-        return candidate > victim or (candidate > WARM_USES and not self._chance(ADMIT_ANYWAY))
+        return uses > records.seen(victim) or (uses > WARM_USES and not self._chance(ADMIT_ANYWAY))
 
     def _review(self, records: Records) -> None:
         """Climb: change the window's share of the capacity, where enough was seen since the last time."""
         hits = records.policy_hits - self._hits_before
-        if hits + self._misses < SAMPLE_FACTOR * len(records):
+        if hits + self._misses < min(SAMPLE_FACTOR * len(records), SAMPLE_MAX):
             return
         ratio = hits / (hits + self._misses)
         change = ratio - self._ratio_before
