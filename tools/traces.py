@@ -52,13 +52,13 @@ def opened(path: Path) -> IO[bytes]:
     if start.startswith(ZSTD):
         import zstandard
 
-        return cast(IO[bytes], zstandard.open(path, "rb"))
+        return cast(IO[bytes], io.BufferedReader(zstandard.open(path, "rb")))
     return path.open("rb")
 
 
 def _lines(file: IO[bytes], separator: str | None) -> Iterator[tuple[str, int]]:
-    for line in io.TextIOWrapper(file, "utf-8", "replace"):
-        text = line.strip()
+    for line in file:
+        text = line.decode("utf-8", "replace").strip()
         if not text or text[0] in "*#":
             continue
         if separator is None:
