@@ -31,7 +31,7 @@ from tiered.journal import Dirty, record_bytes
 from tiered.maintenance import MAINTENANCE
 from tiered.mapping import ABSENT, ONE, Pairs, RangedMapping, keys_of, pairs_of
 from tiered.moment import passing
-from tiered.sharing import HANDLES, TEMPORARY
+from tiered.sharing import TEMPORARY
 from tiered.snapshot import SnapshotInfo
 from tiered.stats import Explanation, MemoryStats, Stats, memory_stats_of, state_name, stats_of
 from tiered.sub import Sub
@@ -572,8 +572,6 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
                 sequence = engine.put_setting(name, parsed)
             engine.configure(name, parsed)
         engine.settle(name)
-        if name == "advisor":
-            HANDLES.retake(engine.hot)
         if setting.remembered:
             engine.acknowledged(sequence)
 
