@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from beside import beside
+from conftest import without_background
 from programs import wait_until
 
 import tiered
+from tiered.checkpoint import EXPIRE_RECORDS
 from tiered.events import KINDS, Event
 
 
@@ -78,17 +80,53 @@ def test_expiry_is_counted_in_each_tier_that_a_key_leaves(opener: Any, clock: An
     assert (stats.expired_hot, stats.expired_cold) == (10, 10)
 
 
-def test_snapshots_are_told_of_with_their_file_and_failures_with_the_reason(opener: Any, tmp_path: Path) -> None:
-    store = opener(stepwise=True)
-    events = heard(store, "snapshot")
-    store["a"] = 1
-    store.snapshot(tmp_path / "good.tsnap")
-    (tmp_path / "file").write_text("")
-    with pytest.raises((tiered.TieredError, OSError)):
-        store.snapshot(tmp_path / "gone" / "bad.tsnap")
+def test_what_expires_in_slices_after_a_checkpoint_is_counted(opener: Any, clock: Any) -> None:
+    store = opener(stepwise=True, clock=clock)
+    events = heard(store, "expiry")
+    count = 2 * EXPIRE_RECORDS + 10
+    store.update((number, None) for number in range(10))
+    store.set_many(((number, None) for number in range(10, 10 + count)), ttl=5)
+    store.save()
+    store._engine.hot.clear()
+    clock.sleep(20)
+    for _ in range(20):
+        store.tick()
+        clock.sleep(5)
+    store["more"] = 1
+    store.save()
     store.tick()
-    assert events[0] == Event("snapshot", store.path, 1, str(tmp_path / "good.tsnap"))
-    assert all(event.error for event in events[1:])
+    assert total(events) == store.stats().expired_cold == count
+
+
+def test_snapshots_are_told_of_with_their_file_and_failures_with_the_reason(tmp_path: Path) -> None:
+    with tiered.open(tmp_path / "s", memory="1MB", helper=False, compression="none") as store:
+        without_background(store)
+        events = heard(store, "snapshot")
+        store["a"] = "spoiled " * 100
+        store.snapshot(tmp_path / "good.tsnap")
+        [data] = (tmp_path / "s").glob("cold-*/data.mdb")
+        with open(data, "r+b") as file:
+            found = file.read().index(b"spoiled spoiled")
+            file.seek(found)
+            file.write(b"sXoiled")
+        with pytest.raises(tiered.CorruptionError):
+            store.snapshot(tmp_path / "bad.tsnap")
+        store.tick()
+    assert events[0] == Event("snapshot", str(tmp_path / "s"), 1, str(tmp_path / "good.tsnap"))
+    [bad] = events[1:]
+    assert (bad.file, bad.times, "checksum" in bad.error or "damaged" in bad.error) == (
+        str(tmp_path / "bad.tsnap"),
+        1,
+        True,
+    )
+
+
+def test_close_tells_what_was_not_told_yet(opener: Any) -> None:
+    store = opener(stepwise=True)
+    events = heard(store, "checkpoint")
+    store["a"] = 1
+    store.close()
+    assert total(events) == 1
 
 
 def test_a_callback_that_raises_is_logged_and_breaks_nothing(opener: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -272,7 +272,7 @@ def _store(engine: Engine) -> Store[Any, Any]:
 def _stats(engine: Engine, count: bool = True) -> dict[str, Any]:
     """Figures; without `count`, records are those of the last checkpoint: counting takes time where many are dirty."""
     records = len(_store(engine)) if count else engine.state.records
-    stats = stats_of(engine, records, sum(handle._hits for handle in HANDLES.of(engine)))
+    stats = stats_of(engine, records, HANDLES.hits_of(engine))
     return {
         "pid": os.getpid(),
         "command": " ".join(sys.orig_argv)[:200],
@@ -308,6 +308,11 @@ def _doctor(engine: Engine) -> list[dict[str, str]]:
     return [diagnosis._asdict() for diagnosis in _store(engine).doctor()]
 
 
+def _history(engine: Engine) -> list[dict[str, Any]]:
+    now = engine.clock.monotonic()
+    return [{"seconds_ago": now - sample.at, **sample._asdict()} for sample in list(engine.samples)]
+
+
 def _config_get(engine: Engine, name: str) -> dict[str, object]:
     return _store(engine).config_get(name)
 
@@ -321,6 +326,7 @@ QUESTIONS: dict[str, Callable[..., Any]] = {
     "stats": _stats,
     "explain": _explain,
     "doctor": _doctor,
+    "history": _history,
     "save": _save,
     "compact": _compact,
     "reclaim": _reclaim,

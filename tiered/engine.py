@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tiered import files, process
 from tiered.checkpointer import InlineCheckpointer
@@ -47,6 +47,16 @@ CLOSE_SECONDS_MAX = 600.0
 SAMPLE_SECONDS, SAMPLES_MAX = 30.0, 120
 
 
+class Sample(NamedTuple):
+    """Figures of one moment: monotonic time, bytes accounted for, the process's own, reads answered by memory, all."""
+
+    at: float
+    used_bytes: int
+    rss_anon_bytes: int
+    hits: int = 0
+    reads: int = 0
+
+
 class Engine(Snapshots):
     """One open store, shared by its handles."""
 
@@ -62,7 +72,7 @@ class Engine(Snapshots):
     ) -> None:
         self.rss_anon_before = process.rss_anon_bytes()
         self.opened_at = clock.monotonic()
-        self.memory_samples: deque[tuple[float, int, int]] = deque(maxlen=SAMPLES_MAX)
+        self.samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
         super().__init__(directory, settings, cold, journal, lock_file, clock, recovery)
         MAINTENANCE.add(self)
         if journal is not None:
@@ -233,7 +243,7 @@ class Engine(Snapshots):
         self._empty_applied()
         self._snapshot_when_due()
         self._trim()
-        self._sample_memory(now)
+        self._sample(now)
         again = TICK_SECONDS_MAX / 2
         if now >= self._cycle_at:
             more = self._expire_cycle()
@@ -283,11 +293,11 @@ class Engine(Snapshots):
             self._trimmed_bytes = self.hot.evicted_bytes
             process.trim_heap()
 
-    def _sample_memory(self, now: float) -> None:
-        """Note what is accounted for and what the process has, for `doctor`."""
-        samples = self.memory_samples
-        if not samples or now - samples[-1][0] >= SAMPLE_SECONDS:
-            samples.append((now, self.hot.used_bytes + self.buffer_bytes, process.rss_anon_bytes()))
+    def _sample(self, now: float) -> None:
+        """Note what is accounted for, what the process has, and how reads were answered, for `doctor` and reports."""
+        if not self.samples or now - self.samples[-1].at >= SAMPLE_SECONDS:
+            used, hits = self.hot.used_bytes + self.buffer_bytes, MAINTENANCE.hits_of(self) + self.counters.buffer_hits
+            self.samples.append(Sample(now, used, process.rss_anon_bytes(), hits, hits + self.counters.cold_hits))
 
     def reclaim(self) -> int:
         """Checkpoint, evict everything, and give memory back to the system; returns by how much the process shrank."""

@@ -2,7 +2,7 @@
 
 Levels:
 
-    DEBUG    opening and closing, checkpoints, compactions
+    DEBUG    checkpoints, compactions
     INFO     what `open` recovers; scheduled snapshots
     WARNING  what somebody should see to: a torn journal, a checkpoint put off, a helper that died, files put aside
     ERROR    work in the background that failed: a store that refuses writes, no snapshot, a callback that raised

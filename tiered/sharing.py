@@ -107,6 +107,10 @@ class Handles:
         handles = list(self._handles.values())
         return [handle for handle in handles if (shared := handle._shared) is not None and shared.engine is engine]
 
+    def hits_of(self, engine: Engine) -> int:
+        """Reads that the hot tier answered, through all handles that are open."""
+        return sum(handle._hits for handle in self.of(engine))
+
     def watch(self, handle: Sharer) -> None:
         """Note a handle, to tell it of a fork."""
         self._handles[handle._member] = handle
@@ -306,6 +310,7 @@ def _check_settings(engine: Engine, explicit: Mapping[str, object], clock: Clock
 
 HANDLES = Handles()
 MAINTENANCE.chores.append(HANDLES.sweep)
+MAINTENANCE.hits_of = HANDLES.hits_of
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=HANDLES.disown)  # After the engines were told, by `maintenance`.
 atexit.register(HANDLES.end_temporary)

@@ -172,21 +172,34 @@ def key_from_json(tree: Any) -> Any:
 
 def dumps(tree: Any, indent: int | None = None) -> str:
     """JSON as text, safe for a terminal."""
-    text = json.dumps(tree, ensure_ascii=False, indent=indent, allow_nan=False)
+    text = encode(tree) if indent is None else json.dumps(tree, ensure_ascii=False, indent=indent, allow_nan=False)
     try:
         text.encode()
     except UnicodeEncodeError:
         text = json.dumps(tree, indent=indent, allow_nan=False)
+    return escaped(text)
+
+
+# Made once: making one takes as long as writing or reading a small document.
+encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+"""JSON as text of what JSON has words for; lone surrogates and controls are left as they are."""
+
+
+def escaped(text: str) -> str:
+    """JSON without what terminals may take for commands."""
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _refuse(word: str) -> Any:
+    raise ValueError(f"{word} is not JSON; write {{'$float': {word.lower()!r}}}")
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse).decode
 
 
 def loads(text: str) -> Any:
     """JSON of a text.  Raises ValueError, for NaN and such as well, which are none."""
-
-    def refuse(word: str) -> Any:
-        raise ValueError(f"{word} is not JSON; write {{'$float': {word.lower()!r}}}")
-
-    return json.loads(text, parse_constant=refuse)
+    return _decode(text)
 
 
 def key_text(key: Any) -> str:

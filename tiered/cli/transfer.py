@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -84,12 +84,15 @@ def _counted(records: Iterator[Any], total: int, progress: Progress | None) -> I
 
 
 def _write(parts: Iterator[bytes], file: str) -> int:
-    """Write it, to a file as a whole or not at all; how many bytes."""
+    """Write it; how many bytes."""
+    return sum(map(sys.stdout.buffer.write, parts)) if file == "-" else written(Path(file), parts)
+
+
+def written(file: Path, parts: Iterable[bytes]) -> int:
+    """Write a file as a whole or not at all; how many bytes."""
     from tiered.files import Replacement
 
-    if file == "-":
-        return sum(map(sys.stdout.buffer.write, parts))
-    replacement = Replacement(Path(file))
+    replacement = Replacement(file)
     try:
         pending: list[bytes] = []
         size = 0
@@ -104,8 +107,7 @@ def _write(parts: Iterator[bytes], file: str) -> int:
         replacement.sync()
         replacement.commit()
     finally:
-        if replacement.temporary.exists():
-            replacement.abandon()
+        replacement.abandon()
     return replacement.size
 
 
