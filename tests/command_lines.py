@@ -10,15 +10,20 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from programs import ROOT
 
+import tiered
+
 _SERVER = """
 import json, os, sys, tempfile
 import click, tiered, tiered.cli, tiered.cli.program, tiered.cli.inspection, tiered.cli.backup, tiered.cli.census
 import tiered.cli.notation, tiered.cli.top, tiered.cli.operate, tiered.cli.settings, tiered.cli.demo
+import tiered.cli.transfer, tiered.cli.formats, tiered.cli.report, tiered.cli.benchmark, tiered.migrate
 import tiered.salvaging, tiered.verification, tiered.restoration, tiered.store, tiered.doctor
 replies = os.fdopen(os.dup(1), "w", closefd=False)
 for line in sys.stdin:
@@ -80,6 +85,13 @@ class CommandLine:
         )
 
     def __call__(self, *arguments: object, stdin: bytes = b"", cwd: Path | None = None, **environment: str) -> Called:
+        status, out, errors = self.raw(*arguments, stdin=stdin, cwd=cwd, **environment)
+        return Called(status, out.decode(), errors)
+
+    def raw(
+        self, *arguments: object, stdin: bytes = b"", cwd: Path | None = None, **environment: str
+    ) -> tuple[int, bytes, str]:
+        """Status, stdout as bytes, and stderr."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         call = {
@@ -91,7 +103,7 @@ class CommandLine:
         self._server.stdin.write(json.dumps(call) + "\n")
         self._server.stdin.flush()
         status, out, errors = json.loads(self._server.stdout.readline())
-        return Called(status, out.encode("latin-1").decode(), errors.encode("latin-1").decode())
+        return status, out.encode("latin-1"), errors.encode("latin-1").decode()
 
     def close(self) -> None:
         """End the server."""
@@ -100,3 +112,28 @@ class CommandLine:
         self._server.stdin.close()
         self._server.stdout.close()
         self._server.wait()
+
+
+_calling: list[CommandLine] = []
+
+
+@contextmanager
+def calling() -> Iterator[None]:
+    """Have `call` at hand, for the tests of a module."""
+    _calling.append(CommandLine())
+    try:
+        yield
+    finally:
+        _calling.pop().close()
+
+
+def call(*arguments: object, given: bytes = b"") -> tuple[int, bytes, str]:
+    """Status, stdout and stderr of `tiered-cli …`."""
+    return _calling[-1].raw(*arguments, stdin=given)
+
+
+def made(path: Path, values: dict[Any, Any]) -> Path:
+    """A closed store with these values."""
+    with tiered.open(path, helper=False) as store:
+        store.update(values)
+    return path

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
-from test_transfer import call, made
+import pytest
+from command_lines import call, calling, made
 
 from tiered.cli import benchmark
+
+
+@pytest.fixture(scope="module", autouse=True)
+def command_line() -> Iterator[None]:
+    with calling():
+        yield
 
 
 def test_it_measures_beside_a_store_and_leaves_both_as_they_were(tmp_path: Path) -> None:

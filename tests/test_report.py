@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_transfer import call, made
+from command_lines import call, calling, made
 
 import tiered
 from tiered.cli import pictures
@@ -50,6 +51,12 @@ class Page(HTMLParser):
     @property
     def text(self) -> str:
         return " ".join(self.texts)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def command_line() -> Iterator[None]:
+    with calling():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,7 @@ LAYERS = [
     ["cli.look"],
     ["cli.operate", "cli.settings", "cli.top", "cli.transfer"],
     ["cli.inspection"],
+    ["cli.advice"],
     ["cli.report"],
     ["cli.program"],
     ["cli"],

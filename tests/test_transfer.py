@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +21,7 @@ from uuid import UUID
 
 import numpy as np
 import pytest
+from command_lines import call, calling, made
 from programs import ROOT, succeed
 
 import tiered
@@ -78,23 +80,16 @@ VALUES: dict[Any, Any] = {
 }
 
 
-def call(*arguments: object, given: bytes = b"") -> tuple[int, bytes, str]:
-    """Status, stdout and stderr of `tiered-cli …`."""
-    environment = {**os.environ, "PYTHONPATH": ROOT}
-    done = subprocess.run([*CLI, *map(str, arguments)], input=given, capture_output=True, env=environment, timeout=60)
-    return done.returncode, done.stdout, done.stderr.decode()
+@pytest.fixture(scope="module", autouse=True)
+def command_line() -> Iterator[None]:
+    with calling():
+        yield
 
 
 def records(path: Path) -> list[tuple[Any, ...]]:
     """All that a store holds, packed, with deadlines; and what is equal in spite of other bytes by its text."""
     with tiered.open(path, "r") as store, store.view() as view:
         return [(key, found.codec, bytes(found.payload), found.deadline) for key, found in view.records()]
-
-
-def made(path: Path, values: dict[Any, Any]) -> Path:
-    with tiered.open(path, helper=False) as store:
-        store.update(values)
-    return path
 
 
 # There and back

@@ -313,6 +313,19 @@ def _history(engine: Engine) -> list[dict[str, Any]]:
     return [{"seconds_ago": now - sample.at, **sample._asdict()} for sample in list(engine.samples)]
 
 
+def _advise(engine: Engine) -> dict[str, Any]:
+    store: Any = _store(engine)
+    advice = store.advise()
+    return {
+        "memory_bytes": advice.memory,
+        "curve": [{"memory_bytes": memory, "hit_ratio": ratio} for memory, ratio in advice.curve],
+        "enough": {"memory_bytes": advice.enough.memory, "hit_ratio": advice.enough.hit_ratio},
+        "reads": advice.reads,
+        "sampled_keys": advice.sampled_keys,
+        "sampled_share": advice.sampled_share,
+    }
+
+
 def _config_get(engine: Engine, name: str) -> dict[str, object]:
     return _store(engine).config_get(name)
 
@@ -327,6 +340,7 @@ QUESTIONS: dict[str, Callable[..., Any]] = {
     "explain": _explain,
     "doctor": _doctor,
     "history": _history,
+    "advise": _advise,
     "save": _save,
     "compact": _compact,
     "reclaim": _reclaim,

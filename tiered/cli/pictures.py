@@ -12,7 +12,7 @@ from html import escape
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 440, 240
-LEFT, RIGHT, TOP, BOTTOM = 48, 16, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 48, 30, 12, 44
 ACCENT = "var(--accent, #2563eb)"
 STYLE = "font:13px system-ui,sans-serif;width:100%;max-width:640px;height:auto"
 Point = tuple[float, float]

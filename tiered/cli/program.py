@@ -26,7 +26,7 @@ FAMILIES: dict[str, dict[str, str]] = {
         **dict.fromkeys(("save", "compact", "snapshot", "restore", "verify", "repair"), "operate"),
         "config": "settings",
     },
-    "Measure": {"report": "report", "bench": "benchmark"},
+    "Measure": {"advise": "advice", "report": "report", "bench": "benchmark"},
     "Begin": {"demo": "demo", "completion": "completion"},
 }
 """Title of a family; its commands in the order in which they are shown, with the modules where they are."""

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from tiered.cli import options, output, pictures, running
+from tiered.cli.advice import advised, curve
 from tiered.cli.inspection import inspected
 from tiered.cli.look import ask, diagnoses, gathered, holder, rows
 from tiered.cli.pictures import Axis
@@ -56,7 +57,7 @@ def report_command(store: str, file: str, exact: bool, force: bool) -> None:
     if target.exists() and not force:
         raise running.Failure(f"{file}: is there already; --force replaces it")
     found = inspected(store, exact)
-    page = html_of(found, gathered(store), diagnoses(store), history(store))
+    page = html_of(found, gathered(store), diagnoses(store), history(store), *curve_of(store))
     written(target, [page.encode("utf-8", "backslashreplace")])
     output.write(f"{file}: {len(page):,} bytes; open it in a browser")
 
@@ -74,14 +75,28 @@ def history(store: str) -> list[dict[str, Any]]:
     return answer
 
 
+def curve_of(store: str) -> tuple[str, str]:
+    """The picture of the hit ratio against memory, or "", and why there is none."""
+    from tiered.errors import TieredError
+
+    if holder(store) is None:
+        return "", "no program has the store open for writing"
+    try:
+        advice = advised(store)
+    except TieredError as error:
+        return "", str(error)
+    return (curve(advice), "") if advice["reads"] else ("", "no reads were seen yet")
+
+
 def html_of(
     found: dict[str, Any],
     now: dict[str, Any],
     advice: Sequence[dict[str, str]],
     samples: Sequence[dict[str, Any]],
-    curve: str = "",
+    picture: str,
+    why: str,
 ) -> str:
-    """The page.  `curve` is a picture of the hit ratio against memory, where somebody knows it."""
+    """The page.  `picture` is of the hit ratio against memory, "" where nobody knows it, and `why`."""
     title = f"tiered: {found['path']}"
     body = "".join(
         (
@@ -91,7 +106,7 @@ def html_of(
             _findings(advice),
             _section("Sizes", _sizes(found)),
             _section("Hit ratio over time", _ratios(samples, now)),
-            _section("Hit ratio by memory", curve or _none("nobody measures it: open the store with advisor=True")),
+            _section("Hit ratio by memory", picture or _none(why)),
             _section("Keys", _prefixes(found["census"])),
             _section("Values", _values(found["census"])),
             _section("Times to live, up to", _counted(found["census"]["ttls"])),
