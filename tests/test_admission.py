@@ -244,7 +244,7 @@ def test_promotion_stops_while_writers_are_ahead_of_the_checkpoints(
     assert hot_keys(store)[-2:] == [1, 2], "a buffer is set aside, as at every checkpoint, and no pressure yet"
     share = store._engine.share_bytes
     number = 0
-    while store._engine._active is None or store._engine._active.used_bytes() * 2 <= share:
+    while store._engine._active.used_bytes() < share * 5 // 8:
         store["filling", number] = "y" * 1000
         number += 1
     assert store._engine._aside

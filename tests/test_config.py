@@ -211,6 +211,8 @@ OTHERS = {
     "low_watermark": ("50% 60%", (0.5, 0.6)),
     "hot_value_share": (0.1, (0.1, 0.1)),
     "promotion": ("second", "second"),
+    "warm_start": ("no", False),
+    "advisor": ("yes", True),
     "cycle_seconds": ("1 5", (1.0, 5.0)),
     "eviction": ("lru", "lru"),
     "object_share": ("0.25", 0.25),
@@ -362,6 +364,20 @@ def the_second_read_promotes(store, clock):
         assert store.explain("k").tiers == tiers
 
 
+def no_list_of_hot_keys_is_kept(store, clock):
+    store["k"] = 1
+    store._engine._note_hot_keys()
+    assert not (Path(store.path) / "HOT").exists()
+    assert store._engine.warming is None
+
+
+def reads_are_sampled(store, clock):
+    store["k"] = 1
+    before = store.advise().reads
+    assert store["k"] == 1
+    assert store.advise().reads == before + 1
+
+
 def the_next_cycle_is_soon(store, clock):
     assert 19 <= store._engine._cycle_at - clock.monotonic() <= 30
 
@@ -461,6 +477,8 @@ IN_FORCE = {
     "low_watermark": ("50% 60%", eviction_goes_far_down),
     "hot_value_share": ("0", no_large_value_stays_hot),
     "promotion": ("second", the_second_read_promotes),
+    "warm_start": ("no", no_list_of_hot_keys_is_kept),
+    "advisor": ("yes", reads_are_sampled),
     "cycle_seconds": ("20 30", the_next_cycle_is_soon),
     "eviction": ("lru", the_oldest_leaves),
     "object_share": ("0", no_document_is_kept_decoded),

@@ -35,6 +35,7 @@ class Admission:
         self._budget_bytes = budget_bytes
         self._seen: array[int] | None = None
         self.small_bytes = 0
+        self._watched = False
         self.settle()
 
     @property
@@ -52,11 +53,16 @@ class Admission:
                 self._seen = array("I", bytes(slots * _SLOT_BYTES))
         self.share(self._budget_bytes)
 
+    def watch(self, on: bool) -> None:
+        """Be asked of all values from now on, as long as somebody wants to see them."""
+        self._watched = on
+        self.share(self._budget_bytes)
+
     def share(self, budget_bytes: int) -> None:
         """Follow the hot tier's budget, and the setting `hot_value_share`."""
         self._budget_bytes = budget_bytes
         small = int(self._settings.hot_value_share[0] * budget_bytes)
-        self.small_bytes = small if self._seen is None else -1
+        self.small_bytes = small if self._seen is None and not self._watched else -1
 
     def admits(self, stored_key: bytes, size: int) -> bool:
         """Whether a value of more than `small_bytes` that was just read is to become hot."""

@@ -31,6 +31,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from tiered import codec, keys, store
+from tiered.advisor import Advice
 from tiered.awaited import AsyncMapping, AsyncMutableMapping, finished, refusing
 from tiered.check import Finding
 from tiered.doctor import Diagnosis
@@ -219,6 +220,9 @@ class AsyncStore(AsyncMutableMapping[K, V]):
 
     async def memory_stats(self) -> MemoryStats:
         return await self._run(self._store.memory_stats)
+
+    async def advise(self) -> Advice:
+        return await self._run(self._store.advise)
 
     async def doctor(self) -> list[Diagnosis]:
         return await self._run(self._store.doctor)

@@ -222,6 +222,8 @@ SETTINGS = {
             _choice("promotion", "first", "second"),
             "which read of a cold value makes it hot; second: one that follows another before long",
         ),
+        Setting("warm_start", True, _flag, "whether the keys that are hot at close are read ahead at the next open"),
+        Setting("advisor", False, _flag, "whether reads are sampled for `advise()`"),
         Setting(
             "cycle_seconds",
             "0.5 2",
@@ -283,6 +285,8 @@ class Settings(SimpleNamespace):
     low_watermark: Bounds
     hot_value_share: Bounds
     promotion: str
+    warm_start: bool
+    advisor: bool
     cycle_seconds: Bounds
     eviction: str
     object_share: float

@@ -16,7 +16,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tiered import files, process
+from tiered import files, hot_keys, process
+from tiered.advisor import Shards
 from tiered.checkpointer import InlineCheckpointer
 from tiered.clock import Clock
 from tiered.cold import Cold
@@ -37,7 +38,7 @@ from tiered.maintenance import MAINTENANCE, TICK_SECONDS_MAX
 from tiered.recovery import Plan
 from tiered.schedule import is_due
 from tiered.snapshots import Snapshots
-from tiered.tiers import Pinning
+from tiered.write_buffer import Pinning
 from tiered.writing import UNSET
 
 HOT_EXPIRE_KEYS = 500
@@ -72,12 +73,16 @@ class Engine(Snapshots):
     ) -> None:
         self.rss_anon_before = process.rss_anon_bytes()
         self.opened_at = clock.monotonic()
+        self.warming: hot_keys.Warming | None = None
         self.samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
         super().__init__(directory, settings, cold, journal, lock_file, clock, recovery)
+        self.observe(settings.advisor)
         MAINTENANCE.add(self)
         if journal is not None:
             journal.on_failure = self.poison
-            if settings.snapshot_save:
+            if settings.warm_start and (directory / files.HOT).exists():
+                self.warming = hot_keys.Warming(directory / files.HOT)
+            if settings.snapshot_save or self.warming is not None:
                 self.serve()
 
     def keep_view(self, view: Pinning) -> None:
@@ -107,6 +112,10 @@ class Engine(Snapshots):
             self.serve()
         if name == "spill":
             self.bound(parsed)
+        if name == "warm_start" and not parsed:
+            self.warming = None
+        if name == "advisor":
+            self.observe(parsed)
         if name == "cycle_seconds":
             self._cycle_at = self.clock.monotonic() + drawn(parsed)
             MAINTENANCE.wake()
@@ -121,6 +130,13 @@ class Engine(Snapshots):
         except OSError:
             setattr(self.settings, name, before)
             raise no_address_space(parsed) from None
+
+    def observe(self, on: bool) -> None:
+        """Switch the advisor on, which knows nothing then, or off."""
+        if on != (self.advisor is not None):
+            self.advisor = Shards() if on else None
+            self.hot.sample(self.advisor)
+            self.admission.watch(on)
 
     def settle(self, name: str) -> None:
         """What follows a setting, without the lock: evict down to a smaller budget, count what live records take."""
@@ -252,6 +268,11 @@ class Engine(Snapshots):
         again = max(SLICES_SECONDS, min(again, self._cycle_at - now))
         if self.watermark.share:
             again = SLICES_SECONDS if self._evict_slice() else again
+        if self.warming is not None:
+            if not self.warming.step(self):
+                self.warming = None
+            self.warming_bytes = 0 if self.warming is None else self.warming.used_bytes
+            again = min(again, hot_keys.PAUSE_SECONDS)
         checkpointer = self.checkpointer
         if checkpointer is not None and checkpointer.run(slices=True):
             again = 0.0
@@ -361,10 +382,22 @@ class Engine(Snapshots):
                 except OSError as failure:
                     named = f"closing: {failure}; the journal keeps what was written"
                     error = error or StoreError(failure.filename or self.directory, named)
+            if self.journal is not None and error is None:
+                self._note_hot_keys()
             self.hot.clear()
         self.tell_listeners()
         if error is not None:
             raise error
+
+    def _note_hot_keys(self) -> None:
+        path = self.directory / files.HOT
+        try:
+            if not self.settings.warm_start:
+                path.unlink(missing_ok=True)
+            elif self.warming is None:  # Else what is hot is a part of the list that there is.
+                hot_keys.save(path, self.hot, self.settings.memory)
+        except (OSError, StoreError) as error:
+            LOG.info("%s: the list of hot keys was not written: %s", self.directory, error)
 
     def _let_go(self) -> None:
         """Let go of files, locks and the helper, whatever any of these steps raises."""

@@ -4,6 +4,7 @@
     NAME/cold-NNNN/            an LMDB environment
     NAME/journal-NNNNNNNN.log  journal segments
     NAME/journal-prepared.log  the next one, made ahead of need
+    NAME/HOT                   the keys that were hot when it was closed (`hot_keys`)
     NAME/LOCK                  held (flock) by the program that has the store open for writing
     NAME/APPLY                 held (flock) by whoever writes the cold tier
     NAME/damaged-NNNN/         damaged files that `salvaging` put aside; nothing else looks into it
@@ -31,8 +32,8 @@ from typing import Any
 from tiered import process
 from tiered.errors import LockedError, StoreFullError
 
-CURRENT, LOCK, APPLY, PREPARED = "CURRENT", "LOCK", "APPLY", "journal-prepared.log"
-CURRENT_NEW, CONTROL = "CURRENT.new", "control-"
+CURRENT, CURRENT_NEW, HOT = "CURRENT", "CURRENT.new", "HOT"
+LOCK, APPLY, PREPARED, CONTROL = "LOCK", "APPLY", "journal-prepared.log", "control-"
 _SEGMENT = re.compile(r"journal-(\d{8}|[1-9]\d{8,})\.log")
 _DAMAGED = re.compile(r"damaged-(\d{4}|[1-9]\d{4,})")
 _COLD = re.compile(r"cold-(\d{4}|[1-9]\d{4,})")
@@ -88,7 +89,7 @@ def identity(path: Path) -> tuple[int, int]:
 
 def is_store_file(name: str) -> bool:
     """Whether a file of this name may lie in a store's directory."""
-    known = name in (CURRENT, CURRENT_NEW, LOCK, APPLY, PREPARED) or name.startswith(CONTROL)
+    known = name in (CURRENT, CURRENT_NEW, HOT, LOCK, APPLY, PREPARED) or name.startswith(CONTROL)
     return known or any(pattern.fullmatch(name) for pattern in (_SEGMENT, _COLD, _DAMAGED))
 
 

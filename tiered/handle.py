@@ -59,6 +59,7 @@ READS = frozenset(
         "refuse_waiting",
         "settle",
         "snapshot",
+        "tell_listeners",
         "tick",
         "tick_guarded",
         "value_of",

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from sys import getsizeof
 from typing import Any
 
@@ -125,6 +126,14 @@ def cost(key: Any, entry: Any) -> int:
     return total + _allocated(_size(entry))
 
 
+def _hash(key: Any) -> int:
+    """Of 32 bits, spread evenly, which those of ints are not: mixed as in "splitmix64" (Steele, Lea, Flood, 2014)."""
+    mixed = (hash(key) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    return (mixed ^ mixed >> 27) >> 32
+
+
+_OBJECT_BYTES = 64
 EXPIRING_BYTES = 192
 """The tuple, its deadline, and its place among the deadlines."""
 
@@ -138,7 +147,8 @@ class HeapTier:
     def __init__(self, policy: str, budget_bytes: int) -> None:
         self.policy = POLICIES[policy]()
         self.table = self.policy.table
-        self.hit = self.policy.hit
+        self.hit: Callable[[Any], None] = self.policy.hit
+        self._shards: Any = None
         self._insert = self.policy.insert
         self._victim = self.policy.victim
         self.budget_bytes = budget_bytes
@@ -174,6 +184,11 @@ class HeapTier:
     def __iter__(self) -> Iterator[Any]:
         """All keys, the one that leaves first at the front."""
         return iter(list(self.table))
+
+    def keys_from(self, place: int, most: int) -> tuple[list[bytes], int]:
+        """Up to `most` of them, encoded, from a place on, 0 first; and the place to go on from, 0 at the end."""
+        names = list(islice(self.table, place, place + most))
+        return list(map(keys.encode, names)), place + most if place + most < len(self.table) else 0
 
     # Reading; without the lock
 
@@ -248,6 +263,22 @@ class HeapTier:
             found.update(zip(packed, values, strict=True))
         return missing
 
+    def sample(self, shards: Any) -> None:
+        """Tell the advisor's sample of uses from now on; None: nobody.  Who keeps `hit` is to take it anew."""
+        self._shards = shards
+        self.hit = self.policy.hit if shards is None else self._sampled_hit
+
+    def _sampled_hit(self, key: Any) -> None:
+        self.policy.hit(key)
+        shards = self._shards
+        if shards is not None:
+            shards.touch(_hash(key), cost(key, self.table[key]), True)
+
+    def note_read(self, key: Any, size: int) -> None:
+        """Tell it of a read that was answered elsewhere."""
+        if self._shards is not None:
+            self._shards.touch(_hash(key), key_cost(key) + _allocated(size + _OBJECT_BYTES), True)
+
     def deadline(self, key: Any) -> int | None:
         """The deadline of a key, 0 for none; None if the key is not there."""
         entry = self.table.get(key, Expiring)
@@ -278,6 +309,8 @@ class HeapTier:
         if deadline:
             entry = (entry, deadline)
         size = cost(key, entry)
+        if self._shards is not None:
+            self._shards.touch(_hash(key), size, False)
         if size * VALUE_SHARE_MAX > self.budget_bytes:
             return False
         try:

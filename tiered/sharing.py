@@ -43,6 +43,7 @@ class Sharer(Protocol):
     """A handle, as far as sharing engines goes."""
 
     _member: object
+    _tier: Any
     _shared: Shared | None
     _allow_network: bool
 
@@ -101,6 +102,12 @@ class Handles:
         """The engine that has a directory open in this program."""
         shared = self._shared.get(os.path.realpath(directory))
         return shared.engine if shared is not None and shared.engine.alive() else None
+
+    def retake(self, tier: Any) -> None:
+        """Have each handle on a hot tier take it anew, and with it what it does at a hit."""
+        for handle in list(self._handles.values()):
+            if handle._tier is tier:
+                handle._tier = tier
 
     def of(self, engine: Engine) -> list[Any]:
         """The handles on an engine that are open."""

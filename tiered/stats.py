@@ -21,6 +21,7 @@ class Counters:
     misses: int = 0
     promotions: int = 0
     refusals: int = 0
+    prefetched: int = 0
     expired_hot: int = 0
     expired_cold: int = 0
     checkpoints: int = 0
@@ -64,7 +65,8 @@ class Stats(NamedTuple):
     as_of` is how far behind it may be.  `last_sequence` is the number of the last operation seen.
 
     `refusals` counts values that were read and might have become hot but did not: too large, read for the first
-    time (`promotion="second"`), or while writers were ahead of the checkpoints.
+    time (`promotion="second"`), or while writers were ahead of the checkpoints.  `prefetched` counts those read
+    ahead after opening (`warm_start`).
 
     `object_hits` are those of the hits that were copies of a document kept decoded.
 
@@ -88,6 +90,7 @@ class Stats(NamedTuple):
     misses: int
     promotions: int
     refusals: int
+    prefetched: int
     evictions: int
     disk_evictions: int
     expired_hot: int
@@ -222,6 +225,7 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         misses=counters.misses,
         promotions=counters.promotions,
         refusals=counters.refusals,
+        prefetched=counters.prefetched,
         evictions=engine.hot.evictions,
         disk_evictions=counters.disk_evictions,
         expired_hot=counters.expired_hot,

@@ -18,6 +18,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from tiered import codec, keys, ranges, record
+from tiered.advisor import Advice, advice_of
 from tiered.check import Finding, check_engine
 from tiered.clock import Clock
 from tiered.config import SETTINGS, setting_named
@@ -30,7 +31,7 @@ from tiered.journal import Dirty, record_bytes
 from tiered.maintenance import MAINTENANCE
 from tiered.mapping import ABSENT, ONE, Pairs, RangedMapping, keys_of, pairs_of
 from tiered.moment import passing
-from tiered.sharing import TEMPORARY
+from tiered.sharing import HANDLES, TEMPORARY
 from tiered.snapshot import SnapshotInfo
 from tiered.stats import Explanation, MemoryStats, Stats, memory_stats_of, state_name, stats_of
 from tiered.sub import Sub
@@ -154,7 +155,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         return engine.value_of(b"", Dirty(peeked[0], peeked[2], b"", peeked[1]))
 
     def get_many(self, wanted: Iterable[K], *, promote: bool = True) -> dict[K, V]:
-        """The values of those keys that exist, in the order asked for.  Cold ones are read a thousand in one transaction.
+        """The values of those keys that exist, in the order asked for; cold ones a thousand in a transaction.
 
         With `promote=False` the hot tier stays as it is, as with `get`.
         """
@@ -571,6 +572,8 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
                 sequence = engine.put_setting(name, parsed)
             engine.configure(name, parsed)
         engine.settle(name)
+        if name == "advisor":
+            HANDLES.retake(engine.hot)
         if setting.remembered:
             engine.acknowledged(sequence)
 
@@ -609,6 +612,14 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
             compression=_COMPRESSIONS[cold.compression] if cold else "",
             dictionary=cold.dictionary if cold else 0,
         )
+
+    def advise(self) -> Advice:
+        """Which hit ratio 1/8 to 8 times the memory would give, and how much is enough; of the reads so far.
+
+        Raises `ConfigError` unless `advisor` is on.  Costs a few milliseconds.
+        """
+        self._engine.check_readable()
+        return advice_of(self._engine)
 
     def doctor(self) -> list[Diagnosis]:
         """What will hurt if it stays as it is, each with evidence and advice; empty for a healthy store.
@@ -679,10 +690,10 @@ def open(
 
     `flag` is as in `dbm`: "c" create if missing, "w" existing, "r" existing and
     read-only beside any writer, a tenth of a second behind it, "n" always new.  `settings` are those of `config`:
-    memory, spill, low_watermark, hot_value_share, promotion, cycle_seconds, eviction, object_share,
-    object_entries_max, object_value_bytes_max, durability, save, compression, default_ttl, disk, disk_full,
-    snapshot_save, snapshot_dir, snapshot_keep, helper.  One process at a time may have a store open for writing;
-    others get `LockedError`, after `lock_timeout` seconds.  Opened again in the same process, it is
+    memory, spill, low_watermark, hot_value_share, promotion, warm_start, advisor, cycle_seconds, eviction,
+    object_share, object_entries_max, object_value_bytes_max, durability, save, compression, default_ttl, disk,
+    disk_full, snapshot_save, snapshot_dir, snapshot_keep, helper.  One process at a time may have a store open
+    for writing; others get `LockedError`, after `lock_timeout` seconds.  Opened again in the same process, it is
     another handle on the same engine, and settings that differ from those in force are a `ConfigError`.
 
     Raises `NotAStoreError`, `LockedError`, `CorruptionError`, `FormatError`,

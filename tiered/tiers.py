@@ -54,7 +54,7 @@ from tiered.maintenance import MAINTENANCE
 from tiered.recovery import Plan
 from tiered.stats import Counters
 from tiered.watermark import Watermark
-from tiered.write_buffer import WriteBuffer
+from tiered.write_buffer import Pinning, WriteBuffer
 
 if TYPE_CHECKING:
     from tiered.engine import Engine
@@ -83,24 +83,12 @@ class Watcher(Protocol):
         """A key was written; None for all of them."""
 
 
-class Pinning(Protocol):
-    """A view, as far as its memory and its age concern the engine."""
-
-    @property
-    def handle(self) -> object: ...
-    @property
-    def buffers(self) -> tuple[WriteBuffer, ...]: ...
-    @property
-    def order_bytes(self) -> int: ...
-    @property
-    def age_seconds(self) -> float: ...
-    def end(self, reason: str) -> None: ...
-    def overdue(self, now: float) -> bool: ...
-    def abandon(self) -> None: ...
-
-
 class Tiers:
     """The tiers of one open store, and how they are read."""
+
+    advisor: Any = None  # Shards, of `advisor`.
+    warming_bytes = 0
+    """What reading ahead takes of the budget as long as it lasts."""
 
     direct = True
     """Whether a cold read is what `find` does here, and so may be done by the compiled part."""
@@ -158,8 +146,7 @@ class Tiers:
         self._saved_at = self._synced_at = clock.monotonic()
         self._cycle_at = clock.monotonic() + drawn(settings.cycle_seconds)
         self._full_since, self._helper_deaths = 0.0, 0
-        self._finished = False
-        self._compactions, self._compacting = 0, False
+        self._compactions, self._compacting, self._finished = 0, False, False
         self._moved = False  # A compaction is done, and its cold tier is not the one read here yet.
         self._compaction_failure: StoreError | None = None
         self._background: BaseException | None = None
@@ -342,14 +329,10 @@ class Tiers:
         if self.owned():
             return
         number, deadline, _, payload = found  # A plain tuple, from the compiled part.
-        size = len(payload)
-        if size > self.admission.small_bytes and not self.admission.admits(stored_key, size):
-            self.counters.refusals += 1
+        asked = self._aside or len(payload) > self.admission.small_bytes
+        if asked and not self._admits(key, stored_key, len(payload)):
             return
         with self.lock:
-            if self._aside and self._pressed():
-                self.counters.refusals += 1
-                return
             newest = self.dirty(stored_key) if self.buffers else None
             if generation == self.generation and not self.closed and newest == where:
                 plain = key if key.__class__ is str else keys.canonical(key)
@@ -365,16 +348,12 @@ class Tiers:
         with self.lock:
             if generation != self.generation or self.closed:
                 return
-            if self._aside and self._pressed():
-                self.counters.refusals += len(located)
-                return
             names, numbers, payloads = list[Any](), list[int](), list[bytes]()
-            admission = self.admission
             for key, stored_key, where, (number, deadline, _, payload) in located:
                 if self.buffers and self.dirty(stored_key) != where:
                     continue
-                if len(payload) > admission.small_bytes and not admission.admits(stored_key, len(payload)):
-                    self.counters.refusals += 1
+                asked = self._aside or len(payload) > self.admission.small_bytes
+                if asked and not self._admits(key, stored_key, len(payload)):
                     continue
                 plain = key if key.__class__ is str else keys.canonical(key)
                 self.counters.promotions += 1
@@ -388,12 +367,21 @@ class Tiers:
             if not self._number and self.hot.evictions:
                 self.serve()
 
+    def _admits(self, key: Any, stored_key: bytes, size: int) -> bool:
+        """Whether a value that was read is to become hot: asked if it is not small, or a buffer is set aside."""
+        if self.advisor is not None:
+            self.hot.note_read(key, size)
+        admitted = not self._pressed() and self.admission.admits(stored_key, size)
+        self.counters.refusals += not admitted
+        return admitted
+
     def _pressed(self) -> bool:
         """Whether writers are ahead of the checkpoints: half of the buffer is full, and the one before not applied.
 
         What is kept then is what was written, whose share of the memory grows; a promotion would evict for nothing.
         """
-        return self._active is not None and self._active.used_bytes() * 2 > self.share_bytes
+        active = self._active if self._aside else None
+        return active is not None and active.used_bytes() * 2 > self.share_bytes
 
     def _keep_many(self, names: list[Any], numbers: list[int], payloads: list[bytes], deadline: int, size: int) -> None:
         """Put many values into the hot tier, evicting for them no more than one call may; the rest is not kept."""
@@ -459,7 +447,7 @@ class Tiers:
                     break
                 view.end(f"it kept more than its share of the memory, {PINNED_SHARE:.0%} of {memory:,} bytes")
                 pinned = self.pinned_bytes()
-        taken = self.buffer_bytes + pinned + self.admission.used_bytes
+        taken = self.buffer_bytes + pinned + self.admission.used_bytes + self.warming_bytes
         if self._active is not None:
             taken += self._active.foreseen_bytes(self.step_bytes)
         self.hot.budget_bytes = max(memory // HOT_SHARE_MIN, memory - taken)

@@ -6,6 +6,7 @@
 #include "key.h"
 #include "native.h"
 #include "objects.h"
+#include "shards.h"
 
 /* Codec ids, as in tiered/codec.py. */
 enum { CODEC_BYTES = 1, CODEC_STR = 2, CODEC_MSGPACK = 3, CODEC_LAST = 5 };
@@ -14,6 +15,7 @@ typedef struct {
     PyObject_HEAD
     Arena arena;
     Objects objects;
+    TieredShards *shards; /* The advisor's, which is told of uses; NULL: there is none. */
     size_t budget_bytes; /* Of both: the arena has what the objects leave. */
     PyObject *encode_key;               /* keys.encode */
     PyObject *decoders[CODEC_LAST + 1]; /* Of codec.DECODERS, by codec id. */
