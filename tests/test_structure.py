@@ -43,7 +43,7 @@ LAYERS = [
     ["opening", "check", "mapping", "restoration"],
     ["sharing", "salvaging", "sub"],
     ["awaited", "handle"],
-    ["doctor", "transaction", "verification", "view"],
+    ["doctor", "memoize", "transaction", "verification", "view"],
     ["store"],
     ["__init__", "aio", "commands", "migrate"],
     ["cli"],
