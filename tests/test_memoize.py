@@ -159,6 +159,26 @@ def test_one_caller_computes_and_the_others_wait_for_it(store: Any) -> None:
     assert slow._flights == {}
 
 
+def test_what_another_has_computed_since_the_look_is_not_computed_again(store: Any, monkeypatch: Any) -> None:
+    calls = []
+
+    @store.memoize(name="f")
+    def f() -> int:
+        calls.append(1)
+        return len(calls)
+
+    board = f._board
+
+    def late(key: Any, fresh: Any) -> Any:
+        monkeypatch.undo()
+        assert f() == 1
+        return board(key, fresh)
+
+    monkeypatch.setattr(f, "_board", late)
+    assert f() == 1
+    assert calls == [1]
+
+
 def test_an_exception_is_given_to_all_who_wait_and_not_kept(store: Any) -> None:
     calls, go = [], threading.Event()
 

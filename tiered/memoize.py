@@ -281,8 +281,7 @@ class MemoizedFunction(Memoized[P, T]):
                 value = self._function(*args, **kwargs)
                 self._misses += 1
                 self._early += early
-                if cleared == self._cleared:
-                    self._store.set(key, self._packed(value, time.monotonic() - began), self._ttl())
+                self._store.set(key, self._packed(value, time.monotonic() - began), self._ttl())
                 if cleared != self._cleared:
                     self._store.pop(key, None)
             flight.value = value
@@ -348,8 +347,7 @@ class MemoizedCoroutine(Memoized[P, T]):
                 value = await self._function(*args, **kwargs)
                 self._misses += 1
                 self._early += early
-                if cleared == self._cleared:
-                    await self._store.set(key, self._packed(value, time.monotonic() - began), self._ttl())
+                await self._store.set(key, self._packed(value, time.monotonic() - began), self._ttl())
                 if cleared != self._cleared:
                     await self._store.pop(key, None)
             flight.value = value
