@@ -59,7 +59,7 @@ LAYERS = [
     ["opening", "check", "mapping", "restoration"],
     ["sharing", "salvaging", "sub"],
     ["awaited", "handle"],
-    ["control", "doctor", "transaction", "verification", "view"],
+    ["control", "doctor", "memoize", "transaction", "verification", "view"],
     ["store"],
     ["__init__", "aio", "metrics", "migrate"],
     ["cli.notation", "cli.running"],
