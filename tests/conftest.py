@@ -89,7 +89,10 @@ def opener(tmp_path: Path) -> Iterator[Opener]:
     ) -> tiered.Store[Any, Any]:
         settings.setdefault("memory", "1MB")
         settings.setdefault("helper", False)
-        store = tiered.open(tmp_path / path, flag, **settings)
+        with pytest.MonkeyPatch.context() as patch:
+            if stepwise:
+                patch.setattr(MAINTENANCE, "serve", lambda engine: -1)
+            store = tiered.open(tmp_path / path, flag, **settings)
         opened.append(store)
         return without_background(store) if stepwise else store
 

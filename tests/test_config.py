@@ -210,6 +210,9 @@ OTHERS = {
     "spill": ("no", False),
     "low_watermark": ("50% 60%", (0.5, 0.6)),
     "hot_value_share": (0.1, (0.1, 0.1)),
+    "promotion": ("second", "second"),
+    "warm_start": ("no", False),
+    "advisor": ("yes", True),
     "cycle_seconds": ("1 5", (1.0, 5.0)),
     "eviction": ("s3fifo", "s3fifo"),
     "object_share": ("0.25", 0.25),
@@ -352,6 +355,29 @@ def no_large_value_stays_hot(store, clock):
     assert "hot" not in store.explain("large").tiers
 
 
+def the_second_read_promotes(store, clock):
+    store["k"] = ["text"]
+    store.save()
+    store._engine.hot.clear()
+    for tiers in (("cold",), ("hot", "cold")):
+        assert store["k"]
+        assert store.explain("k").tiers == tiers
+
+
+def no_list_of_hot_keys_is_kept(store, clock):
+    store["k"] = 1
+    store._engine._note_hot_keys()
+    assert not (Path(store.path) / "HOT").exists()
+    assert store._engine.warming is None
+
+
+def reads_are_sampled(store, clock):
+    store["k"] = 1
+    before = store.advise().reads
+    assert store["k"] == 1
+    assert store.advise().reads == before + 1
+
+
 def the_next_cycle_is_soon(store, clock):
     assert 19 <= store._engine._cycle_at - clock.monotonic() <= 30
 
@@ -454,6 +480,9 @@ IN_FORCE = {
     "spill": ("no", nothing_spills),
     "low_watermark": ("50% 60%", eviction_goes_far_down),
     "hot_value_share": ("0", no_large_value_stays_hot),
+    "promotion": ("second", the_second_read_promotes),
+    "warm_start": ("no", no_list_of_hot_keys_is_kept),
+    "advisor": ("yes", reads_are_sampled),
     "cycle_seconds": ("20 30", the_next_cycle_is_soon),
     "eviction": ("fifo", what_was_written_first_leaves),
     "object_share": ("0", no_document_is_kept_decoded),

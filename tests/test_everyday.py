@@ -586,10 +586,11 @@ def test_check_tests_the_invariants_of_an_open_store(opener: Any) -> None:
 
 def test_get_has_a_signature_that_help_shows() -> None:
     parameters = list(inspect.signature(tiered.Store.get).parameters.values())
-    assert [parameter.name for parameter in parameters] == ["self", "key", "default"]
+    assert [parameter.name for parameter in parameters] == ["self", "key", "default", "promote"]
     assert [parameter.kind for parameter in parameters[1:]] == [
         inspect.Parameter.POSITIONAL_ONLY,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
     ]
     assert parameters[2].default is None
 

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiered import codec, heap
-from tiered.heap import EVICTIONS_PER_CALL_MAX, VALUE_SHARE_MAX, Expiring, HeapTier, Packed, cost, entry_of, value_of
+from tiered.entries import Expiring, Packed, cost, entry_of, value_of
+from tiered.heap import EVICTIONS_PER_CALL_MAX, VALUE_SHARE_MAX, HeapTier
 
 MB = 1 << 20
 # Equal keys of different sizes in memory, and text whose object grows when others encode it.

@@ -207,6 +207,7 @@ OPERATIONS: dict[str, tuple[Callable[[Any], object], dict[Any, Any] | None]] = {
     "refresh": (lambda store: store.refresh(), None),
     "reclaim": (lambda store: store.reclaim(), None),
     "doctor": (lambda store: (store.doctor(), store.config_get("m*")), None),
+    "on": (lambda store: store.on("checkpoint", id)(), None),
     "snapshot": (lambda store: store.snapshot(store.path + ".tsnap"), None),
     "another handle": (another_handle, None),
 }

@@ -441,6 +441,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.config_set("low_watermark", shares)
         self.store.config_set("hot_value_share", values)
 
+    @rule(promotion=st.sampled_from(["first", "second"]))
+    def change_promotion(self, promotion: str) -> None:
+        self.store.config_set("promotion", promotion)
+
     @rule(key=some_key, value=some_value)
     def write_where_nothing_may_spill(self, key: Any, value: Any) -> None:
         self.store.config_set("spill", False)

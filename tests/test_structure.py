@@ -33,14 +33,16 @@ LAYERS = [
         "arrays",
         "scalars",
         "group_commit",
+        "events",
     ],
     ["registry", "eviction", "eviction.order", "eviction.sampled", *ONE_FILE_EACH],
     ["extensions", *SAMPLED],
     ["conversion"],
-    ["config", "files", "keys", "codec", "expiry", "record"],
-    ["compression", "heap", "arena", "journal", "snapshot"],
+    ["advisor", "config", "files", "keys", "codec", "expiry", "record"],
+    ["compression", "entries", "arena", "journal", "snapshot"],
+    ["heap"],
     ["environment", "hot", "write_buffer", "recovery", "retention"],
-    ["cold_state", "watermark"],
+    ["admission", "cold_state", "hot_keys", "watermark"],
     ["cold_reader"],
     ["cold_update"],
     ["cold", "overlay"],
@@ -56,10 +58,20 @@ LAYERS = [
     ["follower"],
     ["opening", "check", "mapping", "restoration"],
     ["sharing", "salvaging", "sub"],
-    ["handle"],
-    ["doctor", "transaction", "verification", "view"],
+    ["awaited", "handle"],
+    ["control", "doctor", "transaction", "verification", "view"],
     ["store"],
-    ["__init__", "aio", "commands", "migrate"],
+    ["__init__", "aio", "metrics", "migrate"],
+    ["cli.notation", "cli.running"],
+    ["cli.options", "cli.output", "cli.formats", "cli.pictures"],
+    ["cli.backup"],
+    ["cli.benchmark", "cli.census", "cli.completion", "cli.demo", "cli.values"],
+    ["cli.look"],
+    ["cli.operate", "cli.settings", "cli.top", "cli.transfer"],
+    ["cli.inspection"],
+    ["cli.advice"],
+    ["cli.report"],
+    ["cli.program"],
     ["cli"],
     ["__main__"],
 ]
@@ -69,10 +81,12 @@ IMPORTERS = {
     "msgpack": {
         *("arrays", "codec", "cold_state", "conversion", "extensions", "helper", "overlay", "pending", "snapshot"),
         "writing",
+        "cli.formats",
     },
     "numpy": {"arrays"},
+    "prometheus_client": {"metrics"},
     "mmap": {"journal"},
-    "fcntl": {"files"},
+    "fcntl": {"control", "files"},
     "subprocess": {"helper"},
     "ctypes": {"process"},
 }
@@ -116,7 +130,7 @@ def imported(name: str):
             if node.level:
                 package = "tiered.eviction" if PATHS[name].parent != ROOT else "tiered"
                 module = f"{package}.{module}".rstrip(".")
-            if module in ("tiered", "tiered.eviction"):
+            if module in ("tiered", "tiered.cli", "tiered.eviction"):
                 for alias in node.names:
                     known = f"{module}.{alias.name}".removeprefix("tiered.") in PATHS
                     yield (f"{module}.{alias.name}" if known else module), node.lineno

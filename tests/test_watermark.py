@@ -169,6 +169,8 @@ def test_a_store_that_is_only_read_goes_down_by_itself_in_the_background(opener:
     store["begin"] = 1  # Which the setting did already, being remembered.
     store.save()
     store.close()
+    store = opener("read.tiered", memory="1MB", warm_start=False)
+    store.close()
     store = opener("read.tiered", memory="1MB")
     assert store._engine._number == 0
     assert store[0] == b"x" * 1000

@@ -21,29 +21,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import inspect
 import os
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
-from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from tiered import codec, keys, store
+from tiered.advisor import Advice
+from tiered.awaited import AsyncMapping, AsyncMutableMapping, finished, refusing
 from tiered.check import Finding
 from tiered.doctor import Diagnosis
 from tiered.errors import ConflictError
 from tiered.journal import record_bytes
-from tiered.mapping import ONE, Pairs, RangedMapping
 from tiered.sharing import TEMPORARY
 from tiered.snapshot import SnapshotInfo
 from tiered.stats import Explanation, MemoryStats, Stats
 from tiered.store import Store
-from tiered.sub import Sub, SubView
+from tiered.sub import SubView
 from tiered.transaction import ATTEMPTS, Transaction, backoff_seconds
 from tiered.view import AGE_SECONDS_MAX, View
 from tiered.writing import UNSET
@@ -51,25 +49,6 @@ from tiered.writing import UNSET
 K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")
-_NONE: Any = None
-_FETCH_ITEMS = 256
-_FETCH_SECONDS = 0.005
-"""An iteration's thread comes back with what it has after this: large values must not pile up."""
-
-
-async def _finished(call: Callable[..., T], /, *args: Any, **named: Any) -> T:
-    """What `call` gives in a thread; a cancellation is raised when it has ended."""
-    run = partial(contextvars.copy_context().run, call, *args, **named)
-    future = asyncio.get_running_loop().run_in_executor(None, run)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        while not future.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([future])
-        if not future.cancelled():
-            future.exception()  # Its failure is known, and nothing that asyncio should complain of.
-        raise
 
 
 async def _handed_over(make: Callable[[], T], undo: Callable[[T], object]) -> T:
@@ -91,18 +70,9 @@ async def _handed_over(make: Callable[[], T], undo: Callable[[T], object]) -> T:
     except asyncio.CancelledError:
         abandoned = True
         if made:
-            await _finished(abandon)
+            await finished(abandon)
         raise
     return made.pop()
-
-
-def _refusing(words: str) -> Any:
-    """A method that says what to write in place of what Python made a call of it."""
-
-    def refuse(self: object, *args: object) -> NoReturn:
-        raise TypeError(words)
-
-    return refuse
 
 
 def _not_awaitable(run: Callable[[Any], Any], txn: Any) -> Any:
@@ -114,188 +84,13 @@ def _not_awaitable(run: Callable[[Any], Any], txn: Any) -> Any:
     return result
 
 
-class AsyncMapping(Generic[K, V]):
-    """What can be read: of a store, a transaction, a view, or a part of them."""
-
-    def __init__(self, mapping: RangedMapping[K, V]) -> None:
-        self._mapping: Any = mapping
-
-    def _at_once(self, key: Any) -> Any:
-        """The value of a key if it can be had without waiting, else UNSET."""
-        return UNSET
-
-    async def _run(self, call: Callable[..., T], /, *args: Any, **named: Any) -> T:
-        """What may wait."""
-        return await asyncio.to_thread(call, *args, **named)
-
-    async def __getitem__(self, key: K) -> V:
-        value = self._at_once(key)
-        return cast(V, value) if value is not UNSET else await self._run(self._mapping.__getitem__, key)
-
-    @overload
-    async def get(self, key: K) -> V | None: ...
-    @overload
-    async def get(self, key: K, default: V | T) -> V | T: ...
-    async def get(self, key: K, default: Any = None) -> Any:
-        value = self._at_once(key)
-        return value if value is not UNSET else await self._run(self._mapping.get, key, default)
-
-    async def contains(self, key: object) -> bool:
-        return self._at_once(key) is not UNSET or await self._run(self._mapping.__contains__, key)
-
-    async def get_many(self, wanted: Iterable[K]) -> dict[K, V]:
-        return await self._run(self._mapping.get_many, wanted)
-
-    async def count(self) -> int:
-        return await self._run(self._mapping.__len__)
-
-    async def ttl(self, key: K) -> float | None:
-        return await self._run(self._mapping.ttl, key)
-
-    def keys(self, prefix: Any = None, start: Any = None, stop: Any = None, reverse: bool = False) -> AsyncIterator[K]:
-        return self._fetched(self._mapping.keys(prefix, start, stop, reverse))
-
-    def values(
-        self, prefix: Any = None, start: Any = None, stop: Any = None, reverse: bool = False
-    ) -> AsyncIterator[V]:
-        return self._fetched(self._mapping.values(prefix, start, stop, reverse))
-
-    def items(
-        self, prefix: Any = None, start: Any = None, stop: Any = None, reverse: bool = False
-    ) -> AsyncIterator[tuple[K, V]]:
-        return self._fetched(self._mapping.items(prefix, start, stop, reverse))
-
-    def __aiter__(self) -> AsyncIterator[K]:
-        return self.keys()
-
-    if not TYPE_CHECKING:  # A type checker says so itself.
-        # Without these two, Python would ask `__getitem__` for 0, 1, 2 and so on, and get coroutines without end.
-        __contains__ = _refusing("`in` cannot be awaited: use `await store.contains(key)`")
-        __iter__ = _refusing("iterate with `async for`")
-        __len__ = _refusing("len() cannot be awaited: use `await store.count()`")
-
-        def __bool__(self) -> bool:
-            return True  # As any object: whether it is empty would have to be awaited.
-
-    async def _fetched(self, items: Iterable[T]) -> AsyncIterator[T]:
-        source = iter(items)
-
-        def fetch() -> list[T]:
-            until = time.monotonic() + _FETCH_SECONDS
-            fetched = []
-            for item in islice(source, _FETCH_ITEMS):
-                fetched.append(item)
-                if time.monotonic() > until:
-                    break
-            return fetched
-
-        while fetched := await self._run(fetch):
-            for item in fetched:
-                yield item
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._mapping!r}>"
-
-
-class AsyncMutableMapping(AsyncMapping[K, V]):
-    """What can be read and written."""
-
-    if not TYPE_CHECKING:
-        __setitem__ = _refusing("an assignment cannot be awaited: use `await store.set(key, value)`")
-        __delitem__ = _refusing("`del` cannot be awaited: use `await store.delete(key)`")
-        __ior__ = _refusing("`|=` cannot be awaited: use `await store.update(other)`")
-
-    def _set_at_once(self, key: Any, value: Any, ttl: float | timedelta | None) -> bool:
-        """Write a value if that can be done without waiting."""
-        return False
-
-    async def set(self, key: K, value: V, ttl: float | timedelta | None = UNSET) -> None:
-        if not self._set_at_once(key, value, ttl):
-            await self._run(self._mapping.set, key, value, ttl)
-
-    async def delete(self, key: K) -> None:
-        await self._run(self._mapping.__delitem__, key)
-
-    @overload
-    async def pop(self, key: K) -> V: ...
-    @overload
-    async def pop(self, key: K, default: V | T) -> V | T: ...
-    async def pop(self, key: K, default: Any = UNSET) -> Any:
-        return await self._run(self._mapping.pop, key, *(() if default is UNSET else (default,)))
-
-    async def popitem(self) -> tuple[K, V]:
-        return await self._run(self._mapping.popitem)
-
-    async def setdefault(self, key: K, default: V = _NONE) -> V:
-        value = self._at_once(key)
-        return cast(V, value) if value is not UNSET else await self._run(self._mapping.setdefault, key, default)
-
-    async def incr(self, key: K, by: V = ONE) -> V:
-        return await self._run(self._mapping.incr, key, by)
-
-    async def touch(self, key: K, ttl: float | timedelta | None) -> bool:
-        return await self._run(self._mapping.touch, key, ttl)
-
-    async def persist(self, key: K) -> bool:
-        return await self._run(self._mapping.persist, key)
-
-    async def set_many(
-        self, pairs: Mapping[K, V] | Iterable[tuple[K, V]], ttl: float | timedelta | None = UNSET
-    ) -> None:
-        await self._run(self._mapping.set_many, pairs, ttl)
-
-    async def delete_many(self, unwanted: Iterable[K]) -> int:
-        return await self._run(self._mapping.delete_many, unwanted)
-
-    async def update(self, other: Pairs[K, V] = (), /, **named: V) -> None:
-        await self._run(self._mapping.update, other, **named)
-
-    async def clear(self) -> None:
-        await self._run(self._mapping.clear)
-
-    @asynccontextmanager
-    async def edit(self, key: K, default: V = UNSET) -> AsyncIterator[V]:
-        context = self._mapping.edit(key, default)
-        value = await _finished(context.__enter__)
-        try:
-            yield value
-        except BaseException as error:
-            if not await _finished(context.__exit__, type(error), error, error.__traceback__):
-                raise
-        else:
-            await _finished(context.__exit__, None, None, None)
-
-    def sub(self, *prefix: Any) -> AsyncSub[Any, V]:
-        return AsyncSub(self._mapping.sub(*prefix), self)
-
-
-class AsyncSub(AsyncMutableMapping[K, V]):
-    """A part of a store or of a transaction; made by `sub`."""
-
-    def __init__(self, mapping: Sub[K, V], whole: AsyncMutableMapping[Any, V]) -> None:
-        super().__init__(mapping)
-        self._whole = whole
-
-    async def _run(self, call: Callable[..., T], /, *args: Any, **named: Any) -> T:
-        return await self._whole._run(call, *args, **named)
-
-    def _at_once(self, key: Any) -> Any:
-        return self._whole._at_once(self._mapping._full(key))
-
-    def _set_at_once(self, key: Any, value: Any, ttl: float | timedelta | None) -> bool:
-        return self._whole._set_at_once(self._mapping._full(key), value, ttl)
-
-    def sub(self, *prefix: Any) -> AsyncSub[Any, V]:
-        return AsyncSub(self._mapping.sub(*prefix), self._whole)
-
-
 class AsyncTransaction(AsyncMutableMapping[K, V]):
     """A transaction; made by `AsyncStore.transaction`.  It belongs to one task at a time."""
 
     async def _run(self, call: Callable[..., T], /, *args: Any, **named: Any) -> T:
-        return await _finished(call, *args, **named)
+        return await finished(call, *args, **named)
 
-    def _at_once(self, key: Any) -> Any:
+    def _at_once(self, key: Any, promote: bool = True) -> Any:
         txn, engine = self._mapping, self._mapping._engine
         if not engine.lock.acquire(blocking=False):
             return UNSET
@@ -303,7 +98,7 @@ class AsyncTransaction(AsyncMutableMapping[K, V]):
             at_hand = engine.hot.deadline(key) == 0 or keys.encode(key) in txn._pending
         finally:
             engine.lock.release()
-        return txn.get(key, UNSET) if at_hand else UNSET
+        return txn.get(key, UNSET, promote=promote) if at_hand else UNSET
 
     def _set_at_once(self, key: Any, value: Any, ttl: float | timedelta | None) -> bool:
         self._mapping.set(key, value, ttl)
@@ -332,11 +127,14 @@ class AsyncStore(AsyncMutableMapping[K, V]):
         self._store = store
         self._rivals = 0  # Calls of `transact` that have met a conflict and are not through yet.
 
-    def _at_once(self, key: Any) -> Any:
+    def _at_once(self, key: Any, promote: bool = True) -> Any:
         store = self._store
         tier = store._tier
         if tier is None:
             return UNSET
+        if not promote:
+            keys.encode(key)
+            return store._glanced(key)
         value = tier.get_at(key, store._engine.clock.now_ms(), UNSET) if tier.expiring else tier.get(key, UNSET)
         store._hits += value is not UNSET
         return value
@@ -366,7 +164,7 @@ class AsyncStore(AsyncMutableMapping[K, V]):
         except BaseException:
             txn.rollback()
             raise
-        await _finished(txn.commit)
+        await finished(txn.commit)
 
     @overload
     async def transact(self, run: Callable[[AsyncTransaction[K, V]], Awaitable[T]], attempts: int = ATTEMPTS) -> T: ...
@@ -398,7 +196,7 @@ class AsyncStore(AsyncMutableMapping[K, V]):
         try:
             yield AsyncView(view)
         finally:
-            await _finished(view.close)
+            await finished(view.close)
 
     async def save(self) -> None:
         await self._run(self._store.save)
@@ -423,6 +221,9 @@ class AsyncStore(AsyncMutableMapping[K, V]):
     async def memory_stats(self) -> MemoryStats:
         return await self._run(self._store.memory_stats)
 
+    async def advise(self) -> Advice:
+        return await self._run(self._store.advise)
+
     async def doctor(self) -> list[Diagnosis]:
         return await self._run(self._store.doctor)
 
@@ -442,7 +243,7 @@ class AsyncStore(AsyncMutableMapping[K, V]):
         await self._run(self._store.config_set, name, value)
 
     async def close(self) -> None:
-        await _finished(self._store.close)
+        await finished(self._store.close)
 
     @property
     def path(self) -> str:
@@ -450,7 +251,7 @@ class AsyncStore(AsyncMutableMapping[K, V]):
         return self._store.path
 
     if not TYPE_CHECKING:
-        __enter__ = __exit__ = _refusing("closing has to be awaited: use `async with` in place of `with`")
+        __enter__ = __exit__ = refusing("closing has to be awaited: use `async with` in place of `with`")
 
     async def __aenter__(self) -> AsyncStore[K, V]:
         return self
@@ -471,7 +272,7 @@ class Opening:
         return self._open().__await__()
 
     if not TYPE_CHECKING:  # Nothing of this is there for a type checker, which says so itself.
-        __enter__ = __exit__ = __getitem__ = __setitem__ = __delitem__ = __contains__ = __aiter__ = _refusing(
+        __enter__ = __exit__ = __getitem__ = __setitem__ = __delitem__ = __contains__ = __aiter__ = refusing(
             "the store is not open yet: write `async with tiered.aio.open(…) as store:`, "
             "or `store = await tiered.aio.open(…)`"
         )

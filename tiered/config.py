@@ -218,6 +218,14 @@ SETTINGS = {
             "share of that budget above which a value is not kept hot when read, drawn between these",
         ),
         Setting(
+            "promotion",
+            "first",
+            _choice("promotion", "first", "second"),
+            "which read of a cold value makes it hot; second: one that follows another before long",
+        ),
+        Setting("warm_start", True, _flag, "whether the keys that are hot at close are read ahead at the next open"),
+        Setting("advisor", False, _flag, "whether reads are sampled for `advise()`"),
+        Setting(
             "cycle_seconds",
             "0.5 2",
             _between("cycle_seconds", 0.01, 3600.0),
@@ -277,6 +285,9 @@ class Settings(SimpleNamespace):
     spill: bool
     low_watermark: Bounds
     hot_value_share: Bounds
+    promotion: str
+    warm_start: bool
+    advisor: bool
     cycle_seconds: Bounds
     eviction: str
     object_share: float

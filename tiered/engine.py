@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tiered import files, process
+from tiered import files, hot_keys, process
+from tiered.advisor import Shards
 from tiered.checkpointer import InlineCheckpointer
 from tiered.clock import Clock
 from tiered.cold import Cold
@@ -27,6 +29,7 @@ from tiered.errors import (
     StoreError,
     StoreFullError,
 )
+from tiered.events import Callback
 from tiered.hot import no_address_space
 from tiered.jitter import drawn
 from tiered.journal import CLOSE_BYTES, Journal
@@ -35,7 +38,7 @@ from tiered.maintenance import MAINTENANCE, TICK_SECONDS_MAX
 from tiered.recovery import Plan
 from tiered.schedule import is_due
 from tiered.snapshots import Snapshots
-from tiered.tiers import Pinning
+from tiered.write_buffer import Pinning
 from tiered.writing import UNSET
 
 HOT_EXPIRE_KEYS = 500
@@ -43,6 +46,16 @@ SLICES_SECONDS = 0.002
 """From one slice of evictions to the next: others have their turn."""
 CLOSE_SECONDS_MAX = 600.0
 SAMPLE_SECONDS, SAMPLES_MAX = 30.0, 120
+
+
+class Sample(NamedTuple):
+    """Figures of one moment: monotonic time, bytes accounted for, the process's own, reads answered by memory, all."""
+
+    at: float
+    used_bytes: int
+    rss_anon_bytes: int
+    hits: int = 0
+    reads: int = 0
 
 
 class Engine(Snapshots):
@@ -60,12 +73,16 @@ class Engine(Snapshots):
     ) -> None:
         self.rss_anon_before = process.rss_anon_bytes()
         self.opened_at = clock.monotonic()
-        self.memory_samples: deque[tuple[float, int, int]] = deque(maxlen=SAMPLES_MAX)
+        self.warming: hot_keys.Warming | None = None
+        self.samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
         super().__init__(directory, settings, cold, journal, lock_file, clock, recovery)
+        self.observe(settings.advisor)
         MAINTENANCE.add(self)
         if journal is not None:
             journal.on_failure = self.poison
-            if settings.snapshot_save:
+            if settings.warm_start and (directory / files.HOT).exists():
+                self.warming = hot_keys.Warming(directory / files.HOT)
+            if settings.snapshot_save or self.warming is not None:
                 self.serve()
 
     def keep_view(self, view: Pinning) -> None:
@@ -95,6 +112,10 @@ class Engine(Snapshots):
             self.serve()
         if name == "spill":
             self.bound(parsed)
+        if name == "warm_start" and not parsed:
+            self.warming = None
+        if name == "advisor":
+            self.observe(parsed)
         if name == "cycle_seconds":
             self._cycle_at = self.clock.monotonic() + drawn(parsed)
             MAINTENANCE.wake()
@@ -104,12 +125,20 @@ class Engine(Snapshots):
             self._look_at_cap()
         if name == "memory" or name.startswith("object_"):
             self.share_objects()
+        self.admission.settle()
         self._room_until = -1  # The active buffer may be over its share of a smaller budget.
         try:
             self._rebudget()
         except OSError:
             setattr(self.settings, name, before)
             raise no_address_space(parsed) from None
+
+    def observe(self, on: bool) -> None:
+        """Switch the advisor on, which knows nothing then, or off."""
+        if on != (self.advisor is not None):
+            self.advisor = Shards() if on else None
+            self.hot.sample(self.advisor)
+            self.admission.watch(on)
 
     def settle(self, name: str) -> None:
         """What follows a setting, without the lock: evict down to a smaller budget, count what live records take."""
@@ -181,6 +210,31 @@ class Engine(Snapshots):
             return TICK_SECONDS_MAX
 
     def tick(self) -> float:
+        """Do what is due, and tell who listens; returns the seconds until there may be more."""
+        again = self._step_due()
+        self.tell_listeners()
+        return again
+
+    def tell_listeners(self) -> None:
+        """Call who listens for events, without the lock."""
+        if self.listeners and not self.forked:
+            self.listeners.tell(str(self.directory), self.event_counts, last=self.closed)
+
+    def event_counts(self) -> dict[str, int]:
+        """How often each kind of event has happened."""
+        counters = self.counters
+        return {
+            "checkpoint": counters.checkpoints,
+            "eviction": self.hot.evictions,
+            "expiry": counters.expired_hot + counters.expired_cold,
+        }
+
+    def listen(self, kind: str, callback: Callback) -> Callable[[], None]:
+        """Call `callback` with events of a kind; returns what ends that."""
+        self.serve()
+        return self.listeners.add(kind, callback, self.event_counts())
+
+    def _step_due(self) -> float:
         """Do what is due; returns the seconds until there may be more."""
         if self.closed or self.forked:
             return TICK_SECONDS_MAX
@@ -207,7 +261,7 @@ class Engine(Snapshots):
         self._empty_applied()
         self._snapshot_when_due()
         self._trim()
-        self._sample_memory(now)
+        self._sample(now)
         again = TICK_SECONDS_MAX / 2
         if now >= self._cycle_at:
             more = self._expire_cycle()
@@ -216,6 +270,11 @@ class Engine(Snapshots):
         again = max(SLICES_SECONDS, min(again, self._cycle_at - now))
         if self.watermark.share:
             again = SLICES_SECONDS if self._evict_slice() else again
+        if self.warming is not None:
+            if not self.warming.step(self):
+                self.warming = None
+            self.warming_bytes = 0 if self.warming is None else self.warming.used_bytes
+            again = min(again, hot_keys.PAUSE_SECONDS)
         checkpointer = self.checkpointer
         if checkpointer is not None and checkpointer.run(slices=True):
             again = 0.0
@@ -257,11 +316,11 @@ class Engine(Snapshots):
             self._trimmed_bytes = self.hot.evicted_bytes
             process.trim_heap()
 
-    def _sample_memory(self, now: float) -> None:
-        """Note what is accounted for and what the process has, for `doctor`."""
-        samples = self.memory_samples
-        if not samples or now - samples[-1][0] >= SAMPLE_SECONDS:
-            samples.append((now, self.hot.used_bytes + self.buffer_bytes, process.rss_anon_bytes()))
+    def _sample(self, now: float) -> None:
+        """Note what is accounted for, what the process has, and how reads were answered, for `doctor` and reports."""
+        if not self.samples or now - self.samples[-1].at >= SAMPLE_SECONDS:
+            used, hits = self.hot.used_bytes + self.buffer_bytes, MAINTENANCE.hits_of(self) + self.counters.buffer_hits
+            self.samples.append(Sample(now, used, process.rss_anon_bytes(), hits, hits + self.counters.cold_hits))
 
     def reclaim(self) -> int:
         """Checkpoint, evict everything, and give memory back to the system; returns by how much the process shrank."""
@@ -325,9 +384,22 @@ class Engine(Snapshots):
                 except OSError as failure:
                     named = f"closing: {failure}; the journal keeps what was written"
                     error = error or StoreError(failure.filename or self.directory, named)
+            if self.journal is not None and error is None:
+                self._note_hot_keys()
             self.hot.clear()
+        self.tell_listeners()
         if error is not None:
             raise error
+
+    def _note_hot_keys(self) -> None:
+        path = self.directory / files.HOT
+        try:
+            if not self.settings.warm_start:
+                path.unlink(missing_ok=True)
+            elif self.warming is None:  # Else what is hot is a part of the list that there is.
+                hot_keys.save(path, self.hot, self.settings.memory)
+        except (OSError, StoreError) as error:
+            LOG.info("%s: the list of hot keys was not written: %s", self.directory, error)
 
     def _let_go(self) -> None:
         """Let go of files, locks and the helper, whatever any of these steps raises."""

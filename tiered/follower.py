@@ -74,6 +74,8 @@ class Sight(NamedTuple):
 class Follower(Engine):
     """One store opened read-only, shared by its handles."""
 
+    direct = False
+
     def __init__(self, directory: Path, explicit: Mapping[str, object], cold: Cold, clock: Clock) -> None:
         # First, since a fork may come to an engine as soon as it is known.
         self._explicit = explicit
@@ -147,7 +149,7 @@ class Follower(Engine):
         """The number of the last operation seen."""
         return self._overlay.last
 
-    def tick(self) -> float:
+    def _step_due(self) -> float:
         """Follow the writer; returns the seconds until there may be more."""
         if self.closed or self.forked:
             return TICK_SECONDS_MAX

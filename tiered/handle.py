@@ -81,6 +81,7 @@ class Reading:
     """A writing engine as a read-only handle sees it."""
 
     readonly = True
+    direct = False
 
     def __init__(self, engine: Engine) -> None:
         self._real = engine

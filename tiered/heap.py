@@ -1,20 +1,6 @@
 """The hot tier on Python's heap: the twin of the compiled arena, which defines what that does (`hot`).
 
-Entries are of four kinds, told apart by their class alone so that a hit costs no more:
-
-    str bytes int float bool None     immutable values, kept as they are
-    bytearray                         a value encoded with msgpack, decoded at each read
-    PackedSurrogate, PackedArray      the same with lone surrogates; a NumPy array
-    tuple                             (one of the above, its deadline in milliseconds)
-
-No value that can be stored is a bytearray, and tuples are always encoded, so neither
-is ever a value itself.  A bytearray is invisible to the garbage collector, and so is a
-tuple of such things after its first pass, so that a collection does not walk millions of entries;
-instances of a subclass of `bytes` would all be visited.
-
-Accounting: an entry costs what the allocator hands out for key and entry (sizes
-rounded up to 16 bytes, and 16 more above 512 bytes, where malloc takes over), and the
-table costs what its order says.  Locking: everything here is called under the
+What it keeps of a value, and what that costs: `entries`.  Locking: everything here is called under the
 store's lock, except `get`, `get_at` and `get_many`: they read `table` and `note`, each atomic; where an
 entry leaves between the two, the value is not there.
 
@@ -25,11 +11,24 @@ process takes more than is accounted.  The arena can.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from sys import getsizeof
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from tiered import codec, keys
+from tiered.entries import (
+    OBJECT_BYTES,
+    Expiring,
+    Packed,
+    allocated,
+    cost,
+    entry_of,
+    key_cost,
+    payload_of,
+    refuse_unhashable,
+    spread_hash,
+    value_of,
+)
 from tiered.eviction import policy_named
 from tiered.eviction.order import Line, Queues
 from tiered.expiry import Deadlines
@@ -41,95 +40,6 @@ EVICTIONS_PER_CALL_MAX = 1000
 _TABLE_REVIEW = 256
 
 
-class PackedSurrogate(bytes):
-    """A value encoded with msgpack, with lone surrogates in it."""
-
-    __slots__ = ()
-
-
-class PackedArray(bytes):
-    """A NumPy array; its memory is shared by what reads give out, so it must not be writable."""
-
-    __slots__ = ()
-
-
-Packed = bytearray
-Expiring: type[tuple[Any, int]] = tuple
-_CLASSES = {codec.MSGPACK: Packed, codec.MSGPACK_SURROGATE: PackedSurrogate, codec.NDARRAY: PackedArray}
-DECODERS: dict[type, Callable[[Any], Any]] = {packed: codec.DECODERS[number] for number, packed in _CLASSES.items()}
-_NUMBERS: dict[type, int] = {packed: number for number, packed in _CLASSES.items()}
-_PACKED_STARTS = frozenset(
-    bytes((mark,)) for mark in (*range(0x80, 0xA0), *range(0xC7, 0xCA), *range(0xD4, 0xD9), *range(0xDC, 0xE0))
-)
-"""First bytes of msgpack's maps, arrays and extension types: what is not an immutable scalar."""
-
-
-def is_packed(number: int, payload: bytes) -> bool:
-    """Whether a payload is kept as it is, so that registered types and damage in it are met when it is read."""
-    return number in _CLASSES and (number != codec.MSGPACK or payload[:1] in _PACKED_STARTS)
-
-
-def entry_of(number: int, payload: bytes) -> Any:
-    """The entry that keeps a payload hot.  Raises ValueError if it cannot be decoded."""
-    return _CLASSES[number](payload) if is_packed(number, payload) else codec.decode(number, payload)
-
-
-def payload_of(entry: Any) -> tuple[int, bytes]:
-    """The codec id and payload that an entry without deadline was made from."""
-    number = _NUMBERS.get(entry.__class__)
-    return codec.encode(entry) if number is None else (number, entry)
-
-
-def refuse_unhashable(*names: Any) -> None:
-    """Raise the `TypeError` that says what keys are, for what does not hash and so is none."""
-    for name in names:
-        keys.encode(name)
-
-
-def value_of(entry: Any) -> Any:
-    """The value that an entry without deadline stands for."""
-    decode = DECODERS.get(entry.__class__)
-    return entry if decode is None else decode(entry)
-
-
-def _allocated(size: int) -> int:
-    return (size + 15) & ~15 if size <= 512 else (size + 31) & ~15
-
-
-def _size(item: Any) -> int:
-    """Size of a key's or an entry's object, always the same for the same object."""
-    # A text that is not ASCII grows when somebody asks CPython for its UTF-8 form, after it was
-    # accounted for; a fresh copy of it has not grown.
-    return getsizeof(item + " ") if item.__class__ is str and not item.isascii() else getsizeof(item)
-
-
-def key_cost(key: Any) -> int:
-    """Bytes the allocator gives for a key."""
-    if key.__class__ is tuple:
-        return _allocated(getsizeof(key) + 16) + sum(map(key_cost, key))
-    return _allocated(_size(key))
-
-
-def cost(key: Any, entry: Any) -> int:
-    """Bytes the allocator gives for a key and its entry."""
-    # For ASCII what `key_cost` gives, without its calls: 49 bytes more than the text.
-    total = (len(key) + 64) & ~15 if key.__class__ is str and key.isascii() else key_cost(key)
-    kind = entry.__class__
-    if kind is Expiring:
-        total += EXPIRING_BYTES
-        entry = entry[0]
-        kind = entry.__class__
-    if kind is Packed:
-        # The object, and its buffer with a zero byte at the end.
-        size = len(entry)
-        return total + ((size + 80) & ~15 if size < 512 else (size + 96) & ~15)
-    return total + _allocated(_size(entry))
-
-
-EXPIRING_BYTES = 192
-"""The tuple, its deadline, and its place among the deadlines."""
-
-
 class HeapTier:
     """Values in memory, as Python objects."""
 
@@ -137,6 +47,7 @@ class HeapTier:
     in_budget = False
 
     def __init__(self, policy: str, budget_bytes: int) -> None:
+        self._shards: Any = None
         self._budget_bytes = budget_bytes
         self.entry_bytes = 0
         self.evictions = 0
@@ -151,7 +62,7 @@ class HeapTier:
         chosen = policy_named(policy)
         asked = chosen.asked
         self.order = Queues(chosen, self.table, self._budget_bytes) if asked else Line(chosen, self.table)
-        self.note = self.order.note
+        self.sample(self._shards)
         self._table_bytes = self.order.table_bytes()
 
     def evict_by(self, policy: str) -> None:
@@ -209,6 +120,11 @@ class HeapTier:
         """Note a use.  KeyError if the key is not there."""
         self.table[key]
         self.note(key)
+
+    def keys_from(self, place: int, most: int) -> tuple[list[bytes], int]:
+        """Up to `most` of them, encoded, from a place on, 0 first; and the place to go on from, 0 at the end."""
+        names = list(islice(self.table, place, place + most))
+        return list(map(keys.encode, names)), place + most if place + most < len(self.table) else 0
 
     # Reading; without the lock
 
@@ -283,6 +199,22 @@ class HeapTier:
             found.update(zip(packed, values, strict=True))
         return missing
 
+    def sample(self, shards: Any) -> None:
+        """Tell the advisor's sample of uses from now on; None: nobody."""
+        self._shards = shards
+        self.note = self.order.note if shards is None else self._sampled
+
+    def _sampled(self, key: Any) -> None:
+        self.order.note(key)
+        shards = self._shards
+        if shards is not None:
+            shards.touch(spread_hash(key), cost(key, self.table[key]), True)
+
+    def note_read(self, key: Any, size: int) -> None:
+        """Tell it of a read that was answered elsewhere."""
+        if self._shards is not None:
+            self._shards.touch(spread_hash(key), key_cost(key) + allocated(size + OBJECT_BYTES), True)
+
     def deadline(self, key: Any) -> int | None:
         """The deadline of a key, 0 for none; None if the key is not there."""
         entry = self.table.get(key, Expiring)
@@ -313,6 +245,8 @@ class HeapTier:
         if deadline:
             entry = (entry, deadline)
         size = cost(key, entry)
+        if self._shards is not None:
+            self._shards.touch(spread_hash(key), size, False)
         if size * VALUE_SHARE_MAX > self.budget_bytes:
             self.discard(key)
             return False
@@ -431,6 +365,10 @@ class Hits:
     _table: Mapping[Any, Any]
     _heap: HeapTier
 
+    def _loaded(self, keys: list[Any], found: dict[Any, Any]) -> list[Any]:
+        """Those of the keys that are left when all that is compiled for reading cold values has done its part."""
+        return keys
+
     @property
     def _tier(self) -> HeapTier | None:
         """The tier that answers, None if none does."""
@@ -446,6 +384,9 @@ class Hits:
         raise NotImplementedError
 
     def _has(self, key: Any) -> bool:
+        raise NotImplementedError
+
+    def _glance(self, key: Any, default: Any) -> Any:
         raise NotImplementedError
 
     def __getitem__(self, key: Any) -> Any:
@@ -465,8 +406,13 @@ class Hits:
         self._hits += 1
         return value_of(entry)
 
-    def get(self, key: Any, /, default: Any = None) -> Any:
-        """The value under `key`, or `default`."""
+    def get(self, key: Any, /, default: Any = None, *, promote: bool = True) -> Any:
+        """The value under `key`, or `default`.
+
+        With `promote=False` the hot tier stays as it is: what is cold is not promoted, what is hot not noted as used.
+        """
+        if not promote:
+            return self._glance(key, default)
         # Not by the KeyError of a missing key: reading a registered type may raise one of its own.
         try:
             entry = self._table[key]

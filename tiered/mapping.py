@@ -50,7 +50,7 @@ class RangedMapping(Mapping[K, V]):
         """The "keys", "values" or "items" of a range."""
 
     @abstractmethod
-    def _value(self, key: Any) -> Any:
+    def _value(self, key: Any, promote: bool = True) -> Any:
         """The value under a key, `ABSENT` if there is none: a KeyError may be the user's, reading a registered type."""
 
     def _range(self, prefix: Any, start: Any, stop: Any, reverse: bool) -> Range:
@@ -66,17 +66,17 @@ class RangedMapping(Mapping[K, V]):
         return next(iter(self), _MISSING) is not _MISSING
 
     @overload
-    def get(self, key: K) -> V | None: ...
+    def get(self, key: K, *, promote: bool = True) -> V | None: ...
     @overload
-    def get(self, key: K, default: V | T) -> V | T: ...
-    def get(self, key: K, default: Any = None) -> Any:
-        """The value under `key`, or `default`."""
-        value = self._value(key)
+    def get(self, key: K, default: V | T, *, promote: bool = True) -> V | T: ...
+    def get(self, key: K, default: Any = None, *, promote: bool = True) -> Any:
+        """The value under `key`, or `default`; with `promote=False` leaving a store's hot tier as it is."""
+        value = self._value(key, promote)
         return default if value is ABSENT else value
 
-    def get_many(self, wanted: Iterable[K]) -> dict[K, V]:
-        """The values of those keys that exist, in the order asked for."""
-        found = ((key, self._value(key)) for key in keys_of(wanted))
+    def get_many(self, wanted: Iterable[K], *, promote: bool = True) -> dict[K, V]:
+        """The values of those keys that exist, in the order asked for; `promote` is that of `get`."""
+        found = ((key, self._value(key, promote)) for key in keys_of(wanted))
         return {key: value for key, value in found if value is not ABSENT}
 
     def __getitem__(self, key: K) -> V:

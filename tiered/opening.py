@@ -229,11 +229,12 @@ def _emptied(directory: Path, settings: Settings) -> Cold:
         files.segment_path(directory, number).unlink()
     for damaged in files.damaged_paths(directory):
         files.remove_tree(damaged)
+    (directory / files.HOT).unlink(missing_ok=True)
     return _create(directory, files.cold_numbers(directory)[-1] + 1 if files.cold_numbers(directory) else 1, settings)
 
 
 def _remove_contents(directory: Path) -> None:
-    for name in (files.CURRENT, files.PREPARED):
+    for name in (files.CURRENT, files.PREPARED, files.HOT):
         (directory / name).unlink(missing_ok=True)
     for number in files.segment_numbers(directory):
         files.segment_path(directory, number).unlink()

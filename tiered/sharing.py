@@ -43,6 +43,7 @@ class Sharer(Protocol):
     """A handle, as far as sharing engines goes."""
 
     _member: object
+    _tier: Any
     _shared: Shared | None
     _allow_network: bool
 
@@ -101,6 +102,15 @@ class Handles:
         """The engine that has a directory open in this program."""
         shared = self._shared.get(os.path.realpath(directory))
         return shared.engine if shared is not None and shared.engine.alive() else None
+
+    def of(self, engine: Engine) -> list[Any]:
+        """The handles on an engine that are open."""
+        handles = list(self._handles.values())
+        return [handle for handle in handles if (shared := handle._shared) is not None and shared.engine is engine]
+
+    def hits_of(self, engine: Engine) -> int:
+        """Reads that the hot tier answered, through all handles that are open."""
+        return sum(handle._hits for handle in self.of(engine))
 
     def watch(self, handle: Sharer) -> None:
         """Note a handle, to tell it of a fork."""
@@ -301,6 +311,7 @@ def _check_settings(engine: Engine, explicit: Mapping[str, object], clock: Clock
 
 HANDLES = Handles()
 MAINTENANCE.chores.append(HANDLES.sweep)
+MAINTENANCE.hits_of = HANDLES.hits_of
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=HANDLES.disown)  # After the engines were told, by `maintenance`.
 atexit.register(HANDLES.end_temporary)

@@ -21,7 +21,9 @@ class Counters:
     misses: int = 0
     promotions: int = 0
     refusals: int = 0
+    prefetched: int = 0
     expired_hot: int = 0
+    expired_cold: int = 0
     checkpoints: int = 0
     writer_waits: int = 0
     wait_seconds: float = 0.0
@@ -54,15 +56,18 @@ class Stats(NamedTuple):
     `compiled` says whether the compiled part of the package runs, or Python in its place.
     `disk_free_bytes` are pages of the cold tier's file that hold nothing: later checkpoints
     use them, but not those that an open view can still see.  `damaged_bytes` is what `salvage` has
-    put aside, `disk_evictions` counts what `disk_full="evict"` has deleted.  `view_seconds` is the age of the oldest
+    put aside, `disk_evictions` counts what `disk_full="evict"` has deleted, `expired_hot` and `expired_cold` the keys
+    whose time was up that have left memory and the cold tier.  `view_seconds` is the age of the oldest
     view, `view_bytes` what views keep of write buffers that the store has let go of.
 
     Everything that was acknowledged before `as_of` is seen, in seconds since the epoch: now for the
     program that writes; for `flag="r"` the last time that it had read all of the journal, so that `time.time() -
     as_of` is how far behind it may be.  `last_sequence` is the number of the last operation seen.
 
-    `promotions` are values that became hot when they were read, `refusals` those that did not since they are too large,
-    `evicted_bytes` what the `evictions` took in the hot tier; `eviction` is the policy in force.
+    `promotions` are values that became hot when they were read, `refusals` those that did not: too large, read for
+    the first time (`promotion="second"`), or while writers were ahead of the checkpoints.  `prefetched` counts those
+    read ahead after opening (`warm_start`), `evicted_bytes` what the `evictions` took in the hot tier; `eviction` is
+    the policy in force.
 
     `object_hits` are those of the hits that were copies of a document kept decoded.
 
@@ -86,10 +91,13 @@ class Stats(NamedTuple):
     misses: int
     promotions: int
     refusals: int
+    prefetched: int
     eviction: str
     evictions: int
     evicted_bytes: int
     disk_evictions: int
+    expired_hot: int
+    expired_cold: int
     checkpoints: int
     checkpointer: str
     writer_waits: int
@@ -131,7 +139,8 @@ class MemoryStats(NamedTuple):
     """Where a store's memory is, in bytes.
 
     `accounted_bytes` is the sum of what the budget is for: hot tier (its entries, its tables, and
-    the documents it keeps decoded), write buffer, and what views keep of it.  `dictionary_bytes` are those
+    the documents it keeps decoded), write buffer, what views keep of it, and what `promotion="second"`
+    remembers (`admission_bytes`).  `dictionary_bytes` are those
     of compression that are loaded, beside the budget.  `grown_bytes` is by how much the anonymous memory
     of the whole process has grown since the store was opened, and `fragmentation` that for each byte
     accounted for, other stores and the program itself included.  `process_rss_file_bytes` are pages of mapped
@@ -145,6 +154,7 @@ class MemoryStats(NamedTuple):
     object_bytes: int
     write_buffer_bytes: int
     view_bytes: int
+    admission_bytes: int
     dictionary_bytes: int
     grown_bytes: int
     fragmentation: float
@@ -218,10 +228,13 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         misses=counters.misses,
         promotions=counters.promotions,
         refusals=counters.refusals,
+        prefetched=counters.prefetched,
         eviction=engine.hot.policy,
         evictions=engine.hot.evictions,
         evicted_bytes=engine.hot.evicted_bytes,
         disk_evictions=counters.disk_evictions,
+        expired_hot=counters.expired_hot,
+        expired_cold=counters.expired_cold,
         checkpoints=counters.checkpoints,
         checkpointer=engine.checkpointer.name if engine.checkpointer else "none",
         writer_waits=counters.writer_waits,
@@ -254,7 +267,8 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
 def memory_stats_of(engine: Engine) -> MemoryStats:
     """The memory of an engine now."""
     hot, buffers, views = engine.hot, engine.buffer_bytes, engine.pinned_bytes()
-    accounted, anonymous = hot.used_bytes + buffers + views, process.rss_anon_bytes()
+    seen = engine.admission.used_bytes
+    accounted, anonymous = hot.used_bytes + buffers + views + seen, process.rss_anon_bytes()
     grown = max(0, anonymous - engine.rss_anon_before)
     return MemoryStats(
         budget_bytes=engine.settings.memory,
@@ -264,6 +278,7 @@ def memory_stats_of(engine: Engine) -> MemoryStats:
         object_bytes=hot.object_bytes,
         write_buffer_bytes=buffers,
         view_bytes=views,
+        admission_bytes=seen,
         dictionary_bytes=engine.decompressor.dictionary_bytes,
         grown_bytes=grown,
         fragmentation=grown / accounted if accounted else 0.0,

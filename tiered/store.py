@@ -18,13 +18,17 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from tiered import codec, keys, ranges, record
+from tiered.advisor import Advice, advice_of
 from tiered.check import Finding, check_engine
 from tiered.clock import Clock
 from tiered.config import SETTINGS, setting_named
+from tiered.control import attend
 from tiered.errors import ConfigError
+from tiered.events import Callback
 from tiered.handle import Ended, Handle, Inherited
 from tiered.hot import Hits, HotTier
 from tiered.journal import Dirty, record_bytes
+from tiered.maintenance import MAINTENANCE
 from tiered.mapping import ABSENT, ONE, Pairs, RangedMapping, keys_of, pairs_of
 from tiered.moment import passing
 from tiered.sharing import TEMPORARY
@@ -66,13 +70,13 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
 
         def __getitem__(self, key: K) -> V: ...
         @overload  # type: ignore[override]
-        def get(self, key: K, /) -> V | None: ...
+        def get(self, key: K, /, *, promote: bool = True) -> V | None: ...
         @overload
-        def get(self, key: K, /, default: V | T) -> V | T: ...
-        def get(self, key: K, /, default: Any = None) -> Any: ...
+        def get(self, key: K, /, default: V | T, *, promote: bool = True) -> V | T: ...
+        def get(self, key: K, /, default: Any = None, *, promote: bool = True) -> Any: ...
 
-    def _value(self, key: Any) -> Any:
-        return self.get(key, ABSENT)
+    def _value(self, key: Any, promote: bool = True) -> Any:
+        return self.get(key, ABSENT, promote=promote)
 
     def _has(self, key: Any) -> bool:
         return self._live(keys.encode(key))[1] is not None
@@ -126,12 +130,45 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
                     engine.counters.expired_hot += 1
         return value
 
-    def get_many(self, wanted: Iterable[K]) -> dict[K, V]:
-        """The values of those keys that exist, in the order asked for.  Cold ones are read in one transaction."""
+    def _glance(self, key: K, default: Any) -> Any:
+        """The value of a key, or `default`, leaving the hot tier as it is."""
+        engine, encoded = self._engine, keys.encode(key)
+        engine.check_readable()
+        value = self._glanced(key)
+        if value is not _UNSET:
+            return value
+        where, found = self._live(encoded)
+        if found is None:
+            engine.counters.misses += 1
+            return default
+        engine.counters.cold_hits += where is None
+        engine.counters.buffer_hits += where is not None
+        return engine.value_of(keys.stored(encoded), found)
+
+    def _glanced(self, key: K) -> Any:
+        """The value of a key if it is hot, else `_UNSET`; counts as no use."""
+        tier, engine = self._tier, self._engine
+        peeked = None if tier is None else tier.peek(key)
+        if peeked is None or 0 < peeked[2] <= engine.clock.now_ms():
+            return _UNSET
+        self._hits += 1
+        return engine.value_of(b"", Dirty(peeked[0], peeked[2], b"", peeked[1]))
+
+    def get_many(self, wanted: Iterable[K], *, promote: bool = True) -> dict[K, V]:
+        """The values of those keys that exist, in the order asked for; cold ones a thousand in a transaction.
+
+        With `promote=False` the hot tier stays as it is, as with `get`.
+        """
         engine = self._engine
         engine.check_readable()
         names, found = list(keys_of(wanted)), dict[K, Any]()
         tier = self._tier
+        if not promote:
+            for key in names:
+                keys.encode(key)  # Refuses what is no key, before it is hashed.
+                found[key] = self._glanced(key)
+            self._load_many([key for key in found if found[key] is _UNSET], found, engine.clock.now_ms(), False)
+            return {key: value for key, value in found.items() if value is not _UNSET}
         collecting = gc.isenabled()
         try:
             gc.disable()  # Thousands of new containers, none of them garbage yet: it would walk them again and again.
@@ -140,17 +177,23 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
                 for key in missing:
                     found[key] = self._unexpired(tier, key)
                 missing = [key for key in missing if found[key] is _UNSET]
-            self._hits += len(found) - len(missing)
+            self._hits += len(names) - len(missing)
             if not missing:
                 return found
-            self._load_many(missing, found, engine.clock.now_ms())
+            # In slices, between which other threads have their turn.
+            slices = [missing[at : at + CHUNK_RECORDS] for at in range(0, len(missing), CHUNK_RECORDS)]
+            missing = [key for part in slices for key in self._loaded(part, found)]
+            if missing:
+                self._load_many(missing, found, engine.clock.now_ms())
             return {key: value for key, value in found.items() if value is not _UNSET}
         finally:
             if collecting:
                 gc.enable()
 
-    def _load_many(self, missing: list[K], found: dict[K, Any], now_ms: int) -> None:
+    def _load_many(self, missing: list[K], found: dict[K, Any], now_ms: int, promote: bool = True) -> None:
         """Put the values of keys that are not hot into `found`."""
+        if not missing:
+            return
         engine = self._engine
         counters = engine.counters
         generation = engine.generation
@@ -177,7 +220,8 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         for key, stored_key, _, dirty in located:
             if found.get(key, _UNSET) is _UNSET:
                 found[key] = engine.value_of(stored_key, dirty)
-        engine.promote_many(located, generation)
+        if promote:
+            engine.promote_many(located, generation)
 
     # Writing
 
@@ -200,6 +244,15 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
             engine.acknowledged(sequence)
 
     __setitem__ = set
+
+    def _put_packed(self, key: K, number: int, payload: bytes, deadline: int) -> None:
+        """As `set`, of a value that is encoded already, until `deadline`, in milliseconds of the epoch, 0 for ever."""
+        engine = self._engine
+        encoded = _ENCODE_KEY(key)
+        engine.refuse_reentry()
+        with self._lock:
+            sequence = engine.put(keys.canonical(cast(keys.Key, key)), encoded, number, payload, deadline)
+        engine.acknowledged(sequence)
 
     def __delitem__(self, key: K) -> None:
         if self._remove(key) is None:
@@ -558,6 +611,14 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
             dictionary=cold.dictionary if cold else 0,
         )
 
+    def advise(self) -> Advice:
+        """Which hit ratio 1/8 to 8 times the memory would give, and how much is enough; of the reads so far.
+
+        Raises `ConfigError` unless `advisor` is on.  Costs a few milliseconds.
+        """
+        self._engine.check_readable()
+        return advice_of(self._engine)
+
     def doctor(self) -> list[Diagnosis]:
         """What will hurt if it stays as it is, each with evidence and advice; empty for a healthy store.
 
@@ -581,6 +642,17 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         """What is wrong across the tiers; empty when all is well.  Reads every record."""
         self._engine.check_readable()
         return check_engine(self._engine)
+
+    def on(self, kind: str, callback: Callback) -> Callable[[], None]:
+        """Call `callback(event)` from now on for each event of a kind; call what this returns to end it.
+
+        Kinds: "checkpoint", "eviction", "expiry", "snapshot"; `events.Event` says what each tells.  It is called in the
+        background thread, a second or so after it happened, many at once as one event, and for the last time by
+        `close`; never under a lock of the store, which it may use.  What it raises is logged.  Until it returns, all
+        background work of the program waits.  Raises `ConfigError`.
+        """
+        self._engine.check_readable()
+        return self._engine.listen(kind, callback)
 
     def tick(self) -> float:
         """Do what the background thread does now and then; returns the seconds until there may be more to do."""
@@ -616,10 +688,10 @@ def open(
 
     `flag` is as in `dbm`: "c" create if missing, "w" existing, "r" existing and
     read-only beside any writer, a tenth of a second behind it, "n" always new.  `settings` are those of `config`:
-    memory, spill, low_watermark, hot_value_share, cycle_seconds, eviction, object_share,
-    object_entries_max, object_value_bytes_max, durability, save, compression, default_ttl, disk, disk_full,
-    snapshot_save, snapshot_dir, snapshot_keep, helper.  One process at a time may have a store open for writing;
-    others get `LockedError`, after `lock_timeout` seconds.  Opened again in the same process, it is
+    memory, spill, low_watermark, hot_value_share, promotion, warm_start, advisor, cycle_seconds, eviction,
+    object_share, object_entries_max, object_value_bytes_max, durability, save, compression, default_ttl, disk,
+    disk_full, snapshot_save, snapshot_dir, snapshot_keep, helper.  One process at a time may have a store open
+    for writing; others get `LockedError`, after `lock_timeout` seconds.  Opened again in the same process, it is
     another handle on the same engine, and settings that differ from those in force are a `ConfigError`.
 
     Raises `NotAStoreError`, `LockedError`, `CorruptionError`, `FormatError`,
@@ -627,3 +699,6 @@ def open(
     more if a crashed program left a journal to be applied.
     """
     return Store(path, flag, lock_timeout=lock_timeout, allow_network=allow_network, clock=clock, **settings)
+
+
+MAINTENANCE.chores.append(attend)

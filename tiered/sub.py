@@ -67,8 +67,8 @@ class SubView(RangedMapping[K, V]):
             else:
                 yield self._rest(item) if what == "keys" else (self._rest(item[0]), item[1])
 
-    def _value(self, key: Any) -> Any:
-        return self._whole._value(self._full(key))
+    def _value(self, key: Any, promote: bool = True) -> Any:
+        return self._whole._value(self._full(key), promote)
 
     def __contains__(self, key: object) -> bool:
         return self._full(key) in self._whole
@@ -77,10 +77,10 @@ class SubView(RangedMapping[K, V]):
         """Counts them, one by one."""
         return sum(1 for _ in self)
 
-    def get_many(self, wanted: Iterable[K]) -> dict[K, V]:
-        """The values of those keys that exist, in the order asked for."""
+    def get_many(self, wanted: Iterable[K], *, promote: bool = True) -> dict[K, V]:
+        """The values of those keys that exist, in the order asked for; `promote` is that of `get`."""
         names = list(keys_of(wanted))
-        found = self._whole.get_many(map(self._full, names))
+        found = self._whole.get_many(map(self._full, names), promote=promote)
         return {key: found[full] for key in names if (full := self._full(key)) in found}
 
     def ttl(self, key: K) -> float | None:

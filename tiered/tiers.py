@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tiered import codec, files, keys, record
+from tiered.admission import Admission
 from tiered.checkpointer import Checkpointer
 from tiered.clock import Clock
 from tiered.cold import Cold, translated
@@ -35,6 +36,7 @@ from tiered.cold_reader import Reader
 from tiered.cold_state import State
 from tiered.compression import ZSTD, Decompressor
 from tiered.config import Settings
+from tiered.entries import is_packed
 from tiered.errors import (
     ClosedError,
     CorruptionError,
@@ -45,7 +47,6 @@ from tiered.errors import (
     StoreError,
     StoreFullError,
 )
-from tiered.heap import is_packed
 from tiered.hot import hot_tier
 from tiered.jitter import drawn
 from tiered.journal import Dirty, Journal
@@ -53,7 +54,7 @@ from tiered.maintenance import MAINTENANCE
 from tiered.recovery import Plan
 from tiered.stats import Counters
 from tiered.watermark import Watermark
-from tiered.write_buffer import WriteBuffer
+from tiered.write_buffer import Pinning, WriteBuffer
 
 if TYPE_CHECKING:
     from tiered.engine import Engine
@@ -82,24 +83,15 @@ class Watcher(Protocol):
         """A key was written; None for all of them."""
 
 
-class Pinning(Protocol):
-    """A view, as far as its memory and its age concern the engine."""
-
-    @property
-    def handle(self) -> object: ...
-    @property
-    def buffers(self) -> tuple[WriteBuffer, ...]: ...
-    @property
-    def order_bytes(self) -> int: ...
-    @property
-    def age_seconds(self) -> float: ...
-    def end(self, reason: str) -> None: ...
-    def overdue(self, now: float) -> bool: ...
-    def abandon(self) -> None: ...
-
-
 class Tiers:
     """The tiers of one open store, and how they are read."""
+
+    advisor: Any = None  # Shards, of `advisor`.
+    warming_bytes = 0
+    """What reading ahead takes of the budget as long as it lasts."""
+
+    direct = True
+    """Whether a cold read is what `find` does here, and so may be done by the compiled part."""
 
     def __init__(
         self,
@@ -123,6 +115,7 @@ class Tiers:
         self._views_counted = 0
         self.hot = hot_tier(settings.eviction, settings.memory)
         self.watermark = Watermark()
+        self.admission = Admission(settings, settings.memory)
         self.share_objects()
         self.lock = threading.RLock()
         self.owned: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
@@ -153,13 +146,11 @@ class Tiers:
         self._saved_at = self._synced_at = clock.monotonic()
         self._cycle_at = clock.monotonic() + drawn(settings.cycle_seconds)
         self._full_since, self._helper_deaths = 0.0, 0
-        self._finished = False
-        self._compactions, self._compacting = 0, False
+        self._compactions, self._compacting, self._finished = 0, False, False
         self._moved = False  # A compaction is done, and its cold tier is not the one read here yet.
         self._compaction_failure: StoreError | None = None
         self._background: BaseException | None = None
         self._trimmed_bytes = 0
-        self._small_bytes = int(settings.hot_value_share[0] * self.hot.budget_bytes)
         clock.advance(self.state.time_ms)
 
     def serve(self) -> None:
@@ -337,15 +328,15 @@ class Tiers:
         """Keep a value that was read without the lock, if it is still the newest."""
         if self.owned():
             return
-        size = len(found.payload)
-        if size > self._small_bytes and not self._stays_hot(size):
-            self.counters.refusals += 1
+        number, deadline, _, payload = found  # A plain tuple, from the compiled part.
+        asked = self._aside or len(payload) > self.admission.small_bytes
+        if asked and not self._admits(key, stored_key, len(payload)):
             return
         with self.lock:
             newest = self.dirty(stored_key) if self.buffers else None
             if generation == self.generation and not self.closed and newest == where:
                 plain = key if key.__class__ is str else keys.canonical(key)
-                self.hot.put(plain, found.codec, found.payload, found.deadline)
+                self.hot.put(plain, number, payload, deadline)
                 self.counters.promotions += 1
                 if not self._number and self.hot.evictions:
                     self.serve()  # A store that is only read is on its way to the low watermark, too.
@@ -361,8 +352,8 @@ class Tiers:
             for key, stored_key, where, (number, deadline, _, payload) in located:
                 if self.buffers and self.dirty(stored_key) != where:
                     continue
-                if len(payload) > self._small_bytes and not self._stays_hot(len(payload)):
-                    self.counters.refusals += 1
+                asked = self._aside or len(payload) > self.admission.small_bytes
+                if asked and not self._admits(key, stored_key, len(payload)):
                     continue
                 plain = key if key.__class__ is str else keys.canonical(key)
                 self.counters.promotions += 1
@@ -376,13 +367,21 @@ class Tiers:
             if not self._number and self.hot.evictions:
                 self.serve()
 
-    def _stays_hot(self, size: int) -> bool:
-        """Whether a value that was read is kept: not above a share of the budget, drawn anew each time.
+    def _admits(self, key: Any, stored_key: bytes, size: int) -> bool:
+        """Whether a value that was read is to become hot: asked if it is not small, or a buffer is set aside."""
+        if self.advisor is not None:
+            self.hot.note_read(key, size)
+        admitted = not self._pressed() and self.admission.admits(stored_key, size)
+        self.counters.refusals += not admitted
+        return admitted
 
-        So a large one takes the place of many small ones rarely where it is read once, and in the end where it is
-        read again and again.
+    def _pressed(self) -> bool:
+        """Whether writers are ahead of the checkpoints: half of the buffer is full, and the one before not applied.
+
+        What is kept then is what was written, whose share of the memory grows; a promotion would evict for nothing.
         """
-        return size <= drawn(self.settings.hot_value_share) * self.hot.budget_bytes
+        active = self._active if self._aside else None
+        return active is not None and active.used_bytes() * 2 > self.share_bytes
 
     def _keep_many(self, names: list[Any], numbers: list[int], payloads: list[bytes], deadline: int, size: int) -> None:
         """Put many values into the hot tier, evicting for them no more than one call may; the rest is not kept."""
@@ -448,11 +447,11 @@ class Tiers:
                     break
                 view.end(f"it kept more than its share of the memory, {PINNED_SHARE:.0%} of {memory:,} bytes")
                 pinned = self.pinned_bytes()
-        taken = self.buffer_bytes + pinned
+        taken = self.buffer_bytes + pinned + self.admission.used_bytes + self.warming_bytes
         if self._active is not None:
             taken += self._active.foreseen_bytes(self.step_bytes)
         self.hot.budget_bytes = max(memory // HOT_SHARE_MIN, memory - taken)
-        self._small_bytes = int(self.settings.hot_value_share[0] * self.hot.budget_bytes)
+        self.admission.share(self.hot.budget_bytes)
         if self.hot.used_bytes > self.hot.budget_bytes:
             self.hot.shrink()
 

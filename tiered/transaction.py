@@ -139,7 +139,7 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
             self._reads.lives_until(found.deadline)
             return found
 
-    def _value(self, key: Any) -> Any:
+    def _value(self, key: Any, promote: bool = True) -> Any:
         encoded = keys.encode(key)
         engine = self._engine
         if encoded not in self._pending:
@@ -148,7 +148,8 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
                 hot = engine.hot.peek(key)
                 if hot is not None and not hot[2]:
                     self._reads.keys.add(keys.stored(encoded))
-                    engine.hot.hit(key)
+                    if promote:
+                        engine.hot.hit(key)
             # Decoded without the lock: it may be the user's code.
             if hot is not None and not hot[2]:
                 return codec.decode(hot[0], hot[1])

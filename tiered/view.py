@@ -110,7 +110,7 @@ class View(RangedMapping[K, V]):
             self._check()
             return self._moment.find(keys.stored(encoded), encoded)
 
-    def _value(self, key: Any) -> Any:
+    def _value(self, key: Any, promote: bool = True) -> Any:
         encoded = keys.encode(key)
         found = self._find(encoded)
         return ABSENT if found is None else self._engine.value_of(keys.stored(encoded), found)
@@ -136,6 +136,11 @@ class View(RangedMapping[K, V]):
     def _iterate(self, bounds: ranges.Range, what: str) -> Iterator[Any]:
         for encoded, found in ranges.items(self._page, bounds, what != "keys"):
             yield ranges.shown(self._engine, encoded, found, what)
+
+    def records(self) -> Iterator[tuple[Any, Dirty]]:
+        """All keys in order with their records as they are kept: codec, payload, deadline in milliseconds or 0."""
+        for encoded, found in ranges.items(self._page, ranges.Range(), True):
+            yield keys.decode(encoded), found
 
     def _page(self, start: bytes, stop: bytes | None, reverse: bool, values: bool) -> tuple[list[Item], bytes | None]:
         self._moment.put_in_order()

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import Protocol
 
 from tiered.journal import Dirty, Segment
 
@@ -188,3 +189,19 @@ def _doubles(count: int, more: int) -> bool:
     while slots * 2 // 3 <= count:
         slots *= 2
     return count + more > slots * 2 // 3
+
+
+class Pinning(Protocol):
+    """A view, which keeps write buffers, as far as its memory and its age concern the engine."""
+
+    @property
+    def handle(self) -> object: ...
+    @property
+    def buffers(self) -> tuple[WriteBuffer, ...]: ...
+    @property
+    def order_bytes(self) -> int: ...
+    @property
+    def age_seconds(self) -> float: ...
+    def end(self, reason: str) -> None: ...
+    def overdue(self, now: float) -> bool: ...
+    def abandon(self) -> None: ...

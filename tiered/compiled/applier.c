@@ -1,15 +1,14 @@
 /* What the applier does for every record beside compression and LMDB: find the last version of every key in a
  * segment, sort the keys, take the payloads out, and make records of them (see tiered/pending.py, whose functions of
- * the same names say what each does, and the formats in tiered/journal.py and tiered/record.py); and what a cold read
- * does: take a record apart. */
+ * the same names say what each does, and the formats in tiered/journal.py and tiered/record.py). */
 #include "native.h"
 #include "checksum.h"
+#include "record.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 enum { HEAD = 40, MAGIC = 0x7E5D, PUT = 1, DELETE = 2 };     /* of the journal */
-enum { VERSION = 1, HAS_DEADLINE = 1, HAS_KEY = 2, IS_MARKER = 4, PACKED = 10 }; /* of records */
 enum { SEGMENT_SHIFT = 40, DELETED = -1 };                      /* of places */
 
 typedef struct {
@@ -285,15 +284,15 @@ packed(PyObject *key, const unsigned char *at, const Head *head, int exact, PyOb
     const int is_long = PyBytes_GET_SIZE(key) > exact && head->key_size > 0;
     const size_t body_size = (size_t)PyBytes_GET_SIZE(body);
     const size_t extra = (head->deadline ? 8 : 0) + (is_long ? 2 + (size_t)head->key_size : 0);
-    PyObject *data = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(PACKED + extra + body_size));
+    PyObject *data = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(RECORD_HEADER_BYTES + extra + body_size));
     if (data == NULL)
         return NULL;
     unsigned char *const start = (unsigned char *)PyBytes_AS_STRING(data);
     const uint16_t number = (uint16_t)dictionary;
-    start[4] = VERSION;
+    start[4] = RECORD_VERSION;
     start[5] = head->codec;
     start[6] = (unsigned char)compression;
-    start[7] = (head->deadline ? HAS_DEADLINE : 0) | (is_long ? HAS_KEY : 0);
+    start[7] = (head->deadline ? RECORD_HAS_DEADLINE : 0) | (is_long ? RECORD_HAS_KEY : 0);
     unsigned char *end = append(start + 8, &number, 2);
     if (head->deadline)
         end = append(end, &head->deadline, 8);
@@ -303,7 +302,7 @@ packed(PyObject *key, const unsigned char *at, const Head *head, int exact, PyOb
     }
     append(end, PyBytes_AS_STRING(body), body_size);
     uint32_t crc = tiered_crc32(0, (const unsigned char *)PyBytes_AS_STRING(key), (size_t)PyBytes_GET_SIZE(key));
-    crc = tiered_crc32(crc, start + 4, PACKED - 4 + extra + body_size);
+    crc = tiered_crc32(crc, start + 4, RECORD_HEADER_BYTES - 4 + extra + body_size);
     memcpy(start, &crc, 4);
     return data;
 }
@@ -346,80 +345,11 @@ changes(PyObject *module, PyObject *args)
     return result;
 }
 
-static PyObject *
-bytes_between(const unsigned char *data, size_t start, size_t end, size_t size)
-{
-    end = Py_MIN(end, size);
-    start = Py_MIN(start, end);
-    return PyBytes_FromStringAndSize((const char *)data + start, (Py_ssize_t)(end - start));
-}
-
-static PyObject *
-unpack(PyObject *module, PyObject *const *args, Py_ssize_t count)
-{
-    if (count != 3 || !PyType_Check(args[0]) || !PyType_IsSubtype((PyTypeObject *)args[0], &PyTuple_Type)
-        || !PyBytes_Check(args[1]) || !PyBytes_Check(args[2])) {
-        PyErr_SetString(PyExc_TypeError, "unpack() takes a type of tuple and two bytes");
-        return NULL;
-    }
-    const unsigned char *data = (const unsigned char *)PyBytes_AS_STRING(args[2]);
-    const size_t size = (size_t)PyBytes_GET_SIZE(args[2]);
-    if (size < PACKED) {
-        PyErr_SetString(PyExc_ValueError, "record shorter than its header");
-        return NULL;
-    }
-    uint32_t expected, crc;
-    memcpy(&expected, data, 4);
-    crc = tiered_crc32(0, (const unsigned char *)PyBytes_AS_STRING(args[1]), (size_t)PyBytes_GET_SIZE(args[1]));
-    if (tiered_crc32(crc, data + 4, size - 4) != expected) {
-        PyErr_SetString(PyExc_ValueError, "record checksum mismatch");
-        return NULL;
-    }
-    const int flags = data[7];
-    size_t at = PACKED, key_size = 0;
-    int64_t deadline = 0;
-    uint16_t number;
-    if (data[4] != VERSION)
-        return PyErr_Format(PyExc_ValueError, "record version %d, newer than this program", data[4]);
-    if (flags & IS_MARKER)
-        Py_RETURN_NONE;
-    if (size - at < (flags & HAS_DEADLINE ? 8u : 0u) + (flags & HAS_KEY ? 2u : 0u)) {
-        PyErr_SetString(PyExc_ValueError, "record shorter than its header");
-        return NULL;
-    }
-    memcpy(&number, data + 8, 2);
-    if (flags & HAS_DEADLINE) {
-        memcpy(&deadline, data + at, 8);
-        at += 8;
-    }
-    if (flags & HAS_KEY) {
-        key_size = data[at] | (size_t)data[at + 1] << 8;
-        at += 2;
-    }
-    PyTypeObject *type = (PyTypeObject *)args[0];
-    PyObject *record = type->tp_alloc(type, 6);
-    if (record == NULL)
-        return NULL;
-    PyTuple_SET_ITEM(record, 0, PyLong_FromLong(data[5]));
-    PyTuple_SET_ITEM(record, 1, PyLong_FromLong(data[6]));
-    PyTuple_SET_ITEM(record, 2, PyLong_FromLong(number));
-    PyTuple_SET_ITEM(record, 3, PyLong_FromLongLong(deadline));
-    PyTuple_SET_ITEM(record, 4, bytes_between(data, at, at + key_size, size));
-    PyTuple_SET_ITEM(record, 5, bytes_between(data, at + key_size, size, size));
-    for (Py_ssize_t i = 0; i < 6; i++)
-        if (PyTuple_GET_ITEM(record, i) == NULL) {
-            Py_DECREF(record);
-            return NULL;
-        }
-    return record;
-}
-
 static PyMethodDef methods[] = {
     {"scan", scan, METH_VARARGS, "See tiered.pending."},
     {"ordered", ordered, METH_O, "See tiered.pending."},
     {"payloads", payloads, METH_VARARGS, "See tiered.pending."},
     {"changes", changes, METH_VARARGS, "See tiered.pending."},
-    {"unpack", (PyCFunction)(void (*)(void))unpack, METH_FASTCALL, "See tiered.record."},
     {NULL, NULL, 0, NULL},
 };
 

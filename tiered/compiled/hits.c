@@ -1,8 +1,8 @@
 /* `Hits`: what answers `store[key]`, `store.get(key)` and `key in store` where the key is hot (tiered/store.py).
  *
- * A store inherits it, so that a hit is one C function called by the interpreter, without a frame of Python.  What is not
- * hot, has a deadline, or has a key of an unusual kind is a question for the methods `_load` and `_has`. */
-#include "pyarena.h"
+ * A store inherits it, so that a hit is one C function called by the interpreter, without a frame of Python.  What is
+ * cold, or has a deadline, mostly is one too (loads.c); the rest is a question for the methods `_load` and `_has`. */
+#include "loads.h"
 
 #include <structmember.h>
 
@@ -12,7 +12,7 @@ typedef struct {
     Py_ssize_t hits;
 } HitsObject;
 
-static PyObject *load_name, *has_name;
+static PyObject *engine_name, *load_name, *has_name, *glance_name, *default_name, *promote_name;
 
 static int
 hits_traverse(HitsObject *self, visitproc visit, void *arg)
@@ -51,29 +51,75 @@ hit(HitsObject *self, PyObject *key)
     return value;
 }
 
+/* The value under a key that is not hot: `fallback` where it is absent, `KeyError` where that is NULL. */
+static PyObject *
+load(HitsObject *self, PyObject *key, PyObject *fallback)
+{
+    int came = LOAD_PYTHON;
+    PyObject *value = NULL;
+    if (self->arena != NULL) {
+        ArenaObject *arena = (ArenaObject *)Py_NewRef(self->arena);
+        PyObject *engine = PyObject_GetAttr((PyObject *)self, engine_name);
+        bool hot = false;
+        came = engine ? tiered_load(arena, engine, key, &value, &hot) : LOAD_FAILED;
+        self->hits += hot;
+        Py_XDECREF(engine);
+        Py_DECREF(arena);
+    }
+    if (came == LOAD_PYTHON)
+        return PyObject_CallMethodObjArgs((PyObject *)self, load_name, key, fallback, NULL);
+    if (came == LOAD_ABSENT && fallback == NULL) {
+        PyObject *args = PyTuple_Pack(1, key); /* A tuple would be taken for these. */
+        if (args != NULL)
+            PyErr_SetObject(PyExc_KeyError, args);
+        Py_XDECREF(args);
+    }
+    return came == LOAD_ABSENT ? Py_XNewRef(fallback) : value;
+}
+
 static PyObject *
 hits_subscript(HitsObject *self, PyObject *key)
 {
     PyObject *value = hit(self, key);
-    if (value != NULL || PyErr_Occurred())
-        return value;
-    return PyObject_CallMethodOneArg((PyObject *)self, load_name, key);
+    return value != NULL || PyErr_Occurred() ? value : load(self, key, NULL);
 }
 
 static PyObject *
 hits_get(HitsObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
 {
     PyObject *fallback = count == 2 ? args[1] : Py_None;
-    Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
-    if (named == 1 && count == 1 && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "default") == 0)
-        fallback = args[1];
-    else if (named || count < 1 || count > 2)
-        return PyErr_Format(PyExc_TypeError, "get(key, default=None) was given %s",
-                            count < 1 ? "no key" : count > 2 ? "more than these two" : "another argument by name");
+    int promote = 1;
+    if (count < 1 || count > 2)
+        return PyErr_Format(PyExc_TypeError, "get(key, default=None, *, promote=True) was given %s",
+                            count < 1 ? "no key" : "more than these");
+    for (Py_ssize_t i = 0; names != NULL && i < PyTuple_GET_SIZE(names); i++) {
+        PyObject *name = PyTuple_GET_ITEM(names, i);
+        if (count == 1 && PyUnicode_Compare(name, default_name) == 0)
+            fallback = args[count + i];
+        else if (PyUnicode_Compare(name, promote_name) != 0)
+            return PyErr_Format(PyExc_TypeError, "get(key, default=None, *, promote=True) was given %R", name);
+        else if ((promote = PyObject_IsTrue(args[count + i])) < 0)
+            return NULL;
+    }
+    if (!promote)
+        return PyObject_CallMethodObjArgs((PyObject *)self, glance_name, args[0], fallback, NULL);
     PyObject *value = hit(self, args[0]);
-    if (value != NULL || PyErr_Occurred())
-        return value;
-    return PyObject_CallMethodObjArgs((PyObject *)self, load_name, args[0], fallback, NULL);
+    return value != NULL || PyErr_Occurred() ? value : load(self, args[0], fallback);
+}
+
+/* The cold tier's part of `get_many`. */
+static PyObject *
+hits_load_many(HitsObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 2 || !PyList_CheckExact(args[0]) || !PyDict_CheckExact(args[1]))
+        return PyErr_Format(PyExc_TypeError, "_loaded(keys, found), a list and a dict");
+    if (self->arena == NULL)
+        return Py_NewRef(args[0]);
+    PyObject *arena = Py_NewRef(self->arena), *engine = PyObject_GetAttr((PyObject *)self, engine_name);
+    PyObject *left = engine ? tiered_load_many((ArenaObject *)arena, engine, args[0], args[1]) : NULL;
+    Py_XDECREF(engine);
+    Py_DECREF(arena);
+    return left;
 }
 
 static int
@@ -127,7 +173,10 @@ static PyMemberDef hits_members[] = {
 
 static PyMethodDef hits_methods[] = {
     {"get", (PyCFunction)(void (*)(void))hits_get, METH_FASTCALL | METH_KEYWORDS,
-     "get($self, key, /, default=None)\n--\n\nThe value under `key`, or `default`."},
+     "get($self, key, /, default=None, *, promote=True)\n--\n\nThe value under `key`, or `default`.\n\n"
+     "With `promote=False` the hot tier stays as it is: what is cold is not promoted, what is hot not noted as used."},
+    {"_loaded", (PyCFunction)(void (*)(void))hits_load_many, METH_FASTCALL,
+     "_loaded(keys, found): puts values of keys that are not hot into a dict; returns those of the keys that are left."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -137,7 +186,7 @@ static PySequenceMethods hits_as_sequence = {.sq_contains = (objobjproc)hits_con
 static PyTypeObject HitsType = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "tiered._native.Hits",
-    .tp_doc = "Answers reads of what is hot; what is not goes to `_load(key[, default])` and `_has(key)`.",
+    .tp_doc = "Answers reads of what is hot; what is not goes to `_load(key[, default])`, `_glance(key, default)` and `_has(key)`.",
     .tp_basicsize = sizeof(HitsObject),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
     .tp_new = PyType_GenericNew,
@@ -154,9 +203,14 @@ static PyTypeObject HitsType = {
 int
 tiered_add_hits(PyObject *module)
 {
+    engine_name = PyUnicode_InternFromString("_engine");
     load_name = PyUnicode_InternFromString("_load");
     has_name = PyUnicode_InternFromString("_has");
-    if (load_name == NULL || has_name == NULL)
+    glance_name = PyUnicode_InternFromString("_glance");
+    default_name = PyUnicode_InternFromString("default");
+    promote_name = PyUnicode_InternFromString("promote");
+    if (engine_name == NULL || load_name == NULL || has_name == NULL || glance_name == NULL || default_name == NULL
+        || promote_name == NULL)
         return -1;
     return PyModule_AddType(module, &HitsType);
 }

@@ -15,6 +15,7 @@
 
 #define GHOST_SHARE 16 /* As in tiered/eviction/policy.py. */
 #define ASCII 0x10 /* A text that is ASCII. */
+#define RECORD_BYTES 24 /* Of a record beside key and value, about. */
 
 /* -- keys and values --------------------------------------------------------------------------- */
 
@@ -86,6 +87,14 @@ value_of(ArenaObject *self, const ArenaKey *key, const ArenaValue *found)
     return value;
 }
 
+/* Tells the advisor of a use: what a record takes, but for rounding, is what counts. */
+static void
+advise(const ArenaObject *self, const ArenaKey *key, size_t size, int counted)
+{
+    size_t bytes = RECORD_BYTES + key->size + size;
+    tiered_shards_touch(self->shards, arena_hash(&self->arena, key), bytes < UINT32_MAX ? (uint32_t)bytes : UINT32_MAX, counted);
+}
+
 PyObject *
 tiered_arena_lookup(ArenaObject *self, PyObject *object, int64_t now_ms, int any)
 {
@@ -96,8 +105,11 @@ tiered_arena_lookup(ArenaObject *self, PyObject *object, int64_t now_ms, int any
         return NULL;
     PyObject *value = NULL;
     if (arena_find(&self->arena, &key.key, &found)
-        && (found.deadline == 0 || (now_ms != TIERED_BELOW_NOW && found.deadline > now_ms)))
+        && (found.deadline == 0 || (now_ms != TIERED_BELOW_NOW && found.deadline > now_ms))) {
+        if (self->shards != NULL)
+            advise(self, &key.key, found.size, 1);
         value = value_of(self, &key.key, &found);
+    }
     tiered_key_end(&key);
     return value;
 }
@@ -177,6 +189,7 @@ arena_dealloc(ArenaObject *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     objects_clear(&self->objects);
+    Py_CLEAR(self->shards);
     Py_CLEAR(self->objects.is_immutable);
     Py_CLEAR(self->objects.size_of);
     arena_end(&self->arena);
@@ -257,6 +270,30 @@ arena_hit_method(ArenaObject *self, PyObject *object)
     Py_RETURN_NONE;
 }
 
+static PyObject *
+arena_sample(ArenaObject *self, PyObject *shards)
+{
+    if (shards != Py_None && !PyObject_TypeCheck(shards, &TieredShardsType))
+        return PyErr_Format(PyExc_TypeError, "sample() takes a Shards or None");
+    Py_XSETREF(self->shards, shards == Py_None ? NULL : (TieredShards *)Py_NewRef(shards));
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+arena_note_read(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    size_t size;
+    TieredKey key;
+    if (count != 2)
+        return PyErr_Format(PyExc_TypeError, "note_read(key, size)");
+    if (((size = PyLong_AsSize_t(args[1])) == (size_t)-1 && PyErr_Occurred()) || tiered_arena_key(self, args[0], &key) < 0)
+        return NULL;
+    if (self->shards != NULL)
+        advise(self, &key.key, size, 1);
+    tiered_key_end(&key);
+    Py_RETURN_NONE;
+}
+
 static int
 arena_contains(ArenaObject *self, PyObject *object)
 {
@@ -270,31 +307,37 @@ arena_contains(ArenaObject *self, PyObject *object)
 }
 
 int
-tiered_arena_put(ArenaObject *self, PyObject *object, PyObject *codec, PyObject *payload, long long deadline)
+tiered_arena_put(
+    ArenaObject *self, PyObject *object, long codec, const unsigned char *payload, size_t size, long long deadline)
+{
+    TieredKey key;
+    int kept = 0;
+    if (tiered_arena_key(self, object, &key) < 0)
+        return -1;
+    if (codec < CODEC_BYTES || codec > CODEC_LAST) {
+        arena_discard(&self->arena, &key.key); /* Of a later version: nothing here could read it. */
+    } else {
+        unsigned kind = (unsigned)codec;
+        if (codec == CODEC_STR && is_ascii(payload, size))
+            kind |= ASCII;
+        if (self->shards != NULL)
+            advise(self, &key.key, size, 0);
+        kept = self->policy ? tiered_arena_ask(self, &key.key, size, deadline) : 0;
+        if (kept == 0)
+            kept = arena_put(&self->arena, &key.key, kind, payload, size, deadline);
+    }
+    tiered_key_end(&key);
+    return kept;
+}
+
+int
+tiered_arena_put_object(ArenaObject *self, PyObject *object, PyObject *codec, PyObject *payload, long long deadline)
 {
     long number = PyLong_AsLong(codec);
-    if (number == -1 && PyErr_Occurred())
-        return -1;
     Py_buffer view;
-    if (PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE) < 0)
+    if ((number == -1 && PyErr_Occurred()) || PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE) < 0)
         return -1;
-    TieredKey key;
-    int kept = -1;
-    if (number < CODEC_BYTES || number > CODEC_LAST) {
-        /* Of a later version: nothing here could read it. */
-        if (tiered_arena_key(self, object, &key) > 0) {
-            arena_discard(&self->arena, &key.key);
-            tiered_key_end(&key);
-            kept = 0;
-        }
-    } else if (tiered_arena_key(self, object, &key) > 0) {
-        unsigned kind = (unsigned)number;
-        if (number == CODEC_STR && is_ascii(view.buf, (size_t)view.len))
-            kind |= ASCII;
-        if (self->policy == NULL || tiered_arena_ask(self, &key.key, (size_t)view.len, deadline) == 0)
-            kept = arena_put(&self->arena, &key.key, kind, view.buf, (size_t)view.len, deadline);
-        tiered_key_end(&key);
-    }
+    int kept = tiered_arena_put(self, object, number, view.buf, (size_t)view.len, deadline);
     PyBuffer_Release(&view);
     return kept;
 }
@@ -307,7 +350,7 @@ arena_put_method(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
     long long deadline = PyLong_AsLongLong(args[3]);
     if (deadline == -1 && PyErr_Occurred())
         return NULL;
-    int kept = tiered_arena_put(self, args[0], args[1], args[2], deadline);
+    int kept = tiered_arena_put_object(self, args[0], args[1], args[2], deadline);
     return kept < 0 ? NULL : PyBool_FromLong(kept);
 }
 
@@ -345,6 +388,37 @@ arena_encoded_keys(ArenaObject *self, PyObject *Py_UNUSED(ignored))
     if (PyList_SetSlice(keys, at, PyList_GET_SIZE(keys), NULL) < 0)
         Py_CLEAR(keys);
     return keys;
+}
+
+static PyObject *
+arena_keys_from(ArenaObject *self, PyObject *args)
+{
+    Arena *a = &self->arena;
+    unsigned int place;
+    Py_ssize_t most;
+    if (!PyArg_ParseTuple(args, "In:keys_from", &place, &most))
+        return NULL;
+    PyObject *keys = PyList_New(0);
+    if (keys == NULL)
+        return NULL;
+    /* Bytes are nothing that the collector tracks, so no other code runs, and the place stays what it is. */
+    for (uint32_t next; PyList_GET_SIZE(keys) < most && (next = arena_after(a, place)) != 0; place = next) {
+        ArenaValue value;
+        ArenaKey key = arena_record(a, next, &value);
+        PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)key.size + 1);
+        if (bytes != NULL) {
+            PyBytes_AS_STRING(bytes)[0] = (char)key.code;
+            memcpy(PyBytes_AS_STRING(bytes) + 1, key.data, key.size);
+        }
+        if (bytes == NULL || PyList_Append(keys, bytes) < 0) {
+            Py_XDECREF(bytes);
+            Py_DECREF(keys);
+            return NULL;
+        }
+        Py_DECREF(bytes);
+    }
+    uint32_t rest = arena_after(a, place) ? place : 0;
+    return Py_BuildValue("NI", keys, (unsigned int)rest);
 }
 
 static PyObject *
@@ -504,6 +578,8 @@ static PyMethodDef arena_methods[] = {
     METHOD("get_many", tiered_arena_get_many, METH_FASTCALL, "get_many(keys, found, absent): `get` into a dict; the keys without a value."),
     METHOD("deadline", arena_deadline, METH_O, "deadline(key): in milliseconds, 0 for none; None if the key is not there."),
     METHOD("hit", arena_hit_method, METH_O, "hit(key): note a use; KeyError if the key is not there."),
+    METHOD("sample", arena_sample, METH_O, "sample(shards): tell it of uses; None: nobody."),
+    METHOD("note_read", arena_note_read, METH_FASTCALL, "note_read(key, size): tell it of a read that was answered elsewhere."),
     METHOD("keep_objects", tiered_arena_keep_objects, METH_VARARGS,
         "keep_objects(bytes, entries_max, value_bytes_max, is_immutable): keep decoded values within so many bytes."),
     METHOD("peek", arena_peek, METH_O, "peek(key): codec, payload, deadline and bytes taken, or None; is no use of it."),
@@ -512,6 +588,8 @@ static PyMethodDef arena_methods[] = {
     METHOD("discard", arena_discard_method, METH_O, "discard(key): forget it; whether it was there."),
     METHOD("discard_many", tiered_arena_discard_many, METH_O, "discard_many(keys): `discard` for each of a list."),
     METHOD("encoded_keys", arena_encoded_keys, METH_NOARGS, "encoded_keys(): all, the one used longest ago first."),
+    METHOD("keys_from", arena_keys_from, METH_VARARGS,
+        "keys_from(place, most): encoded keys from a place on, 0 first, the one used longest ago first; and where to go on, 0 at the end."),
     METHOD("evict", arena_evict_method, METH_NOARGS, "evict(): the encoded key used longest ago and its bytes, which leaves."),
     METHOD("expire", arena_expire_method, METH_VARARGS, "expire(now_ms, limit): forget what is due; how many."),
     METHOD("shrink", arena_shrink_method, METH_FASTCALL, "shrink(bytes=None): evict down to so many, or to the budget; False if there is more to do."),

@@ -6,6 +6,7 @@
 #include "key.h"
 #include "native.h"
 #include "objects.h"
+#include "shards.h"
 
 /* Codec ids, as in tiered/codec.py. */
 enum { CODEC_BYTES = 1, CODEC_STR = 2, CODEC_MSGPACK = 3, CODEC_LAST = 5 };
@@ -14,7 +15,8 @@ typedef struct {
     PyObject_HEAD
     Arena arena;
     Objects objects;
-    PyObject *policy; /* Asked who leaves; NULL: the oldest. */
+    TieredShards *shards; /* The advisor's, which is told of uses; NULL: there is none. */
+    PyObject *policy;     /* Asked who leaves; NULL: the oldest. */
     unsigned asked;
     size_t budget_bytes; /* Of both: the arena has what the objects leave. */
     PyObject *encode_key;               /* keys.encode */
@@ -34,7 +36,9 @@ PyObject *tiered_arena_lookup(ArenaObject *self, PyObject *object, int64_t now_m
 /* The key of any object, to be let go of; -1 with an error set. */
 int tiered_arena_key(ArenaObject *self, PyObject *object, TieredKey *key);
 /* Keeps an encoded value: whether it is kept; -1 with an error set. */
-int tiered_arena_put(ArenaObject *self, PyObject *object, PyObject *codec, PyObject *payload, long long deadline);
+int tiered_arena_put(
+    ArenaObject *self, PyObject *object, long codec, const unsigned char *payload, size_t size, long long deadline);
+int tiered_arena_put_object(ArenaObject *self, PyObject *object, PyObject *codec, PyObject *payload, long long deadline);
 
 /* The value of a MSGPACK payload of that size at most, kept decoded or decoded now; any code may run. */
 PyObject *tiered_arena_document(ArenaObject *self, const ArenaKey *key, const ArenaValue *found);

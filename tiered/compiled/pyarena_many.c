@@ -54,7 +54,7 @@ tiered_arena_put_many(ArenaObject *self, PyObject *const *args, Py_ssize_t count
         if (i >= PyList_GET_SIZE(args[1]) || i >= PyList_GET_SIZE(args[2]))
             return PyErr_Format(PyExc_ValueError, "put_many() was given lists of different lengths");
         PyObject *key = Py_NewRef(PyList_GET_ITEM(args[0], i)), *payload = Py_NewRef(PyList_GET_ITEM(args[2], i));
-        int kept = tiered_arena_put(self, key, PyList_GET_ITEM(args[1], i), payload, deadline);
+        int kept = tiered_arena_put_object(self, key, PyList_GET_ITEM(args[1], i), payload, deadline);
         Py_DECREF(key);
         Py_DECREF(payload);
         if (kept < 0)

@@ -83,14 +83,11 @@ def main() -> None:
     for name, cache in others(entries).items():
         for key in range(entries):
             cache[key] = VALUE
-        rows.append(
-            [
-                name,
-                *measured(
-                    cache.get, lambda key, cache=cache: cache.__setitem__(key, VALUE), list(cache), options.repeat
-                ),
-            ]
-        )
+
+        def put(key: int, cache: Any = cache) -> None:
+            cache[key] = VALUE
+
+        rows.append([name, *measured(cache.get, put, list(cache), options.repeat)])
     table([f"{entries:,} entries, us", "hit", "miss"], rows)
 
 

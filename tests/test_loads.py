@@ -1,0 +1,317 @@
+"""Cold reads by the compiled part: what `Store._load` does, its twin in Python, and nothing else."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+from conftest import without_background
+from contracts import damage, evict, merge, set_aside
+
+import tiered
+from tiered.clock import ManualClock
+from tiered.native import native
+
+pytestmark = pytest.mark.skipif(native is None, reason="needs the compiled part: a C compiler, and no TIERED_PURE=1")
+
+DOCUMENT = {"name": "a document", "numbers": list(range(30)), "text": "of some length " * 4}
+VALUES: dict[str, Any] = {
+    "a document": DOCUMENT,
+    "a text": "text",
+    "a long text": "text that compresses " * 20,
+    "a text beyond ASCII": "Grüße aus Zürich " * 9,
+    "lone surrogates": ["\ud800"],
+    "bytes": bytes(range(256)),
+    "a number": 1.5,
+    "None": None,
+    "nothing in it": b"",
+}
+KEYS: dict[str, Any] = {
+    "text": "key",
+    "text beyond ASCII": "Schlüssel",
+    "bytes": b"key",
+    "int": -(10**6),
+    "tuple": ("user", 7, b"x"),
+    "long": "k" * 700,
+    "at the limit": "k" * 479,
+    "beyond it": "k" * 480,
+}
+NEIGHBOURS = [f"neighbour {number}" for number in range(len(VALUES))]
+Setup = Callable[[Any, Any, ManualClock], Any]
+
+
+def cold(store: Any, key: Any, value: Any = DOCUMENT, ttl: float | None = None) -> None:
+    store.set(key, value, ttl=ttl)
+    store.save()
+    evict(store)
+
+
+def warm(store: Any) -> Any:
+    """The store, once it has undone a compressed record: the first one is Python's."""
+    cold(store, "another")
+    assert store["another"] == DOCUMENT
+    return store
+
+
+def later(how: Callable[[Any, Any], Any], seconds: float) -> Setup:
+    def setup(store: Any, key: Any, clock: ManualClock) -> None:
+        how(store, key)
+        clock.sleep(seconds)
+
+    return setup
+
+
+STATES: dict[str, Setup] = {
+    "cold": lambda store, key, _: cold(store, key),
+    "in the merged layer": lambda store, key, _: (cold(store, key), merge(store)),
+    "newer in a run": lambda store, key, _: (cold(store, key, "older"), merge(store), cold(store, key)),
+    "to expire": later(lambda store, key: cold(store, key, ttl=100), 99),
+    "expired": later(lambda store, key: cold(store, key, ttl=100), 101),
+    "hot and to expire": later(lambda store, key: store.set(key, DOCUMENT, ttl=100), 99),
+    "hot and expired": later(lambda store, key: store.set(key, DOCUMENT, ttl=100), 101),
+    "promoted and to expire": later(lambda store, key: (cold(store, key, ttl=100), store.get(key)), 99),
+    "cold while others are to expire": lambda store, key, _: (cold(store, key), store.set("other", 1, ttl=100)),
+    "absent": lambda store, key, _: None,
+    "deleted": lambda store, key, _: (cold(store, key), merge(store), store.__delitem__(key), store.save()),
+    "dirty": lambda store, key, _: (cold(store, key, "older"), store.set(key, DOCUMENT), evict(store)),
+    "deleted and dirty": lambda store, key, _: (cold(store, key), store.__delitem__(key)),
+    "cleared and dirty": lambda store, key, _: (cold(store, key), store.clear()),
+    "set aside": lambda store, key, _: (store.set(key, DOCUMENT), set_aside(store), evict(store)),
+    "damaged": lambda store, key, _: (cold(store, key), merge(store), damage(store, key)),
+}
+
+
+def counted(store: Any) -> dict[str, int]:
+    stats = store.stats()
+    return {name: getattr(stats, name) for name in ("hits", "buffer_hits", "cold_hits", "misses", "promotions")}
+
+
+def outcome(store: Any, ask: Callable[..., Any], *arguments: Any) -> tuple[Any, dict[str, int], int]:
+    """What a read gives or raises, what it adds to the counters, and how many records are hot then."""
+    before = counted(store)
+    try:
+        came = ask(store, *arguments)
+    except (KeyError, tiered.StoreError) as error:
+        came = type(error), error.args[1:] if isinstance(error, tiered.StoreError) else error.args
+    return came, {name: count - before[name] for name, count in counted(store).items()}, len(store._engine.hot)
+
+
+def ask(store: Any, key: Any, *default: Any) -> Any:
+    return store.get(key, *default) if default else store[key]
+
+
+def ask_twin(store: Any, key: Any, *default: Any) -> Any:
+    """The same by Python, but for what is hot and has no deadline."""
+    return ask(store, key, *default) if store._engine.hot.deadline(key) == 0 else store._load(key, *default)
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_read_is_what_its_twin_in_python_is(tmp_path: Path, kind: str, state: str) -> None:
+    key, outcomes = KEYS[kind], []
+    for asking in (ask, ask_twin):
+        clock = ManualClock()
+        store = without_background(tiered.open(tmp_path / asking.__name__, memory="1MB", helper=False, clock=clock))
+        STATES[state](store, key, clock)
+        outcomes.append([outcome(store, asking, key, *default) for default in [(), (), (None,), (7,)]])
+        store.close()
+    assert outcomes[0] == outcomes[1]
+
+
+def ask_many(store: Any, key: Any) -> Any:
+    return store.get_many([NEIGHBOURS[0], key, *NEIGHBOURS[1:], "nowhere"])
+
+
+def ask_many_twin(store: Any, key: Any) -> Any:
+    store._loaded = lambda names, found: names
+    return ask_many(store, key)
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_read_of_many_is_what_its_twin_in_python_is(tmp_path: Path, kind: str, state: str) -> None:
+    key, outcomes = KEYS[kind], []
+    for asking in (ask_many, ask_many_twin):
+        clock = ManualClock()
+        store = without_background(tiered.open(tmp_path / asking.__name__, memory="1MB", helper=False, clock=clock))
+        store.set_many(zip(NEIGHBOURS, VALUES.values(), strict=True))
+        STATES[state](store, key, clock)
+        came = [outcome(store, asking, key) for _ in range(3)]
+        # Where one is damaged, the others are read, counted and kept all the same.
+        outcomes.append([first for first, *_ in came] if state == "damaged" else came)
+        store.close()
+    assert outcomes[0] == outcomes[1]
+
+
+def test_many_cold_values_are_read_without_python_and_hot_from_then_on(opener: Any) -> None:
+    store = warm(opener(stepwise=True))
+    values = dict(zip(NEIGHBOURS, VALUES.values(), strict=True))
+    store.set_many(values)
+    store.save()
+    evict(store)
+    store._load_many = None
+    before = counted(store)
+    assert store.get_many([*NEIGHBOURS, "nowhere", NEIGHBOURS[0]]) == values
+    assert list(store.get_many(reversed(NEIGHBOURS))) == NEIGHBOURS[::-1]
+    after = counted(store)
+    del store._load_many
+    assert {name: after[name] - before[name] for name in after} == {
+        "hits": len(values),
+        "buffer_hits": 0,
+        "cold_hits": len(values) + 1,  # One was asked for twice.
+        "misses": 1,
+        "promotions": len(values) + 1,
+    }
+    assert len(store._engine.hot) == len(values)
+
+
+@pytest.mark.parametrize("step", ["_layout_of", "admission", "promote_many"])
+def test_what_is_written_while_many_are_read_is_not_covered_by_what_was_there(opener: Any, step: str) -> None:
+    store = warm(opener(stepwise=True))
+    store.set_many(dict.fromkeys(NEIGHBOURS, "old"))
+    store.save()
+    evict(store)
+    engine = store._engine
+
+    class Meddling:
+        """What the read takes on its way: somebody else writes just before."""
+
+        def __init__(self, real: Any) -> None:
+            self.real = real
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "small_bytes":
+                meddle()
+                return -1 if step == "promote_many" else self.real.small_bytes
+            return getattr(self.real, name)
+
+    def meddle() -> None:
+        engine.admission = admission
+        store[NEIGHBOURS[0]] = "new"
+        del store[NEIGHBOURS[1]]
+
+    admission = engine.admission
+    if step == "_layout_of":
+        cold, layout_of = engine.cold, engine.cold._layout_of
+
+        def meddling(txn: Any) -> Any:
+            cold._layout_of = layout_of
+            meddle()
+            return layout_of(txn)
+
+        cold._layout, cold._layout_of = cold._layout._replace(transaction=-1), meddling
+    else:
+        engine.admission = Meddling(admission)
+    assert store.get_many(NEIGHBOURS) == dict.fromkeys(NEIGHBOURS, "old")
+    assert store.get_many(NEIGHBOURS[:3]) == {NEIGHBOURS[0]: "new", NEIGHBOURS[2]: "old"}
+    assert store.check() == []
+
+
+def test_of_many_reads_one_that_is_damaged_is_told_by_its_key_and_the_others_are_read(opener: Any) -> None:
+    store = warm(opener(stepwise=True))
+    store.set_many(dict.fromkeys(NEIGHBOURS, DOCUMENT))
+    store.save()
+    merge(store)
+    damage(store, NEIGHBOURS[3], at=20)
+    evict(store)
+    with pytest.raises(tiered.CorruptionError, match=NEIGHBOURS[3]):
+        store.get_many(NEIGHBOURS)
+    others = [name for name in NEIGHBOURS if name != NEIGHBOURS[3]]
+    assert store.get_many(others) == dict.fromkeys(others, DOCUMENT)
+    store.clear()
+    store.save()
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_a_cold_value_is_read_without_python_and_hot_from_then_on(opener: Any, kind: str) -> None:
+    store = opener(stepwise=True)
+    value = VALUES[kind]
+    assert warm(store)
+    for _ in range(3):
+        cold(store, "key", value)
+        store._load = None  # What is out of the ordinary would call it.
+        for hits in (0, 1):
+            before = counted(store)
+            assert store["key"] == value
+            assert counted(store)["hits"] - before["hits"] == hits
+            assert counted(store)["cold_hits"] - before["cold_hits"] == 1 - hits
+        del store._load
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+def test_what_user_code_raises_while_a_cold_value_is_decoded_is_raised(opener: Any, kind: type[BaseException]) -> None:
+    class Moody:
+        pass
+
+    def unpack(packed: Any) -> Any:
+        if kind not in raised or kind is RuntimeError:  # An interrupt comes once.
+            raised.append(kind)
+            raise kind
+
+    raised = list[type[BaseException]]()
+    tiered.register("tests.loads.Moody", Moody, pack=lambda moody: 0, unpack=unpack)
+    store = opener(stepwise=True)
+    cold(store, "key", Moody())
+    with pytest.raises(kind):
+        store["key"]
+    assert len(store._engine.hot) == 0
+    assert not store._engine.owned()
+    assert store._engine.cold._users == {}
+
+
+def test_while_layers_are_merged_each_key_is_found_where_it_is(opener: Any) -> None:
+    store = warm(opener(stepwise=True))
+    names = [f"key {number}" for number in range(20)]
+    store.set_many(dict.fromkeys(names, "older"))
+    store.save()
+    merge(store)
+    store.set_many({name: f"{name} " * 20 for name in names})
+    store.save()
+    with store._engine.cold.update() as update:
+        update.merge(7)
+        assert update.current.merging
+        assert names[0].encode() < update.current.merged_to[1:] < names[-1].encode()
+    evict(store)
+    store._load = None
+    assert {name: store[name] for name in names} == {name: f"{name} " * 20 for name in names}
+    del store._load
+
+
+def test_a_read_that_lmdb_refuses_says_why(opener: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opener(stepwise=True)
+    cold(store, "key")
+    cold_tier = store._engine.cold
+
+    class Refusing:
+        def begin(self) -> None:
+            raise lmdb.ReadersFullError("MDB_READERS_FULL")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cold_tier, "_env", Refusing())
+        with pytest.raises(tiered.StoreError, match="readers; close some"):
+            store["key"]
+    assert cold_tier._users == {}
+    assert store["key"] == DOCUMENT
+
+
+def test_a_read_notes_itself_among_the_users_of_the_cold_tier(opener: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = warm(opener(stepwise=True))
+    cold(store, "key")
+    cold_tier, noted = store._engine.cold, list[dict[Any, int]]()
+    env = cold_tier._env
+
+    class Watching:
+        def begin(self) -> Any:
+            noted.append(dict(cold_tier._users))
+            return env.begin()
+
+    monkeypatch.setattr(cold_tier, "_env", Watching())
+    assert store["key"] == DOCUMENT
+    assert [list(users.values()) for users in noted] == [[threading.get_ident()]]
+    assert cold_tier._users == {}
+    monkeypatch.undo()
+    assert cold_tier.readers() == 0

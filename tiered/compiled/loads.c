@@ -1,0 +1,435 @@
+/* A read of what is cold without a frame of Python: of the steps of `Store._load` (tiered/store.py), its twin, those
+ * that nearly every read takes.  At whatever is out of the ordinary, a dirty key, a follower, damage, an error of LMDB,
+ * it gives up, before anything is counted or kept, and the twin begins anew.
+ *
+ * LMDB and zstandard are called through their Python types.  They let go of the interpreter lock, so that other threads
+ * run in between; the order of the steps, and the look under the store's lock before a value is kept, are what the twin
+ * relies on, too (tiered/tiers.py).  No signal handler runs from the first note among the users of the cold tier to its
+ * removal. */
+#include "loads.h"
+
+#include "decoder.h"
+#include "record.h"
+
+#include <string.h>
+
+#define AS_TEXT(name) #name,
+static const char *const texts[] = {LOAD_NAMES(AS_TEXT)};
+PyObject *tiered_load_names[NAME_COUNT];
+static PyObject *zero;
+
+/* What was raised is the twin's to raise again, if it is an error; an interrupt is one, and stays. */
+int
+tiered_given_up(void)
+{
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception))
+        return LOAD_FAILED;
+    PyErr_Clear();
+    return LOAD_PYTHON;
+}
+
+bool
+tiered_is_true(PyObject *object, int name)
+{
+    PyObject *value = PyObject_GetAttr(object, tiered_load_names[name]);
+    int is = value == NULL ? -1 : PyObject_IsTrue(value);
+    Py_XDECREF(value);
+    return is > 0;
+}
+
+bool
+tiered_count(PyObject *engine, int name, Py_ssize_t more)
+{
+    PyObject *counters = ATTRIBUTE(engine, counters);
+    PyObject *before = counters ? PyObject_GetAttr(counters, tiered_load_names[name]) : NULL;
+    PyObject *added = PyLong_FromSsize_t(more);
+    PyObject *after = before && added ? PyNumber_Add(before, added) : NULL;
+    bool done = after && PyObject_SetAttr(counters, tiered_load_names[name], after) == 0;
+    Py_XDECREF(after);
+    Py_XDECREF(added);
+    Py_XDECREF(before);
+    Py_XDECREF(counters);
+    return done;
+}
+
+/* The store's time, -1 with an error set. */
+static long long
+now_ms(PyObject *engine)
+{
+    PyObject *clock = ATTRIBUTE(engine, clock), *now = clock ? CALL(clock, now_ms) : NULL;
+    long long ms = now ? PyLong_AsLongLong(now) : -1;
+    Py_XDECREF(now);
+    Py_XDECREF(clock);
+    return ms;
+}
+
+LoadError
+tiered_set_aside(void)
+{
+    LoadError error;
+    PyErr_Fetch(&error.kind, &error.value, &error.trace);
+    return error;
+}
+
+void
+tiered_put_back(LoadError error)
+{
+    PyErr_Restore(error.kind, error.value, error.trace);
+}
+
+static PyObject *
+bytes_of(const unsigned char *data, size_t size)
+{
+    return PyBytes_FromStringAndSize((const char *)data, (Py_ssize_t)size);
+}
+
+PyObject *
+tiered_stored_key(const TieredKey *key)
+{
+    size_t size = key->key.size + 1;
+    PyObject *bytes = size <= STORED_BYTES_EXACT ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size) : NULL;
+    if (bytes != NULL) {
+        PyBytes_AS_STRING(bytes)[0] = (char)key->key.code;
+        memcpy(PyBytes_AS_STRING(bytes) + 1, key->key.data, key->key.size);
+    }
+    return bytes;
+}
+
+bool
+tiered_is_clean(PyObject *engine, PyObject *stored_key)
+{
+    PyObject *buffers = ATTRIBUTE(engine, buffers);
+    bool clean = buffers && PyTuple_CheckExact(buffers);
+    for (Py_ssize_t i = 0; clean && i < PyTuple_GET_SIZE(buffers); i++) {
+        PyObject *buffer = PyTuple_GET_ITEM(buffers, i), *positions = ATTRIBUTE(buffer, positions);
+        clean = positions && PyDict_CheckExact(positions) && PyDict_Contains(positions, stored_key) == 0
+            && !tiered_is_true(buffer, NAME_cleared) && !PyErr_Occurred();
+        Py_XDECREF(positions);
+    }
+    Py_XDECREF(buffers);
+    return clean;
+}
+
+/* -- the cold tier ----------------------------------------------------------------------------- */
+
+PyObject *
+tiered_cold_layout(PyObject *cold, PyObject *txn)
+{
+    PyObject *layout = ATTRIBUTE(cold, _layout), *id = layout ? CALL(txn, id) : NULL;
+    int same = id ? PyObject_RichCompareBool(PyTuple_GET_ITEM(layout, LAYOUT_TRANSACTION), id, Py_EQ) : -1;
+    Py_XDECREF(id);
+    if (same <= 0)
+        Py_CLEAR(layout);
+    return same == 0 ? PyObject_CallMethodOneArg(cold, tiered_load_names[NAME__layout_of], txn) : layout;
+}
+
+/* The newest record of a transaction; NULL without an error: there is none. */
+static PyObject *
+newest(PyObject *cold, PyObject *txn, PyObject *stored_key)
+{
+    PyObject *data = NULL, *layout = tiered_cold_layout(cold, txn);
+    int merged = layout ? PyObject_RichCompareBool(stored_key, PyTuple_GET_ITEM(layout, LAYOUT_MERGED_TO), Py_LT) : -1;
+    if (merged >= 0) {
+        PyObject *layers = PyTuple_GET_ITEM(layout, merged ? LAYOUT_BEHIND : LAYOUT_LAYERS); /* The layout keeps it. */
+        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(layers); i++) {
+            data = PyObject_CallMethodObjArgs(txn, tiered_load_names[NAME_get], stored_key, Py_None, PyList_GET_ITEM(layers, i), NULL);
+            if (data != Py_None)
+                break; /* Found, or failed. */
+            Py_CLEAR(data);
+        }
+    }
+    Py_XDECREF(layout);
+    return data;
+}
+
+bool
+tiered_cold_enter(ColdRead *read, PyObject *cold)
+{
+    *read = (ColdRead){.users = ATTRIBUTE(cold, _users), .user = PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type)};
+    PyObject *thread = PyLong_FromUnsignedLong(PyThread_get_thread_ident()), *env = NULL;
+    read->noted = read->users && read->user && thread && PyDict_SetItem(read->users, read->user, thread) == 0;
+    Py_XDECREF(thread);
+    if (read->noted && tiered_is_true(cold, NAME__barred))
+        PyErr_SetString(PyExc_ValueError, "the twin waits");
+    else if (read->noted && !PyErr_Occurred() && (env = ATTRIBUTE(cold, _env)) != NULL)
+        read->txn = CALL(env, begin);
+    Py_XDECREF(env);
+    return read->txn != NULL;
+}
+
+void
+tiered_cold_leave(ColdRead *read)
+{
+    LoadError error = tiered_set_aside();
+    if (read->txn) {
+        Py_XDECREF(CALL(read->txn, abort)); /* Where that fails, it ends with its object. */
+        Py_DECREF(read->txn);
+    }
+    if (read->noted)
+        PyDict_DelItem(read->users, read->user); /* A fork may have taken it. */
+    PyErr_Clear();
+    Py_XDECREF(read->user);
+    Py_XDECREF(read->users);
+    tiered_put_back(error);
+}
+
+/* `Cold.get_at`. */
+static PyObject *
+cold_record(PyObject *cold, PyObject *stored_key)
+{
+    ColdRead read;
+    PyObject *data = tiered_cold_enter(&read, cold) ? newest(cold, read.txn, stored_key) : NULL;
+    tiered_cold_leave(&read);
+    return data;
+}
+
+PyObject *
+tiered_context(PyObject *engine, unsigned dictionary, PyObject **pool)
+{
+    PyObject *decompressor = ATTRIBUTE(engine, decompressor), *context = NULL;
+    PyObject *pools = decompressor ? ATTRIBUTE(decompressor, _pools) : NULL, *number = PyLong_FromUnsignedLong(dictionary);
+    *pool = pools && PyDict_CheckExact(pools) && number ? Py_XNewRef(PyDict_GetItemWithError(pools, number)) : NULL;
+    if (*pool && PyList_CheckExact(*pool) && PyList_GET_SIZE(*pool))
+        context = CALL(*pool, pop);
+    if (context == NULL)
+        Py_CLEAR(*pool);
+    Py_XDECREF(number);
+    Py_XDECREF(pools);
+    Py_XDECREF(decompressor);
+    return context;
+}
+
+void
+tiered_context_back(PyObject *context, PyObject *pool)
+{
+    LoadError error = tiered_set_aside();
+    if (PyList_Append(pool, context) < 0)
+        PyErr_Clear(); /* Another is made when it is needed. */
+    Py_DECREF(context);
+    Py_DECREF(pool);
+    tiered_put_back(error);
+}
+
+/* `Decompressor.decompress` of a zstd frame; NULL where no context is free, or it is no such frame. */
+static PyObject *
+decompressed(PyObject *engine, const TieredRecord *record)
+{
+    PyObject *pool, *context = tiered_is_small_frame(record) ? tiered_context(engine, record->dictionary, &pool) : NULL;
+    if (context == NULL)
+        return NULL;
+    PyObject *payload = NULL, *body = bytes_of(record->body, record->body_size);
+    if (body != NULL)
+        payload = PyObject_CallMethodObjArgs(
+            context, tiered_load_names[NAME_decompress], body, zero, Py_False, Py_False, NULL);
+    Py_XDECREF(body);
+    tiered_context_back(context, pool);
+    return payload;
+}
+
+/* -- what is read ------------------------------------------------------------------------------ */
+
+PyObject *
+tiered_decoded(ArenaObject *arena, unsigned codec, const unsigned char *data, size_t size)
+{
+    PyObject *decoder = arena->decoders[codec], *value = NULL;
+    if (codec == CODEC_MSGPACK && tiered_is_decoder(decoder))
+        value = tiered_decode(decoder, data, (Py_ssize_t)size);
+    if (value || PyErr_Occurred())
+        return value;
+    PyObject *payload = bytes_of(data, size);
+    value = payload ? PyObject_CallOneArg(decoder, payload) : NULL;
+    Py_XDECREF(payload);
+    return value;
+}
+
+PyObject *
+tiered_found(const TieredRecord *record, PyObject *payload)
+{
+    return Py_BuildValue("(iLy#O)", (int)record->codec, (long long)record->deadline, "", (Py_ssize_t)0, payload);
+}
+
+bool
+tiered_is_attended(PyObject *engine)
+{
+    if (tiered_is_true(engine, NAME__number))
+        return true;
+    PyObject *served = PyErr_Occurred() ? NULL : CALL(engine, serve);
+    Py_XDECREF(served);
+    return served != NULL;
+}
+
+bool
+tiered_is_promoted_plainly(PyObject *engine, Py_ssize_t *size_max)
+{
+    PyObject *admission = ATTRIBUTE(engine, admission), *limit = admission ? ATTRIBUTE(admission, small_bytes) : NULL;
+    PyObject *aside = limit ? ATTRIBUTE(engine, _aside) : NULL;
+    *size_max = limit ? PyLong_AsSsize_t(limit) : -1;
+    bool plainly = aside && PyList_CheckExact(aside) && PyList_GET_SIZE(aside) == 0;
+    Py_XDECREF(aside);
+    Py_XDECREF(limit);
+    Py_XDECREF(admission);
+    return plainly;
+}
+
+bool
+tiered_lock(PyObject *engine, PyObject **lock)
+{
+    PyObject *owned = CALL(engine, owned), *locked = NULL;
+    *lock = owned == Py_False ? ATTRIBUTE(engine, lock) : NULL;
+    if (*lock != NULL && (locked = CALL(*lock, acquire)) == NULL)
+        Py_CLEAR(*lock);
+    Py_XDECREF(locked);
+    Py_XDECREF(owned);
+    return *lock != NULL;
+}
+
+bool
+tiered_unlock(PyObject *lock)
+{
+    LoadError error = tiered_set_aside();
+    PyObject *released = CALL(lock, release);
+    Py_DECREF(lock);
+    if (released == NULL)
+        return false;
+    Py_DECREF(released);
+    tiered_put_back(error);
+    return true;
+}
+
+bool
+tiered_is_newest(PyObject *engine, PyObject *generation, PyObject *stored_key)
+{
+    PyObject *now = ATTRIBUTE(engine, generation);
+    bool same = now == generation;
+    Py_XDECREF(now);
+    return same && !tiered_is_true(engine, NAME_closed) && tiered_is_clean(engine, stored_key);
+}
+
+/* `Tiers.promote`; false with an error set. */
+static bool
+keep(ArenaObject *arena, PyObject *engine, PyObject *generation, PyObject *key, PyObject *stored_key,
+    const TieredRecord *record, PyObject *payload)
+{
+    Py_ssize_t size_max;
+    PyObject *lock;
+    bool plainly = tiered_is_promoted_plainly(engine, &size_max);
+    if (PyErr_Occurred())
+        return false;
+    if (!plainly || PyBytes_GET_SIZE(payload) > size_max) {
+        PyObject *done = NULL, *found = tiered_found(record, payload);
+        if (found)
+            done = PyObject_CallMethodObjArgs(
+                engine, tiered_load_names[NAME_promote], key, stored_key, Py_None, generation, found, NULL);
+        Py_XDECREF(found);
+        Py_XDECREF(done);
+        return done != NULL;
+    }
+    if (!tiered_lock(engine, &lock))
+        return !PyErr_Occurred();
+    bool done = true;
+    if (tiered_is_newest(engine, generation, stored_key)) {
+        const unsigned char *data = (unsigned char *)PyBytes_AS_STRING(payload);
+        done = tiered_arena_put(arena, key, record->codec, data, (size_t)PyBytes_GET_SIZE(payload), record->deadline) >= 0
+            && tiered_count(engine, NAME_promotions, 1) && (!arena->arena.evictions || tiered_is_attended(engine));
+    }
+    return tiered_unlock(lock) && done && !PyErr_Occurred();
+}
+
+int
+tiered_is_over(PyObject *engine, int64_t deadline)
+{
+    if (deadline <= 0)
+        return 0;
+    long long now = now_ms(engine);
+    return now < 0 ? -1 : deadline <= now;
+}
+
+/* The value of a record that was found, which is kept hot. */
+static int
+value_of(ArenaObject *arena, PyObject *engine, PyObject *generation, PyObject *key, PyObject *stored_key, PyObject *data,
+    PyObject **value)
+{
+    TieredRecord record;
+    const char *wrong = tiered_record(
+        (const unsigned char *)PyBytes_AS_STRING(stored_key), (size_t)PyBytes_GET_SIZE(stored_key),
+        (const unsigned char *)PyBytes_AS_STRING(data), (size_t)PyBytes_GET_SIZE(data), &record);
+    if (wrong || !tiered_is_plain(&record))
+        return LOAD_PYTHON;
+    int over = record.flags & RECORD_IS_MARKER ? 1 : tiered_is_over(engine, record.deadline);
+    if (over)
+        return over < 0 ? tiered_given_up() : LOAD_ABSENT;
+    PyObject *payload = NULL;
+    if (record.compression == COMPRESSION_ZSTD)
+        payload = decompressed(engine, &record);
+    else if (record.compression == COMPRESSION_NONE)
+        payload = bytes_of(record.body, record.body_size);
+    if (payload == NULL || (*value = tiered_decoded(arena, record.codec, (unsigned char *)PyBytes_AS_STRING(payload), (size_t)PyBytes_GET_SIZE(payload))) == NULL) {
+        Py_XDECREF(payload);
+        return tiered_given_up();
+    }
+    bool done = tiered_count(engine, NAME_cold_hits, 1)
+        && keep(arena, engine, generation, key, stored_key, &record, payload);
+    Py_DECREF(payload);
+    if (!done)
+        Py_CLEAR(*value);
+    return done ? LOAD_FOUND : LOAD_FAILED;
+}
+
+static int
+cold_value(ArenaObject *arena, PyObject *engine, PyObject *key, PyObject *stored_key, PyObject **value)
+{
+    PyObject *generation = ATTRIBUTE(engine, generation), *background = generation ? ATTRIBUTE(engine, _background) : NULL;
+    PyObject *cold = NULL, *data = NULL;
+    int came = LOAD_PYTHON;
+    if (background == Py_None && tiered_is_clean(engine, stored_key) && (cold = ATTRIBUTE(engine, cold)) != NULL) {
+        data = cold_record(cold, stored_key);
+        if (data && PyBytes_CheckExact(data))
+            came = value_of(arena, engine, generation, key, stored_key, data, value);
+        else if (!PyErr_Occurred() && data == NULL)
+            came = LOAD_ABSENT;
+    }
+    if (came == LOAD_ABSENT && !tiered_count(engine, NAME_misses, 1))
+        came = LOAD_FAILED;
+    Py_XDECREF(data);
+    Py_XDECREF(cold);
+    Py_XDECREF(background);
+    Py_XDECREF(generation);
+    return came;
+}
+
+int
+tiered_load(ArenaObject *arena, PyObject *engine, PyObject *key, PyObject **value, bool *hot)
+{
+    TieredKey encoded;
+    if (!tiered_is_true(engine, NAME_direct) || !tiered_key(key, &encoded))
+        return tiered_given_up();
+    int came = LOAD_PYTHON;
+    if (arena->arena.expiring) {
+        ArenaValue found;
+        long long now = now_ms(engine);
+        *value = now < 0 ? NULL : tiered_arena_lookup(arena, key, now, 0);
+        *hot = *value != NULL;
+        /* What has expired in memory is the twin's to forget. */
+        if (*value || PyErr_Occurred() || arena_find(&arena->arena, &encoded.key, &found)) {
+            came = *value ? LOAD_FOUND : PyErr_Occurred() ? LOAD_FAILED : LOAD_PYTHON;
+            tiered_key_end(&encoded);
+            return came;
+        }
+    }
+    PyObject *stored_key = tiered_stored_key(&encoded);
+    if (stored_key != NULL)
+        came = cold_value(arena, engine, key, stored_key, value);
+    Py_XDECREF(stored_key);
+    tiered_key_end(&encoded);
+    return came == LOAD_PYTHON ? tiered_given_up() : came;
+}
+
+int
+tiered_add_loads(PyObject *module)
+{
+    zero = PyLong_FromLong(0);
+    for (int name = 0; name < NAME_COUNT; name++)
+        if ((tiered_load_names[name] = PyUnicode_InternFromString(texts[name])) == NULL)
+            return -1;
+    return zero ? 0 : -1;
+}

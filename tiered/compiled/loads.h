@@ -1,0 +1,101 @@
+/* Reads of what is cold (loads.c), of many keys at once (loads_many.c), and what they share. */
+#ifndef TIERED_LOADS_H
+#define TIERED_LOADS_H
+
+#include "pyarena.h"
+#include "record.h"
+
+/* What came of a read; where it is LOAD_PYTHON the twin is to be asked, and nothing was done or raised. */
+enum { LOAD_FOUND, LOAD_ABSENT, LOAD_FAILED, LOAD_PYTHON };
+
+/* The value under a key that is not hot, or has a deadline; `*hot` is set where it was hot nevertheless. */
+int tiered_load(ArenaObject *arena, PyObject *engine, PyObject *key, PyObject **value, bool *hot);
+
+/* The values of many keys that are not hot, put into a dict: `Store._load_many` of those that have nothing unusual; returns the
+ * others, which are the twin's. */
+PyObject *tiered_load_many(ArenaObject *arena, PyObject *engine, PyObject *keys, PyObject *found);
+
+/* -- shared -------------------------------------------------------------------------------------- */
+
+enum { STORED_BYTES_EXACT = 480 };                   /* As in tiered/keys.py. */
+enum { COMPRESSION_NONE = 0, COMPRESSION_ZSTD = 1 }; /* As in tiered/compression.py. */
+enum { LAYOUT_TRANSACTION, LAYOUT_LAYERS, LAYOUT_MERGED_TO, LAYOUT_BEHIND }; /* As in tiered/cold.py. */
+
+#define LOAD_NAMES(X) \
+    X(_aside) X(_background) X(_barred) X(_env) X(_layout) X(_layout_of) X(_number) X(_pools) X(_users) X(abort) \
+    X(acquire) X(admission) X(begin) X(buffers) X(cleared) X(clock) X(closed) X(cold) X(cold_hits) X(counters) X(cursor) \
+    X(decompress) X(decompressor) X(direct) X(generation) X(get) X(getmulti) X(id) X(lock) X(misses) \
+    X(multi_decompress_to_buffer) X(now_ms) X(owned) X(pop) X(positions) X(promote) X(promote_many) \
+    X(promotions) X(release) X(serve) X(small_bytes)
+#define LOAD_NAME(name) NAME_##name,
+enum { LOAD_NAMES(LOAD_NAME) NAME_COUNT };
+extern PyObject *tiered_load_names[NAME_COUNT];
+
+#define ATTRIBUTE(object, name) PyObject_GetAttr(object, tiered_load_names[NAME_##name])
+#define CALL(object, name) PyObject_CallMethodNoArgs(object, tiered_load_names[NAME_##name])
+
+/* An error that is kept while something is put in order. */
+typedef struct {
+    PyObject *kind, *value, *trace;
+} LoadError;
+
+LoadError tiered_set_aside(void);
+void tiered_put_back(LoadError error);
+/* LOAD_PYTHON, and what was raised is the twin's to raise again; an interrupt comes once, and so stays: LOAD_FAILED. */
+int tiered_given_up(void);
+
+bool tiered_is_true(PyObject *object, int name);
+/* Adds to a counter; false with an error set. */
+bool tiered_count(PyObject *engine, int name, Py_ssize_t more);
+/* The key in the cold tier; NULL, perhaps without an error, if it is not the encoded key itself. */
+PyObject *tiered_stored_key(const TieredKey *key);
+/* Whether no write buffer has anything of the key: then the cold tier alone knows. */
+bool tiered_is_clean(PyObject *engine, PyObject *stored_key);
+/* Whether a deadline is over by the store's clock; -1 with an error set. */
+int tiered_is_over(PyObject *engine, int64_t deadline);
+/* Has the maintenance thread serve the store, if it does not yet; false with an error set. */
+bool tiered_is_attended(PyObject *engine);
+
+/* Whether values up to a size are kept hot without further questions, as `Tiers.promote` keeps them otherwise. */
+bool tiered_is_promoted_plainly(PyObject *engine, Py_ssize_t *size_max);
+/* A record undone, as the twin has it. */
+PyObject *tiered_found(const TieredRecord *record, PyObject *payload);
+/* Takes the store's lock, to be given back; false where this thread has it, and so keeps nothing, or with an error set. */
+bool tiered_lock(PyObject *engine, PyObject **lock);
+bool tiered_unlock(PyObject *lock);
+/* Under the lock: whether what was read in that generation is still the newest. */
+bool tiered_is_newest(PyObject *engine, PyObject *generation, PyObject *stored_key);
+
+/* A read transaction, with its note among the users of the cold tier as long as it is there. */
+typedef struct {
+    PyObject *users, *user, *txn;
+    bool noted;
+} ColdRead;
+
+bool tiered_cold_enter(ColdRead *read, PyObject *cold);
+void tiered_cold_leave(ColdRead *read);
+/* `Cold._layout_of`. */
+PyObject *tiered_cold_layout(PyObject *cold, PyObject *txn);
+
+/* A context for frames of a dictionary that nobody has, and the pool to give it back to; NULL if there is none. */
+PyObject *tiered_context(PyObject *engine, unsigned dictionary, PyObject **pool);
+void tiered_context_back(PyObject *context, PyObject *pool);
+/* The value of a payload that stays where it is meanwhile. */
+PyObject *tiered_decoded(ArenaObject *arena, unsigned codec, const unsigned char *data, size_t size);
+
+/* Whether a record has nothing that only the twin knows. */
+static inline bool
+tiered_is_plain(const TieredRecord *record)
+{
+    return !(record->flags & ~(RECORD_HAS_DEADLINE | RECORD_IS_MARKER)) && record->codec >= CODEC_BYTES
+        && record->codec <= CODEC_LAST && record->compression <= COMPRESSION_ZSTD;
+}
+
+/* Whether a frame's size takes no more than two bytes, as the top bits of its fifth byte say: others the twin judges. */
+static inline bool
+tiered_is_small_frame(const TieredRecord *record)
+{
+    return record->body_size > 4 && record->body[4] < 0x80;
+}
+
+#endif

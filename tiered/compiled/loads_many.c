@@ -1,0 +1,340 @@
+/* Reads of many cold keys at once: of the steps of `Store._load_many` (tiered/store.py), its twin, those of the keys that
+ * have nothing unusual.  One transaction for all, one call of LMDB's binding for each layer, with the keys in order, one of
+ * zstandard's for the frames of each dictionary, and the store's lock once.  What only the twin knows is left to it. */
+#include "loads.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { EVICTIONS_MAX = 2000 }; /* As in tiered/tiers.py. */
+
+typedef struct {
+    PyObject *key, *stored_key; /* Borrowed of the list of keys, and owned. */
+    PyObject *data;             /* The record. */
+    PyObject *segment;          /* What its payload was decompressed into, as long as `view` is held. */
+    Py_buffer view;
+    TieredRecord record;
+    enum { LEFT, ASKED, READ, DECODED } state;
+} Item;
+
+typedef struct {
+    ArenaObject *arena;
+    PyObject *engine, *found;
+    Item *items; /* Those that are asked for, in the order of their stored keys. */
+    Py_ssize_t count;
+    Py_ssize_t hits, misses;
+} Batch;
+
+static const unsigned char *
+payload_of(const Item *item, size_t *size)
+{
+    *size = item->segment ? (size_t)item->view.len : item->record.body_size;
+    return item->segment ? item->view.buf : item->record.body;
+}
+
+static int
+by_stored_key(const void *one, const void *other)
+{
+    PyObject *a = ((const Item *)one)->stored_key, *b = ((const Item *)other)->stored_key;
+    Py_ssize_t shorter = Py_MIN(PyBytes_GET_SIZE(a), PyBytes_GET_SIZE(b));
+    int order = memcmp(PyBytes_AS_STRING(a), PyBytes_AS_STRING(b), (size_t)shorter);
+    return order ? order : (PyBytes_GET_SIZE(a) > PyBytes_GET_SIZE(b)) - (PyBytes_GET_SIZE(a) < PyBytes_GET_SIZE(b));
+}
+
+/* The keys that are simple, clean, and not asked for twice; false with an error set. */
+static bool
+gather(Batch *batch, PyObject *keys)
+{
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(keys); i++) {
+        TieredKey encoded;
+        Item *item = &batch->items[batch->count];
+        *item = (Item){.key = PyList_GET_ITEM(keys, i), .state = ASKED};
+        if (!tiered_key(item->key, &encoded))
+            continue;
+        item->stored_key = tiered_stored_key(&encoded);
+        tiered_key_end(&encoded);
+        if (item->stored_key && tiered_is_clean(batch->engine, item->stored_key))
+            batch->count++;
+        else
+            Py_CLEAR(item->stored_key);
+        if (PyErr_Occurred())
+            return false;
+    }
+    qsort(batch->items, (size_t)batch->count, sizeof *batch->items, by_stored_key);
+    return true;
+}
+
+/* The keys that have no record yet; `at` says which items they are of. */
+static PyObject *
+wanted(const Batch *batch, Py_ssize_t *at)
+{
+    PyObject *list = PyList_New(0);
+    Py_ssize_t count = 0;
+    for (Py_ssize_t i = 0; list && i < batch->count; i++)
+        if (batch->items[i].data == NULL) {
+            at[count++] = i;
+            if (PyList_Append(list, batch->items[i].stored_key) < 0)
+                Py_CLEAR(list);
+        }
+    return list;
+}
+
+/* Takes what a layer has of the keys: LMDB's pairs are in their order, each once. */
+static bool
+take(Batch *batch, PyObject *pairs, const Py_ssize_t *at, Py_ssize_t count)
+{
+    Py_ssize_t next = 0;
+    bool whole = pairs && PyList_CheckExact(pairs);
+    for (Py_ssize_t i = 0; whole && i < PyList_GET_SIZE(pairs); i++) {
+        PyObject *pair = PyList_GET_ITEM(pairs, i);
+        PyObject *name = PyTuple_CheckExact(pair) && PyTuple_GET_SIZE(pair) == 2 ? PyTuple_GET_ITEM(pair, 0) : NULL;
+        PyObject *data = name ? PyTuple_GET_ITEM(pair, 1) : NULL;
+        whole = data && PyBytes_CheckExact(name) && PyBytes_CheckExact(data);
+        Item wantedlike = {.stored_key = name};
+        while (whole && next < count && by_stored_key(&batch->items[at[next]], &wantedlike) < 0)
+            next++;
+        for (; whole && next < count && by_stored_key(&batch->items[at[next]], &wantedlike) == 0; next++)
+            batch->items[at[next]].data = Py_NewRef(data);
+    }
+    return whole;
+}
+
+static bool
+read_layers(Batch *batch, PyObject *cold, PyObject *txn)
+{
+    PyObject *layout = tiered_cold_layout(cold, txn), *layers = layout ? PyTuple_GET_ITEM(layout, LAYOUT_LAYERS) : NULL;
+    Py_ssize_t *at = PyMem_Malloc(((size_t)batch->count + 1) * sizeof *at);
+    bool done = layers && at;
+    for (Py_ssize_t i = 0; done && i < PyList_GET_SIZE(layers); i++) {
+        PyObject *names = wanted(batch, at);
+        if (names && PyList_GET_SIZE(names) == 0) {
+            Py_DECREF(names);
+            break;
+        }
+        PyObject *cursor =
+            names ? PyObject_CallMethodOneArg(txn, tiered_load_names[NAME_cursor], PyList_GET_ITEM(layers, i)) : NULL;
+        PyObject *pairs = cursor ? PyObject_CallMethodOneArg(cursor, tiered_load_names[NAME_getmulti], names) : NULL;
+        done = pairs && take(batch, pairs, at, PyList_GET_SIZE(names));
+        Py_XDECREF(pairs);
+        Py_XDECREF(cursor);
+        Py_XDECREF(names);
+    }
+    PyMem_Free(at);
+    Py_XDECREF(layout);
+    return done;
+}
+
+static bool
+read_cold(Batch *batch)
+{
+    ColdRead read;
+    PyObject *cold = ATTRIBUTE(batch->engine, cold);
+    bool done = false;
+    if (cold != NULL) {
+        done = tiered_cold_enter(&read, cold) && read_layers(batch, cold, read.txn);
+        tiered_cold_leave(&read);
+        Py_DECREF(cold);
+    }
+    return done;
+}
+
+/* Takes the records apart, and counts those that are not there. */
+static bool
+open_records(Batch *batch)
+{
+    for (Py_ssize_t i = 0; i < batch->count; i++) {
+        Item *item = &batch->items[i];
+        int over = 1;
+        if (item->data != NULL) {
+            const char *wrong = tiered_record(
+                (unsigned char *)PyBytes_AS_STRING(item->stored_key), (size_t)PyBytes_GET_SIZE(item->stored_key),
+                (unsigned char *)PyBytes_AS_STRING(item->data), (size_t)PyBytes_GET_SIZE(item->data), &item->record);
+            if (wrong || !tiered_is_plain(&item->record))
+                item->state = LEFT;
+            else if (!(item->record.flags & RECORD_IS_MARKER) && (over = tiered_is_over(batch->engine, item->record.deadline)) < 0)
+                return false;
+        }
+        if (item->state == ASKED && over) {
+            item->state = DECODED;
+            Py_CLEAR(item->data);
+            batch->misses++;
+        } else if (item->state == ASKED) {
+            item->state = READ;
+        }
+    }
+    return true;
+}
+
+/* Undoes the frames of one dictionary, those from the first one that is still compressed on; what fails is left. */
+static void
+undo(Batch *batch, const TieredRecord *like)
+{
+    PyObject *pool, *context = tiered_context(batch->engine, like->dictionary, &pool), *bodies = PyList_New(0), *undone = NULL;
+    Py_ssize_t next = 0;
+    for (Py_ssize_t i = 0; bodies && i < batch->count; i++) {
+        Item *item = &batch->items[i];
+        if (item->state != READ || item->segment || item->record.compression != COMPRESSION_ZSTD
+            || item->record.dictionary != like->dictionary)
+            continue;
+        PyObject *body = tiered_is_small_frame(&item->record)
+            ? PyBytes_FromStringAndSize((const char *)item->record.body, (Py_ssize_t)item->record.body_size) : NULL;
+        item->state = body && PyList_Append(bodies, body) == 0 ? ASKED : LEFT;
+        Py_XDECREF(body);
+    }
+    if (context && bodies && PyList_GET_SIZE(bodies)) /* None at all would end the process. */
+        undone = PyObject_CallMethodOneArg(context, tiered_load_names[NAME_multi_decompress_to_buffer], bodies);
+    if (context)
+        tiered_context_back(context, pool);
+    for (Py_ssize_t i = 0; i < batch->count; i++) {
+        Item *item = &batch->items[i];
+        if (item->state != ASKED)
+            continue;
+        item->segment = undone ? PySequence_GetItem(undone, next++) : NULL;
+        if (item->segment && PyObject_GetBuffer(item->segment, &item->view, PyBUF_SIMPLE) < 0)
+            Py_CLEAR(item->segment);
+        item->state = item->segment ? READ : LEFT;
+    }
+    Py_XDECREF(undone);
+    Py_XDECREF(bodies);
+}
+
+static bool
+decode_all(Batch *batch)
+{
+    for (Py_ssize_t i = 0; i < batch->count; i++) {
+        Item *item = &batch->items[i];
+        if (item->state == READ && item->record.compression == COMPRESSION_ZSTD && !item->segment) {
+            undo(batch, &item->record);
+            if (tiered_given_up() == LOAD_FAILED)
+                return false;
+        }
+        if (item->state != READ)
+            continue;
+        size_t size;
+        const unsigned char *payload = payload_of(item, &size);
+        PyObject *value = tiered_decoded(batch->arena, item->record.codec, payload, size);
+        bool done = value && PyDict_SetItem(batch->found, item->key, value) == 0;
+        Py_XDECREF(value);
+        if (!done && tiered_given_up() == LOAD_FAILED)
+            return false;
+        item->state = done ? DECODED : LEFT;
+        batch->hits += done;
+    }
+    return true;
+}
+
+/* Whether an item is kept hot by the twin, which is to be asked about it. */
+static bool
+is_doubtful(const Item *item, bool plainly, Py_ssize_t size_max)
+{
+    size_t size;
+    payload_of(item, &size);
+    return item->data && item->state == DECODED && (!plainly || (Py_ssize_t)size > size_max);
+}
+
+/* `Tiers.promote_many` of those. */
+static bool
+ask_twin(const Batch *batch, PyObject *generation, bool plainly, Py_ssize_t size_max)
+{
+    PyObject *located = PyList_New(0), *done = NULL;
+    for (Py_ssize_t i = 0; located && i < batch->count; i++) {
+        const Item *item = &batch->items[i];
+        if (!is_doubtful(item, plainly, size_max))
+            continue;
+        size_t size;
+        const unsigned char *data = payload_of(item, &size);
+        PyObject *payload = PyBytes_FromStringAndSize((const char *)data, (Py_ssize_t)size);
+        PyObject *found = payload ? tiered_found(&item->record, payload) : NULL;
+        PyObject *one = found ? PyTuple_Pack(4, item->key, item->stored_key, Py_None, found) : NULL;
+        if (one == NULL || PyList_Append(located, one) < 0)
+            Py_CLEAR(located);
+        Py_XDECREF(one);
+        Py_XDECREF(found);
+        Py_XDECREF(payload);
+    }
+    if (located && PyList_GET_SIZE(located))
+        done = PyObject_CallMethodObjArgs(batch->engine, tiered_load_names[NAME_promote_many], located, generation, NULL);
+    Py_XDECREF(done);
+    Py_XDECREF(located);
+    return !PyErr_Occurred();
+}
+
+/* Keeps what was read, if it is still the newest: as much as one call may evict for.  False with an error set. */
+static bool
+promote(const Batch *batch, PyObject *generation)
+{
+    Py_ssize_t size_max, promotions = 0;
+    bool plainly = tiered_is_promoted_plainly(batch->engine, &size_max), done = !PyErr_Occurred();
+    ArenaObject *arena = batch->arena;
+    uint64_t most = arena->arena.evictions + EVICTIONS_MAX;
+    PyObject *lock;
+    if (done && plainly && tiered_lock(batch->engine, &lock)) {
+        for (Py_ssize_t i = 0; done && i < batch->count && arena->arena.evictions < most; i++) {
+            const Item *item = &batch->items[i];
+            size_t size;
+            const unsigned char *payload = payload_of(item, &size);
+            if (item->data && item->state == DECODED && (Py_ssize_t)size <= size_max
+                && tiered_is_newest(batch->engine, generation, item->stored_key)) {
+                done = tiered_arena_put(arena, item->key, item->record.codec, payload, size, item->record.deadline) >= 0;
+                promotions++;
+            }
+        }
+        done = done && tiered_count(batch->engine, NAME_promotions, promotions)
+            && (!arena->arena.evictions || tiered_is_attended(batch->engine));
+        done = tiered_unlock(lock) && done;
+    }
+    return done && !PyErr_Occurred() && ask_twin(batch, generation, plainly, size_max);
+}
+
+static bool
+load_all(Batch *batch, PyObject *keys)
+{
+    PyObject *generation = ATTRIBUTE(batch->engine, generation);
+    bool done = generation && gather(batch, keys) && (batch->count == 0 || read_cold(batch)) && open_records(batch)
+        && decode_all(batch) && tiered_count(batch->engine, NAME_cold_hits, batch->hits)
+        && tiered_count(batch->engine, NAME_misses, batch->misses) && (batch->hits == 0 || promote(batch, generation));
+    Py_XDECREF(generation);
+    return done;
+}
+
+/* The keys of which there is neither a value nor the knowledge that there is none, in their order, each once. */
+static PyObject *
+left_of(const Batch *batch, PyObject *keys)
+{
+    PyObject *done = PySet_New(NULL), *left = done ? PyList_New(0) : NULL;
+    for (Py_ssize_t i = 0; left && i < batch->count; i++)
+        if (batch->items[i].state == DECODED && PySet_Add(done, batch->items[i].key) < 0)
+            Py_CLEAR(left);
+    for (Py_ssize_t i = 0; left && i < PyList_GET_SIZE(keys); i++) {
+        int known = PySet_Contains(done, PyList_GET_ITEM(keys, i));
+        if (known < 0 || (!known && PyList_Append(left, PyList_GET_ITEM(keys, i)) < 0))
+            Py_CLEAR(left);
+    }
+    Py_XDECREF(done);
+    return left;
+}
+
+PyObject *
+tiered_load_many(ArenaObject *arena, PyObject *engine, PyObject *keys, PyObject *found)
+{
+    PyObject *background = NULL, *left = NULL;
+    bool direct = tiered_is_true(engine, NAME_direct) && (background = ATTRIBUTE(engine, _background)) == Py_None;
+    Batch batch = {.arena = arena, .engine = engine, .found = found};
+    Py_XDECREF(background);
+    if (direct)
+        batch.items = PyMem_Calloc((size_t)PyList_GET_SIZE(keys) + 1, sizeof *batch.items);
+    if (batch.items && load_all(&batch, keys))
+        left = left_of(&batch, keys);
+    else if (tiered_given_up() == LOAD_PYTHON)
+        left = left_of(&batch, keys);
+    for (Py_ssize_t i = 0; i < batch.count; i++) {
+        Item *item = &batch.items[i];
+        if (item->segment)
+            PyBuffer_Release(&item->view);
+        Py_XDECREF(item->segment);
+        Py_XDECREF(item->data);
+        Py_XDECREF(item->stored_key);
+    }
+    PyMem_Free(batch.items);
+    return left;
+}
