@@ -584,6 +584,7 @@ def test_the_fuzzer_finds_nothing_in_a_short_run(tmp_path: Path) -> None:
         ROOT / "tools/fuzz/arena.c",
         *(ROOT / "tiered/compiled").glob("arena*.c"),
         ROOT / "tiered/compiled/segments.c",
+        ROOT / "tiered/compiled/sketch.c",
     ]
     built = subprocess.run(
         [compiler, "-std=c11", "-O1", "-o", str(tmp_path / "fuzz"), *map(str, sources)], capture_output=True, text=True

@@ -386,7 +386,8 @@ def what_was_written_first_leaves(store, clock):
     store["first"] = "x" * 1000
     for number in range(6000):
         store["filling", number] = "x" * 1000
-        store.get("first")
+        if number < 500:
+            store.get("first")
     hot = list(store._engine.hot)
     assert hot == [("filling", number) for number in range(6000 - len(hot), 6000)]
 

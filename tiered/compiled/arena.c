@@ -301,8 +301,9 @@ static void
 remove_linked(Arena *a, uint32_t place, uint32_t *link)
 {
     Record *r = at(a, place);
+    size_t bytes = record_bytes(a, r);
     *link = r->chain;
-    a->queues[queue_of(r)].bytes -= arena_record_bytes(a, place);
+    a->queues[queue_of(r)].bytes -= bytes + (r->kind & OUTSIDE ? a->outside[outside_slot(r)].bytes : 0);
     unlink_use(a, r, queue_of(r));
     if (r->kind & EXPIRING) {
         unlink_due(a, r, place);
@@ -312,7 +313,6 @@ remove_linked(Arena *a, uint32_t place, uint32_t *link)
         outside_drop(a, outside_slot(r));
     a->count--;
     a->payload_bytes -= (uint64_t)r->key_size + r->value_size;
-    size_t bytes = record_bytes(a, r);
     list_hole(a, r, place, bytes);
     if (segments_drop(&a->segments, place, bytes))
         empty(a, segment_of(&a->segments, place));
@@ -810,12 +810,14 @@ arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char *dat
     size_t outside, total = arena_need(a, key, size, deadline, &outside);
     if (total == 0)
         return false;
-    if (too_few_segments(a) && (!shrink(a, a->budget_bytes) || too_few_segments(a)))
-        return false;
+    if (too_few_segments(a)) {
+        if (!shrink(a, a->budget_bytes) || too_few_segments(a))
+            return false;
+        total = arena_need(a, key, size, deadline, &outside); /* Its segments are others now. */
+        if (total == 0)
+            return false;
+    }
     uint32_t slot = UINT32_MAX;
-    total = arena_need(a, key, size, deadline, &outside); /* Its segments may be others now. */
-    if (total == 0)
-        return false;
     if (outside) {
         if (!keep_budget(a, outside))
             return false;
@@ -847,7 +849,7 @@ arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char *dat
     r->chain = *link;
     *link = place;
     link_newest(a, r, place, queue_of(r));
-    a->queues[queue_of(r)].bytes += arena_record_bytes(a, place);
+    a->queues[queue_of(r)].bytes += total + outside;
     if (deadline) {
         due_of(r)->deadline_low = (uint32_t)deadline;
         due_of(r)->deadline_high = (uint32_t)((uint64_t)deadline >> 32);

@@ -28,12 +28,6 @@ sketch_end(Sketch *s)
     *s = (Sketch){0};
 }
 
-size_t
-sketch_bytes(const Sketch *s)
-{
-    return s->words == NULL ? 0 : ROWS * row_words(s) * sizeof *s->words;
-}
-
 void
 sketch_grow(Sketch *s, uint64_t records)
 {

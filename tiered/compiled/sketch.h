@@ -18,6 +18,11 @@ void sketch_end(Sketch *s);
 void sketch_grow(Sketch *s, uint64_t records);
 void sketch_add(Sketch *s, uint64_t fingerprint);
 unsigned sketch_estimate(const Sketch *s, uint64_t fingerprint);
-size_t sketch_bytes(const Sketch *s);
+
+static inline size_t
+sketch_bytes(const Sketch *s)
+{
+    return s->words == NULL ? 0 : (size_t)s->records * 8; /* Four rows of four half bytes for each. */
+}
 
 #endif
