@@ -22,13 +22,11 @@ from tiered.advisor import Advice, advice_of
 from tiered.check import Finding, check_engine
 from tiered.clock import Clock
 from tiered.config import SETTINGS, setting_named
-from tiered.control import attend
 from tiered.errors import ConfigError
 from tiered.events import Callback
 from tiered.handle import Ended, Handle, Inherited
 from tiered.hot import Hits, HotTier
 from tiered.journal import Dirty, record_bytes
-from tiered.maintenance import MAINTENANCE
 from tiered.mapping import ABSENT, ONE, Pairs, RangedMapping, keys_of, pairs_of
 from tiered.moment import passing
 from tiered.sharing import HANDLES, TEMPORARY
@@ -49,7 +47,6 @@ T = TypeVar("T")
 
 _UNSET = UNSET
 _ENCODE, _ENCODE_KEY = codec.encode, keys.encode
-_RECORD_BYTES = record_bytes(b"", b"")
 CHUNK_RECORDS = 1000
 _COMPRESSIONS = {0: "none", 1: "zstd", 2: "zlib"}
 
@@ -701,6 +698,3 @@ def open(
     more if a crashed program left a journal to be applied.
     """
     return Store(path, flag, lock_timeout=lock_timeout, allow_network=allow_network, clock=clock, **settings)
-
-
-MAINTENANCE.chores.append(attend)
