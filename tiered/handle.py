@@ -25,8 +25,10 @@ from types import TracebackType
 from typing import Any, NoReturn, TypeVar, cast
 
 from tiered.clock import Clock
+from tiered.control import attend
 from tiered.engine import Engine
 from tiered.errors import ClosedError, ReadOnlyError
+from tiered.maintenance import MAINTENANCE
 from tiered.sharing import HANDLES, TEMPORARY, Arrived, Shared
 
 Self = TypeVar("Self", bound="Handle")
@@ -256,3 +258,6 @@ def arrive(kind: type[Handle], path: str, settings: dict[str, object], allow_net
     handle = kind.__new__(kind)
     handle._open(path, "r", Arrived(settings), allow_network=allow_network)
     return handle
+
+
+MAINTENANCE.chores.append(attend)  # Other programs may ask from now on.

@@ -19,12 +19,10 @@ from tiered.advisor import Advice, advice_of
 from tiered.check import Finding, check_engine
 from tiered.clock import Clock
 from tiered.config import SETTINGS, setting_named
-from tiered.control import attend
 from tiered.errors import ConfigError
 from tiered.events import Callback
 from tiered.handle import Ended, Inherited
 from tiered.journal import Dirty, record_bytes
-from tiered.maintenance import MAINTENANCE
 from tiered.mapping import ABSENT, ONE, Pairs, RangedMapping, keys_of, pairs_of
 from tiered.moment import passing
 from tiered.reading import CHUNK_RECORDS, Reads
@@ -47,7 +45,6 @@ T = TypeVar("T")
 
 _UNSET = UNSET
 _ENCODE, _ENCODE_KEY = codec.encode, keys.encode
-_RECORD_BYTES = record_bytes(b"", b"")
 _COMPRESSIONS = {0: "none", 1: "zstd", 2: "zlib"}
 
 
@@ -568,6 +565,3 @@ def open(
     more if a crashed program left a journal to be applied.
     """
     return Store(path, flag, lock_timeout=lock_timeout, allow_network=allow_network, clock=clock, **settings)
-
-
-MAINTENANCE.chores.append(attend)
