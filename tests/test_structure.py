@@ -16,15 +16,31 @@ from tiered.config import SETTINGS
 ROOT = Path(tiered.__file__).resolve().parent
 README = ROOT.parent / "README.md"
 
+ONE_FILE_EACH = [f"eviction.{name}" for name in ("arc", "fifo", "lru", "random", "s3fifo", "sieve", "wtinylfu")]
+SAMPLED = [f"eviction.{name}" for name in ("lfu", "smallest", "largest", "ttl")]
+
 # From the bottom up.  A module may import those of rows above its own, and nothing else of the package.
 LAYERS = [
     ["errors", "log", "native", "refusal"],
-    ["clock", "schedule", "jitter", "process", "eviction.lru", "arrays", "scalars", "group_commit", "events"],
-    ["registry"],
-    ["extensions"],
+    [
+        "clock",
+        "schedule",
+        "jitter",
+        "process",
+        "eviction.policy",
+        "eviction.sketch",
+        "eviction.ghosts",
+        "arrays",
+        "scalars",
+        "group_commit",
+        "events",
+    ],
+    ["registry", "eviction", "eviction.order", "eviction.sampled", *ONE_FILE_EACH],
+    ["extensions", *SAMPLED],
     ["conversion"],
-    ["advisor", "config", "files", "keys", "codec", "eviction", "expiry", "record"],
-    ["compression", "heap", "arena", "journal", "snapshot"],
+    ["advisor", "config", "files", "keys", "codec", "expiry", "record"],
+    ["compression", "entries", "arena", "journal", "snapshot"],
+    ["heap"],
     ["environment", "hot", "write_buffer", "recovery", "retention"],
     ["admission", "cold_state", "hot_keys", "watermark"],
     ["cold_reader"],
@@ -43,7 +59,7 @@ LAYERS = [
     ["opening", "check", "mapping", "restoration"],
     ["sharing", "salvaging", "sub"],
     ["awaited", "handle"],
-    ["control", "doctor", "transaction", "verification", "view"],
+    ["control", "doctor", "memoize", "transaction", "verification", "view"],
     ["store"],
     ["__init__", "aio", "metrics", "migrate"],
     ["cli.notation", "cli.running"],

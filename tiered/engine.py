@@ -119,6 +119,8 @@ class Engine(Snapshots):
         if name == "cycle_seconds":
             self._cycle_at = self.clock.monotonic() + drawn(parsed)
             MAINTENANCE.wake()
+        if name == "eviction":
+            self.hot.evict_by(parsed)
         if name in ("disk", "disk_full"):
             self._look_at_cap()
         if name == "memory" or name.startswith("object_"):

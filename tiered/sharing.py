@@ -103,12 +103,6 @@ class Handles:
         shared = self._shared.get(os.path.realpath(directory))
         return shared.engine if shared is not None and shared.engine.alive() else None
 
-    def retake(self, tier: Any) -> None:
-        """Have each handle on a hot tier take it anew, and with it what it does at a hit."""
-        for handle in list(self._handles.values()):
-            if handle._tier is tier:
-                handle._tier = tier
-
     def of(self, engine: Engine) -> list[Any]:
         """The handles on an engine that are open."""
         handles = list(self._handles.values())

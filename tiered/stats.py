@@ -64,9 +64,10 @@ class Stats(NamedTuple):
     program that writes; for `flag="r"` the last time that it had read all of the journal, so that `time.time() -
     as_of` is how far behind it may be.  `last_sequence` is the number of the last operation seen.
 
-    `refusals` counts values that were read and might have become hot but did not: too large, read for the first
-    time (`promotion="second"`), or while writers were ahead of the checkpoints.  `prefetched` counts those read
-    ahead after opening (`warm_start`).
+    `promotions` are values that became hot when they were read, `refusals` those that did not: too large, read for
+    the first time (`promotion="second"`), or while writers were ahead of the checkpoints.  `prefetched` counts those
+    read ahead after opening (`warm_start`), `evicted_bytes` what the `evictions` took in the hot tier; `eviction` is
+    the policy in force.
 
     `object_hits` are those of the hits that were copies of a document kept decoded.
 
@@ -91,7 +92,9 @@ class Stats(NamedTuple):
     promotions: int
     refusals: int
     prefetched: int
+    eviction: str
     evictions: int
+    evicted_bytes: int
     disk_evictions: int
     expired_hot: int
     expired_cold: int
@@ -226,7 +229,9 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         promotions=counters.promotions,
         refusals=counters.refusals,
         prefetched=counters.prefetched,
+        eviction=engine.hot.policy,
         evictions=engine.hot.evictions,
+        evicted_bytes=engine.hot.evicted_bytes,
         disk_evictions=counters.disk_evictions,
         expired_hot=counters.expired_hot,
         expired_cold=counters.expired_cold,

@@ -31,7 +31,7 @@ from tiered.journal import Dirty, record_bytes
 from tiered.maintenance import MAINTENANCE
 from tiered.mapping import ABSENT, ONE, Pairs, RangedMapping, keys_of, pairs_of
 from tiered.moment import passing
-from tiered.sharing import HANDLES, TEMPORARY
+from tiered.sharing import TEMPORARY
 from tiered.snapshot import SnapshotInfo
 from tiered.stats import Explanation, MemoryStats, Stats, memory_stats_of, state_name, stats_of
 from tiered.sub import Sub
@@ -42,6 +42,7 @@ from tiered.writing import UNSET, Batch, Change, collect
 
 if TYPE_CHECKING:
     from tiered.doctor import Diagnosis
+    from tiered.memoize import Memoizer
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -155,7 +156,7 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         return engine.value_of(b"", Dirty(peeked[0], peeked[2], b"", peeked[1]))
 
     def get_many(self, wanted: Iterable[K], *, promote: bool = True) -> dict[K, V]:
-        """The values of those keys that exist, in the order asked for; cold ones a thousand in a transaction.
+        """The values of those keys that exist, in the order asked for.  A thousand cold ones are read at one moment.
 
         With `promote=False` the hot tier stays as it is, as with `get`.
         """
@@ -497,6 +498,25 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
         """A mapping over the keys that are tuples beginning with `prefix`, which its own keys leave out."""
         return Sub(self, prefix)
 
+    def memoize(
+        self,
+        ttl: float | timedelta | None = _UNSET,
+        key: Callable[..., Any] | None = None,
+        *,
+        name: str | None = None,
+        jitter: float = 0.1,
+        early: float = 0.0,
+    ) -> Memoizer:
+        """A decorator that keeps a function's results in the store; one caller computes, others wait for it.
+
+        A result lives for `ttl` seconds or up to the share `jitter` less; `key` makes a key of arguments that are no
+        values.  `name` is the function's in the store.  With `early`, as a rule 1.0, one caller computes anew before a
+        result expires.  An exception is given to all who wait, and not kept.
+        """
+        from tiered.memoize import Memoizer, Options
+
+        return Memoizer(self, Options(ttl, key, name, jitter, early), awaited=False)
+
     # Durability
 
     def save(self) -> None:
@@ -572,8 +592,6 @@ class Store(Hits, Handle, RangedMapping[K, V], MutableMapping[K, V]):
                 sequence = engine.put_setting(name, parsed)
             engine.configure(name, parsed)
         engine.settle(name)
-        if name == "advisor":
-            HANDLES.retake(engine.hot)
         if setting.remembered:
             engine.acknowledged(sequence)
 
