@@ -6,30 +6,15 @@ import json
 import xml.etree.ElementTree
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from command_lines import call, calling, made
 
 import tiered
+from tiered.advisor import Advice, Estimate
 
 MB = 1 << 20
-
-
-class Estimate(NamedTuple):
-    memory: int
-    hit_ratio: float
-
-
-class Advice(NamedTuple):
-    """What `Store.advise` gives, as far as it is asked for."""
-
-    memory: int
-    curve: tuple[Estimate, ...]
-    enough: Estimate
-    reads: int
-    sampled_keys: int = 100
-    sampled_share: float = 0.1
 
 
 RATIOS = (0.2, 0.4, 0.6, 0.8, 0.9, 0.97, 0.975)
@@ -38,6 +23,8 @@ GIVEN = Advice(
     tuple(Estimate(MB << number, ratio) for number, ratio in enumerate(RATIOS)),
     Estimate(30 * MB, 0.968),
     20_000,
+    100,
+    0.1,
 )
 
 
@@ -50,7 +37,7 @@ def command_line() -> Iterator[None]:
 @pytest.fixture
 def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A store that this process has open, whose advisor says what is given."""
-    monkeypatch.setattr(tiered.Store, "advise", lambda store: GIVEN, raising=False)
+    monkeypatch.setattr(tiered.Store, "advise", lambda store: GIVEN)
     with tiered.open(tmp_path / "live.tiered") as store:
         store["a"] = 1
         yield tmp_path / "live.tiered"
@@ -89,7 +76,7 @@ def test_the_report_has_the_curve(live: Path, tmp_path: Path) -> None:
 
 
 def test_without_reads_there_is_nothing_to_draw(live: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiered.Store, "advise", lambda store: GIVEN._replace(reads=0), raising=False)
+    monkeypatch.setattr(tiered.Store, "advise", lambda store: GIVEN._replace(reads=0))
     assert call("advise", live)[:2] == (0, b"no reads were seen yet\n")
     assert call("advise", live, "--plot", tmp_path / "curve.svg")[0] == 1
     assert not (tmp_path / "curve.svg").exists()
@@ -97,11 +84,29 @@ def test_without_reads_there_is_nothing_to_draw(live: Path, tmp_path: Path, monk
     assert "None: no reads were seen yet" in (tmp_path / "r.html").read_text()
 
 
+def test_it_is_what_the_advisor_of_a_program_at_work_has_found_out(tmp_path: Path) -> None:
+    with tiered.open(tmp_path / "s", memory="1MB", advisor=True) as store:
+        store.update((number, bytes(500)) for number in range(4000))
+        store.save()
+        for _ in range(3):
+            for number in range(4000):
+                store[number]
+        found = json.loads(call("advise", tmp_path / "s", "--json")[1])
+        advice = store.advise()
+        assert found["curve"] == [{"memory_bytes": memory, "hit_ratio": ratio} for memory, ratio in advice.curve]
+        assert (found["reads"], found["memory_bytes"]) == (advice.reads, 1 << 20)
+        assert call("report", tmp_path / "s", "--html", tmp_path / "r.html")[0] == 0
+        assert "hit ratio by memory" in (tmp_path / "r.html").read_text()
+        store.config_set("advisor", "no")
+        status, _, errors = call("advise", tmp_path / "s")
+        assert (status, "advisor=True" in errors) == (1, True)
+
+
 def test_an_advisor_that_is_off_says_how_to_switch_it_on(live: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def off(store: Any) -> Any:
         raise tiered.ConfigError("the advisor is off; open the store with advisor=True")
 
-    monkeypatch.setattr(tiered.Store, "advise", off, raising=False)
+    monkeypatch.setattr(tiered.Store, "advise", off)
     status, _, errors = call("advise", live)
     assert (status, len(errors.splitlines())) == (1, 1)
     assert "advisor=True" in errors

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families  # noqa: E40
 from tiered import metrics  # noqa: E402
 
 NOT_NUMBERS = {
-    *("path", "state", "checkpointer", "snapshot_failure", "snapshot_last", "recovery_torn_at"),
+    *("path", "state", "eviction", "checkpointer", "snapshot_failure", "snapshot_last", "recovery_torn_at"),
     *("hot_tier", "bound"),
 }
 

@@ -314,8 +314,7 @@ def _history(engine: Engine) -> list[dict[str, Any]]:
 
 
 def _advise(engine: Engine) -> dict[str, Any]:
-    store: Any = _store(engine)
-    advice = store.advise()
+    advice = _store(engine).advise()
     return {
         "memory_bytes": advice.memory,
         "curve": [{"memory_bytes": memory, "hit_ratio": ratio} for memory, ratio in advice.curve],
