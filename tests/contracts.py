@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from tiered import keys
+from tiered import codec, keys
 from tiered.cold_state import run_name
-from tiered.eviction import Policy
+from tiered.eviction import POLICIES
+from tiered.hot import HotTier
 
 KEYS: list[Any] = ["", "a", "b\0c", "é", "\ud800", b"", b"a", b"\xff\0", 0, 1, -1, 2**70, -(2**70), 256]
 KEYS += [(), ("a",), ("a", 1), ("a", ("b", b"c")), "long" * 200, ("tuple", b"x" * 600)]
@@ -206,98 +207,132 @@ class MappingContract:
 
 
 class PolicyContract:
-    """What every eviction policy does, whatever its order."""
+    """What every eviction policy does on both hot tiers, whatever its order."""
+
+    BUDGET = 400_000
 
     @pytest.fixture
-    def policy(self) -> Policy:
+    def tier(self) -> HotTier:
         raise NotImplementedError
 
-    def test_the_table_holds_what_was_inserted_last(self, policy: Policy) -> None:
-        policy.insert("a", 1)
-        policy.insert("b", None)
-        policy.remove("a")
-        policy.insert("a", 2)
-        assert dict(policy.table) == {"a": 2, "b": None}
+    @staticmethod
+    def put(tier: HotTier, key: Any, value: Any, deadline: int = 0) -> bool:
+        return tier.put(key, *codec.encode(value), deadline)
 
-    def test_a_hit_changes_no_entry_and_on_a_missing_key_is_a_key_error(self, policy: Policy) -> None:
-        policy.insert("a", 1)
-        policy.hit("a")
-        assert dict(policy.table) == {"a": 1}
+    @staticmethod
+    def empty(tier: HotTier) -> list[Any]:
+        """Evicts all, a little at a time; the keys in the order in which they left."""
+        left = []
+        before = list(tier)
+        while len(tier):
+            tier.shrink(max(tier.used_bytes - 400, 0))
+            now = set(tier)
+            left += [key for key in before if key not in now]
+            before = list(tier)
+        return left
+
+    def test_what_was_put_last_is_read_and_what_was_discarded_is_not(self, tier: HotTier) -> None:
+        self.put(tier, "a", 1)
+        self.put(tier, "b", [2])
+        assert tier.discard("a")
+        self.put(tier, "a", "again")
+        self.put(tier, "b", "over")
+        assert (tier.get("a"), tier.get("b"), len(tier)) == ("again", "over", 2)
+        assert tier.wrong() == ""
+
+    def test_a_hit_on_or_the_removal_of_what_is_not_there_changes_nothing(self, tier: HotTier) -> None:
+        self.put(tier, "a", 1)
+        for _ in range(100):
+            tier.hit("a")
         with pytest.raises(KeyError):
-            policy.hit("b")
+            tier.hit("b")
+        assert not tier.discard("b")
+        assert (tier.get("a"), list(tier), tier.wrong()) == (1, ["a"], "")
 
-    def test_remove_returns_the_entry_or_none(self, policy: Policy) -> None:
-        policy.insert("a", 1)
-        assert policy.remove("a") == 1
-        assert policy.remove("a") is None
-        assert not policy.table
+    def test_every_record_leaves_exactly_once(self, tier: HotTier) -> None:
+        for number in range(300):
+            self.put(tier, number, "x" * 500)
+        for number in range(0, 300, 3):
+            tier.get(number)
+        assert sorted(self.empty(tier)) == list(range(300))
+        assert tier.evictions == 300
+        assert (tier.entry_bytes, tier.wrong()) == (0, "")
 
-    def test_victims_are_every_entry_exactly_once_then_key_error(self, policy: Policy) -> None:
-        expected = {number: str(number) for number in range(100)}
-        for key, entry in expected.items():
-            policy.insert(key, entry)
-        for key in range(0, 100, 3):
-            policy.hit(key)
-        assert dict(policy.victim() for _ in range(100)) == expected
-        assert not policy.table
-        with pytest.raises(KeyError):
-            policy.victim()
+    def test_the_budget_is_kept_and_used_whatever_the_sizes(self, tier: HotTier) -> None:
+        uniform = random.Random(2)
+        for step in range(6000):
+            key = int(uniform.paretovariate(0.5)) % 5000
+            if tier.get(key) is None:
+                self.put(tier, key, bytes(uniform.choice((20, 200, 1000, 5000))))
+            assert tier.used_bytes <= tier.budget_bytes
+            if not step % 500:
+                assert tier.wrong() == ""
+        assert tier.evictions > 200
+        assert tier.used_bytes > tier.budget_bytes * 0.55
 
-    def test_a_removed_key_is_never_a_victim(self, policy: Policy) -> None:
-        for key in range(10):
-            policy.insert(key, key)
-        policy.remove(0)
-        policy.remove(7)
-        assert sorted(policy.victim()[0] for _ in range(8)) == [1, 2, 3, 4, 5, 6, 8, 9]
+    def test_a_value_too_large_to_be_kept_evicts_nobody(self, tier: HotTier) -> None:
+        for number in range(100):
+            self.put(tier, number, "x" * 200)
+        assert not self.put(tier, 50, bytes(self.BUDGET))
+        assert len(tier) == 99
+        assert 50 not in tier
 
-    def test_the_newest_entry_is_not_the_first_victim(self, policy: Policy) -> None:
-        for key in range(10):
-            policy.insert(key, key)
-        policy.remove(0)
-        policy.insert(0, "again")
-        assert policy.victim()[0] != 0
+    def test_a_smaller_budget_and_a_larger_one_hold_from_then_on(self, tier: HotTier) -> None:
+        for number in range(3000):
+            self.put(tier, number, bytes(200))
+        held = len(tier)
+        tier.budget_bytes = self.BUDGET // 2
+        while not tier.shrink():
+            pass
+        assert tier.used_bytes <= self.BUDGET // 2 or not len(tier)
+        assert (held // 10 if tier.in_budget else -1) < len(tier) < held * 2 // 3
+        tier.budget_bytes = 2 * self.BUDGET
+        for number in range(6000):
+            self.put(tier, number, bytes(200))
+        assert len(tier) > held * 5 // 4
+        assert tier.used_bytes <= 2 * self.BUDGET
+        assert tier.wrong() == ""
 
-    def test_clear_forgets_entries_and_order(self, policy: Policy) -> None:
-        policy.insert("a", 1)
-        policy.clear()
-        assert not policy.table
-        with pytest.raises(KeyError):
-            policy.victim()
-        policy.insert("b", 2)
-        assert policy.victim() == ("b", 2)
+    def test_what_has_expired_is_forgotten(self, tier: HotTier) -> None:
+        for number in range(200):
+            self.put(tier, number, "x", 5_000 if number % 2 else 0)
+        tier.get_at(1, 1_000, None)
+        assert tier.expire(7_000, 1000) == 100
+        assert sorted(tier) == list(range(0, 200, 2))
+        assert tier.wrong() == ""
 
-    def test_the_table_stays_the_same_object(self, policy: Policy) -> None:
-        table, hit = policy.table, policy.hit
-        policy.insert("a", 1)
-        policy.clear()
-        policy.insert("b", 2)
-        assert policy.table is table
-        hit("b")
-        assert dict(table) == {"b": 2}
+    def test_clear_forgets_the_records_and_their_order(self, tier: HotTier) -> None:
+        for number in range(3000):
+            self.put(tier, number, bytes(200))
+        tier.clear()
+        assert (len(tier), tier.entry_bytes, tier.wrong()) == (0, 0, "")
+        self.put(tier, "b", 2)
+        assert self.empty(tier) == ["b"]
 
-    def test_table_bytes_grow_with_the_entries(self, policy: Policy) -> None:
-        empty = policy.table_bytes()
-        for key in range(1000):
-            policy.insert(key, key)
-        # A hash table cannot keep a key and a value in less than three words.
-        assert policy.table_bytes() >= empty + 1000 * 24
+    def test_switching_to_any_other_keeps_all_records_and_their_values(self, tier: HotTier) -> None:
+        for number in range(300):
+            self.put(tier, number, "x" * number, 9_000 if number % 7 == 0 else 0)
+            tier.get(number // 2)
+        first = tier.policy
+        for policy in [*POLICIES, first]:
+            before = list(tier)
+            tier.evict_by(policy)
+            assert tier.policy == policy
+            assert set(tier) == set(before)
+            if len(before) < 100 or policy in ("lru", "fifo"):
+                assert list(tier) == before, "taken over in the old order"
+            assert tier.wrong() == ""
+            tier.hit(5)
+            self.put(tier, "new", 1)
+        assert all(tier.get_at(number, 0, None) == "x" * number for number in range(300))
+        assert tier.expiring == 43
 
-    def test_random_operations_leave_what_they_leave_in_a_dict(self, policy: Policy) -> None:
-        uniform, model = random.Random(7), dict[int, int]()
-        for step in range(5000):
-            key = uniform.randrange(60)
-            what = uniform.randrange(5)
-            if what < 2 and key not in model:
-                policy.insert(key, step)
-                model[key] = step
-            elif what == 2:
-                assert policy.remove(key) == model.pop(key, None)
-            elif what == 3 and model:
-                victim, entry = policy.victim()
-                assert model.pop(victim) == entry
-            elif key in model:
-                policy.hit(key)
-        assert dict(policy.table) == model
+    def test_what_it_keeps_in_mind_leaves_the_most_to_the_records(self, tier: HotTier) -> None:
+        plain = type(tier)("fifo", self.BUDGET)  # type: ignore[call-arg]
+        for number in range(10_000):
+            for each in (tier, plain):
+                self.put(each, number, bytes(150))
+        assert len(tier) > len(plain) * (0.8 if tier.in_budget else 0.5)
 
 
 def stored_bytes_of(store: Any, key: Any) -> dict[str, bytes]:

@@ -21,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tiered import codec, keys
 from tiered.arena import ArenaTier
+from tiered.eviction import Policy
 from tiered.native import native
 
 pytestmark = pytest.mark.skipif(native is None, reason="needs the compiled part: a C compiler, and no TIERED_PURE=1")
@@ -143,18 +144,26 @@ def test_a_deadline_that_has_passed_when_it_is_put_is_forgotten_next() -> None:
     assert tier.expire(10_001_000, 10) == 1
 
 
-@pytest.mark.parametrize(("action", "uses", "order"), [(0, 0, "ab"), (1, 1, "ab"), (2, 255, "ab"), (3, 0, "ba")])
-def test_a_hit_does_what_a_policy_asks_for_and_no_more(action: int, uses: int, order: str) -> None:
+@pytest.mark.parametrize(
+    ("to", "uses", "order", "queue"),
+    [((-1, -1, -1), 63, "abc", 0), ((0, 0, 0), 63, "bca", 0), ((2, 0, 0), 63, "bca", 0), ((1, 2, -1), 1, "bca", 2)],
+)
+def test_a_hit_does_what_a_policy_asks_for_and_no_more(
+    to: tuple[int, int, int], uses: int, order: str, queue: int
+) -> None:
     tier = arena()
-    tier.hit_action = action
-    put(tier, "a", "first")
-    put(tier, "b", {"second": 2})
+    tier.steer(Policy(), uses, False, to, False)
+    for letter in "abc":
+        put(tier, letter, {"value": letter})
     for _ in range(300):
         tier.get("a")
-    assert (tier.uses("a"), tier.uses("b"), tier.uses("c")) == (uses, 0, None)
     assert listed(tier) == list(order)
-    put(tier, "a", "FIRST")
-    assert tier.uses("a") == 0, "what is written over begins anew"
+    assert tier.wrong() == ""
+    found = []
+    for _ in range(3):
+        found.append(tier.oldest(queue)[2])
+        tier.shift(queue, queue, found[-1])
+    assert max(found) == uses
 
 
 class AgainstAModel(RuleBasedStateMachine):
@@ -575,6 +584,7 @@ def test_the_fuzzer_finds_nothing_in_a_short_run(tmp_path: Path) -> None:
         ROOT / "tools/fuzz/arena.c",
         *(ROOT / "tiered/compiled").glob("arena*.c"),
         ROOT / "tiered/compiled/segments.c",
+        ROOT / "tiered/compiled/sketch.c",
     ]
     built = subprocess.run(
         [compiler, "-std=c11", "-O1", "-o", str(tmp_path / "fuzz"), *map(str, sources)], capture_output=True, text=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -80,7 +81,7 @@ def test_damage_has_a_status_of_its_own_and_a_line_for_each_finding(
     assert "restore from a snapshot that verifies" in errors
     status, out, errors = call("restore", file, tmp_path / "new")
     assert (status, out) == (3, "")
-    assert errors.startswith("__main__.py: ")
+    assert errors.startswith("tiered-cli: ")
     assert errors.count("\n") == 1
     data = path / "cold-0001" / "data.mdb"
     data.write_bytes(data.read_bytes().replace(b"spoiled", b"rotten!"))
@@ -88,18 +89,24 @@ def test_damage_has_a_status_of_its_own_and_a_line_for_each_finding(
     assert call("snapshot", path, file)[0] == 3
 
 
-def test_salvaging_leaves_a_whole_store_alone_and_says_what_is_lost_of_a_damaged_one(path: Path) -> None:
-    assert call("salvage", path) == (0, f"{path}: all is well, nothing was changed\n", "")
+def test_repair_makes_a_new_store_of_what_can_be_saved_and_leaves_the_damaged_one(path: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    assert call("repair", path, new) == (0, f"{path}: all is well, and no new store was made\n", "")
+    assert not new.exists()
     data = path / "cold-0001" / "data.mdb"
     data.write_bytes(data.read_bytes().replace(b"spoiled", b"rotten!"))
-    status, out, errors = call("salvage", path)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    status, out, errors = call("repair", path, new)
     assert status == 3
-    assert "lost: 'b:2'" in out.splitlines()
-    assert "opens again, with 2 records; 1 are lost" in errors
-    assert str(path / "damaged-0001") in errors
-    with tiered.open(path, "r") as store:
+    assert 'lost: "b:2"' in out.splitlines()
+    assert "2 records were saved; 1 are lost" in errors
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+    with tiered.open(new, "r") as store:
         assert dict(store) == {"a": 1, "b:1": "two"}
-    assert call("salvage", path, "--quiet") == (0, "", "")
+    assert sorted(os.listdir(tmp_path)) == ["new", "users.tiered"]
+    assert call("repair", path, new)[0] == 1
+    lost = json.loads(call("repair", path, tmp_path / "newer", "--json")[1])
+    assert (lost["records"], lost["lost_records"], lost["lost_keys"]) == (2, 1, ["b:2"])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +117,7 @@ def test_salvaging_leaves_a_whole_store_alone_and_says_what_is_lost_of_a_damaged
         ("snapshot", "users.tiered", "notes.txt"),
         ("restore", "missing.tsnap", "new"),
         ("verify", "missing"),
-        ("salvage", "missing"),
+        ("repair", "missing", "new"),
         (TOOLS / "snapshot.py", "missing", "s.tsnap"),
         (TOOLS / "restore.py", "missing.tsnap", "new"),
     ],
@@ -150,14 +157,17 @@ def test_wrong_usage_is_status_2(arguments: tuple[Any, ...]) -> None:
     assert status == 2
 
 
-@pytest.mark.parametrize("command", ["verify", "salvage"])
-def test_a_page_of_lmdb_whose_reading_ends_the_process_is_a_finding(path: Path, command: str) -> None:
+@pytest.mark.parametrize("command", [["verify"], ["repair", "new"]], ids=["verify", "repair"])
+def test_a_page_of_lmdb_whose_reading_ends_the_process_is_a_finding(
+    path: Path, tmp_path: Path, monkeypatch: Any, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     file = path / "cold-0001" / "data.mdb"
     data = bytearray(file.read_bytes())
     page = data.index(b"spoiled") // 4096 * 4096
     data[page + 17] = 0xFF  # Its first record lies 64 KB further on, it says, where the file has ended.
     file.write_bytes(data)
-    status, out, errors = call(command, path)
+    status, out, errors = call(command[0], path, *command[1:])
     assert status == 3, (status, out, errors)
     assert "LMDB's pages are damaged: the process that read them died of signal" in out
     assert errors.count("\n") == 1
@@ -181,7 +191,7 @@ def test_without_click_one_line_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "click.py").write_text("raise ModuleNotFoundError('none', name='click')")
     status, out, errors = call("verify", "x", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
     assert (status, out) == (1, "")
-    assert errors == "tiered-cli needs click: pip install 'tiered[cli]'\n"
+    assert errors == "tiered-cli: needs click: pip install 'tiered[cli]'\n"
 
 
 def test_beside_a_program_that_writes_it_is_the_last_checkpoint_and_says_so(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import tiered
 from tiered import process
 from tiered.doctor import Diagnosis
+from tiered.engine import Sample
 
 MB = 1 << 20
 Sign = Callable[[Any, pytest.MonkeyPatch], object]
@@ -40,9 +41,9 @@ def snapshots_failed(store: Any, patch: pytest.MonkeyPatch) -> None:
 
 
 def drifting(store: Any, patch: pytest.MonkeyPatch) -> None:
-    store._engine.memory_samples.clear()
+    store._engine.samples.clear()
     for number in range(41):
-        store._engine.memory_samples.append((30.0 * number, 5 * MB, 50 * MB + number * MB))
+        store._engine.samples.append(Sample(30.0 * number, 5 * MB, 50 * MB + number * MB))
 
 
 def crowded(store: Any, patch: pytest.MonkeyPatch) -> None:
@@ -142,10 +143,10 @@ def used(opener: Any) -> Any:
 
 def test_a_healthy_store_has_no_diagnoses(used: Any) -> None:
     assert used.doctor() == []
-    used._engine.memory_samples.clear()
+    used._engine.samples.clear()
     for number in range(40):  # What the store itself holds, and one burst, are no drift.
         burst = 50 * MB if number == 20 else 0
-        used._engine.memory_samples.append((30.0 * number, number * MB, 50 * MB + number * MB + burst))
+        used._engine.samples.append(Sample(30.0 * number, number * MB, 50 * MB + number * MB + burst))
     assert used.doctor() == []
 
 
@@ -197,14 +198,14 @@ def test_a_fragmented_heap_is_told(used: Any, monkeypatch: pytest.MonkeyPatch) -
 
 def test_memory_is_sampled_by_ticks_now_and_then(opener: Any, clock: Any) -> None:
     store = opener(stepwise=True, clock=clock)
-    samples = store._engine.memory_samples
+    samples = store._engine.samples
     for _ in range(5):
         store.tick()
     assert len(samples) == 1
     clock.sleep(31)
     store.tick()
     assert len(samples) == 2
-    assert samples[1][1:] == (store.memory_stats().accounted_bytes, pytest.approx(process.rss_anon_bytes(), rel=0.2))
+    assert samples[1][1:3] == (store.memory_stats().accounted_bytes, pytest.approx(process.rss_anon_bytes(), rel=0.2))
 
 
 def test_a_program_that_grows_and_grows_is_told_from_ticks_alone(opener: Any, clock: Any) -> None:

@@ -1,64 +1,549 @@
-"""Eviction: the contract of every policy, and the exact order of LRU, alone and through a store."""
+"""Eviction: the contract of every policy on both hot tiers, the exact order of those that have one, and a store's."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from contracts import PolicyContract
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tiered.eviction import LRU, POLICIES, Policy
+from tiered import codec
+from tiered.arena import ArenaTier
+from tiered.eviction import POLICIES, policy_named
+from tiered.eviction.ghosts import Ghosts
+from tiered.eviction.order import HITS_MAX, Line, Queues
+from tiered.eviction.policy import Policy, Records
+from tiered.eviction.sketch import Sketch
+from tiered.heap import HeapTier
+from tiered.hot import HotTier
+from tiered.native import native
+
+KINDS: dict[str, Any] = {"heap": HeapTier}
+if native is not None:
+    KINDS["arena"] = ArenaTier
+EACH = [f"{policy} {kind}" for policy in POLICIES for kind in KINDS]
+compiled = pytest.mark.skipif(native is None, reason="no compiled part")
+
+
+def tier_of(name: str, budget_bytes: int) -> HotTier:
+    policy, kind = name.split()
+    tier: HotTier = KINDS[kind](policy, budget_bytes)
+    return tier
 
 
 class TestPolicies(PolicyContract):
-    @pytest.fixture(params=sorted(POLICIES))
-    def policy(self, request: pytest.FixtureRequest) -> Policy:
-        return POLICIES[request.param]()
+    @pytest.fixture(params=EACH)
+    def tier(self, request: pytest.FixtureRequest) -> HotTier:
+        return tier_of(request.param, self.BUDGET)
 
 
-def victims(policy: Policy) -> list[Any]:
-    found = []
-    while policy.table:
-        found.append(policy.victim()[0])
-    return found
+class AnyPolicy(RuleBasedStateMachine):
+    """A dict that says what was put: whatever the policy, what is there is the newest, and everything adds up."""
+
+    names = st.integers(0, 300)
+
+    @initialize(name=st.sampled_from(EACH))
+    def begin(self, name: str) -> None:
+        self.tier = tier_of(name, 150_000)
+        self.model: dict[int, tuple[bytes, int]] = {}
+        self.now = 1_000_000
+
+    @rule(name=names, count=st.integers(1, 40), size=st.integers(0, 3_000), ttl=st.sampled_from([0, 0, 2_000]))
+    def put(self, name: int, count: int, size: int, ttl: int) -> None:
+        for number in range(name, name + count):
+            value, deadline = bytes([number % 256]) * size, self.now + ttl if ttl else 0
+            self.model.pop(number, None)
+            if self.tier.put(number, *codec.encode(value), deadline):
+                self.model[number] = value, deadline
+
+    @rule(name=names, count=st.integers(1, 60), times=st.integers(1, 4))
+    def read(self, name: int, count: int, times: int) -> None:
+        for number in [*range(name, name + count)] * times:
+            found = self.tier.get_at(number, self.now, None)
+            value, deadline = self.model.get(number, (None, 0))
+            assert found is None or (found == value and (not deadline or deadline > self.now))
+
+    @rule(name=names, count=st.integers(1, 30))
+    def discard(self, name: int, count: int) -> None:
+        self.tier.discard_many([*range(name, name + count)])
+        for number in range(name, name + count):
+            self.model.pop(number, None)
+
+    @rule(bytes_=st.integers(60_000, 300_000))
+    def resize(self, bytes_: int) -> None:
+        self.tier.budget_bytes = bytes_
+        while not self.tier.shrink():
+            pass
+
+    @rule(ms=st.integers(0, 5_000))
+    def expire(self, ms: int) -> None:
+        self.now += ms
+        self.tier.expire(self.now, 1000)
+
+    @rule(policy=st.sampled_from(list(POLICIES)))
+    def switch(self, policy: str) -> None:
+        before = set(self.tier)
+        self.tier.evict_by(policy)
+        assert set(self.tier) <= before
+
+    @rule()
+    def clear(self) -> None:
+        self.tier.clear()
+        self.model.clear()
+
+    @invariant()
+    def all_adds_up(self) -> None:
+        if hasattr(self, "tier"):
+            assert self.tier.wrong() == ""
+            assert self.tier.used_bytes <= self.tier.budget_bytes or not len(self.tier)
+            assert set(self.tier) <= set(self.model)
+            assert len(list(self.tier)) == len(self.tier)
 
 
-def test_lru_evicts_in_the_order_of_the_last_read_or_write() -> None:
-    policy = LRU()
-    for key in "abcde":
-        policy.insert(key, key)
-    policy.hit("b")
-    policy.remove("a")
-    policy.insert("a", "again")
-    policy.remove("d")
-    policy.hit("c")
-    assert victims(policy) == ["e", "b", "a", "c"]
+TestAnyPolicy = AnyPolicy.TestCase
+TestAnyPolicy.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
-def test_lru_order_is_exact_over_many_random_operations() -> None:
-    policy, uniform, model = LRU(), random.Random(3), list[int]()  # The model: the oldest first.
-    for _ in range(5000):
-        key = uniform.randrange(50)
-        what = uniform.random()
-        if what < 0.9:
-            if key in model:
-                model.remove(key)
-                if what < 0.6:
-                    policy.hit(key)
-                else:
-                    policy.remove(key)
-                    policy.insert(key, key)
-            else:
-                policy.insert(key, key)
-            model.append(key)
-        elif what < 0.95 and key in model:
-            policy.remove(key)
-            model.remove(key)
-        elif model:
-            assert policy.victim()[0] == model.pop(0)
-    assert victims(policy) == model
+# Who leaves, against models that know all
+
+
+class Counted:
+    """A cache of so many keys of size 1, run by a policy; `used` says who left at each access."""
+
+    def __init__(self, policy: Policy, capacity: int) -> None:
+        table: OrderedDict[Any, Any] = OrderedDict()
+        self.order = Unlimited(policy, table, capacity, 1) if policy.asked else Line(policy, table)
+        self.table, self.capacity = table, capacity
+
+    def use(self, key: int, size: int = 1, deadline: int = 0) -> list[int]:
+        if key in self.table:
+            self.order.note(key)
+            return []
+        left: list[int] = []
+        self.order.admit(key, size)
+        while len(self.table) >= self.capacity:
+            left += [gone for gone, _ in self.order.leave()]
+        self.order.insert(key, size, size, deadline)
+        return left
+
+
+class Unlimited(Queues):
+    ghost_bytes = 1 << 40
+
+
+def lru_model(capacity: int) -> Iterator[Callable[[int], list[int]]]:
+    held: list[int] = []
+
+    def use(key: int) -> list[int]:
+        left = [held.pop(0)] if key not in held and len(held) == capacity else []
+        if key in held:
+            held.remove(key)
+        held.append(key)
+        return left
+
+    yield use
+
+
+def fifo_model(capacity: int) -> Iterator[Callable[[int], list[int]]]:
+    held: list[int] = []
+
+    def use(key: int) -> list[int]:
+        if key in held:
+            return []
+        left = [held.pop(0)] if len(held) == capacity else []
+        held.append(key)
+        return left
+
+    yield use
+
+
+def sieve_model(capacity: int) -> Iterator[Callable[[int], list[int]]]:
+    """One list, the newest first, and a hand that is an index: as the paper draws it."""
+    held: list[list[int]] = []  # [key, visited]
+    hand: list[int] = [-1]
+
+    def use(key: int) -> list[int]:
+        for record in held:
+            if record[0] == key:
+                record[1] = 1
+                return []
+        left = []
+        if len(held) == capacity:
+            at = hand[0] if hand[0] >= 0 else len(held) - 1
+            while held[at][1]:
+                held[at][1] = 0
+                at = at - 1 if at else len(held) - 1
+            left = [held.pop(at)[0]]
+            hand[0] = at - 1
+        held.insert(0, [key, 0])
+        if hand[0] >= 0:
+            hand[0] += 1
+        return left
+
+    yield use
+
+
+def s3fifo_model(capacity: int) -> Iterator[Callable[[int], list[int]]]:
+    small: list[int] = []
+    main: list[int] = []
+    ghosts: list[int] = []
+    uses: dict[int, int] = {}
+    share = capacity // 10
+
+    def evict() -> int:
+        if len(main) <= capacity - share:
+            while small:
+                key = small.pop(0)
+                if uses[key] < 2:
+                    ghosts.append(key)
+                    del ghosts[: max(0, len(ghosts) - (capacity - share))]
+                    return key
+                uses[key] = 0
+                main.append(key)
+        while uses[main[0]]:
+            uses[main[0]] -= 1
+            main.append(main.pop(0))
+        return main.pop(0)
+
+    def use(key: int) -> list[int]:
+        if key in small or key in main:
+            uses[key] = min(uses[key] + 1, 3)
+            return []
+        back = key in ghosts
+        if back:
+            ghosts.remove(key)
+        full = not left_before and len(small) >= share
+        left = [evict()] if len(small) + len(main) == capacity else []
+        left_before.extend(left)
+        (main if back or full else small).append(key)
+        uses[key] = 0
+        return left
+
+    left_before: list[int] = []
+    yield use
+
+
+MODELS: dict[str, Callable[[int], Iterator[Callable[[int], list[int]]]]] = {
+    "lru": lru_model,
+    "fifo": fifo_model,
+    "sieve": sieve_model,
+    "s3fifo": s3fifo_model,
+}
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 10, 37])
+@pytest.mark.parametrize("name", MODELS)
+def test_who_leaves_is_who_leaves_by_a_model_that_is_as_simple_as_can_be(name: str, capacity: int) -> None:
+    if name == "s3fifo" and capacity < 10:
+        capacity += 20  # Its small queue has a tenth.
+    cache, uniform = Counted(policy_named(name), capacity), random.Random(capacity)
+    model = next(MODELS[name](capacity))
+    for _ in range(4000):
+        key = int(uniform.paretovariate(0.8)) % (4 * capacity + 3)
+        assert cache.use(key) == model(key)
+
+
+@pytest.mark.parametrize(("name", "lowest"), [("smallest", True), ("largest", False), ("ttl", True)])
+def test_who_leaves_is_mostly_of_the_lowest_eighth(name: str, lowest: bool) -> None:
+    cache, uniform = Counted(policy_named(name, seed=5), 400), random.Random(7)
+    ranks: dict[int, int] = {}
+    low = departures = 0
+    for key in range(2000):
+        rank = uniform.randrange(1, 1 << 40)
+        for gone in cache.use(key, rank if name != "ttl" else 1, rank if name == "ttl" else 0):
+            at = sorted(ranks.values(), reverse=not lowest).index(ranks.pop(gone))
+            low += at < 50
+            departures += 1
+        ranks[key] = rank
+    assert departures == 1600
+    assert low > departures * 0.8
+
+
+def test_ttl_spares_what_never_expires_and_evicts_a_low_one_among_many() -> None:
+    cache, uniform = Counted(policy_named("ttl", seed=2), 1000), random.Random(3)
+    deadlines = {key: uniform.choice((0, uniform.randrange(1, 1 << 30))) for key in range(1000)}
+    for key, deadline in deadlines.items():
+        cache.use(key, 1, deadline)
+    left = [gone for key in range(1000, 1300) for gone in cache.use(key, 1, 0)]
+    known = [deadlines[key] for key in left if key < 1000]
+    assert known.count(0) <= 3, "a sample without any deadline is rare"
+    assert sum(known) / len(known) < sum(filter(None, deadlines.values())) / 500
+
+
+def test_random_replacement_draws_the_same_again_from_the_same_seed_only() -> None:
+    def left(seed: int) -> list[int]:
+        cache = Counted(policy_named("random", seed=seed), 50)
+        return [gone for key in range(500) for gone in cache.use(key)]
+
+    assert left(1) == left(1) != left(2)
+
+
+def test_lfu_forgets_in_the_end_what_was_used_much_and_is_no_more() -> None:
+    cache = Counted(policy_named("lfu", seed=1), 40)
+    for _ in range(500):
+        for key in range(10):
+            cache.use(key)
+    for key in range(1000, 1200):
+        cache.use(key)
+    assert set(range(10)) <= set(cache.table)
+    for key in range(2000, 8000):
+        cache.use(key)
+    assert not set(range(10)) & set(cache.table)
+
+
+def test_a_scan_does_not_push_out_what_is_used_again_and_again() -> None:
+    kept = {}
+    for name in POLICIES:
+        cache = Counted(policy_named(name), 100)
+        for _ in range(20):
+            for key in range(50):
+                cache.use(key)
+        for key in range(1000, 1400):
+            cache.use(key)
+        kept[name] = len(set(range(50)) & set(cache.table))
+    assert kept["lru"] == kept["fifo"] == 0
+    for name in ("sieve", "s3fifo", "arc", "lfu", "wtinylfu"):
+        assert kept[name] >= 45, kept
+
+
+def test_the_window_of_wtinylfu_grows_where_what_was_used_lately_is_used_next() -> None:
+    policy: Any = policy_named("wtinylfu", seed=1)
+    cache, uniform = Counted(policy, 100), random.Random(1)
+    for step in range(60_000):
+        cache.use(step // 10 + uniform.randrange(80))
+    assert policy._window > 0.25
+
+
+def test_hits_beyond_what_is_remembered_until_something_is_put_are_forgotten_the_oldest_first() -> None:
+    cache = Counted(policy_named("sieve"), 4)
+    for key in "abcd":
+        cache.use(key)  # type: ignore[arg-type]
+    cache.use("a")  # type: ignore[arg-type]
+    for _ in range(HITS_MAX):
+        cache.use("c")  # type: ignore[arg-type]
+    assert cache.use("e") == ["a"]  # type: ignore[arg-type,comparison-overlap]
+    assert cache.use("f") == ["b"]  # type: ignore[arg-type,comparison-overlap]
+    assert cache.use("g") == ["d"]  # type: ignore[arg-type,comparison-overlap]
+
+
+def test_ghosts_are_no_more_than_their_memory() -> None:
+    ghosts = Ghosts()
+    for number in range(10_000):
+        ghosts.add(number, 100, 50_000)
+        assert ghosts.memory_bytes <= 50_000
+    assert 100 < len(ghosts) < 1000
+    assert ghosts.total_bytes == 100 * len(ghosts)
+    assert ghosts.take(9_999)
+    assert not ghosts.take(9_999)
+    assert not ghosts.take(0)
+    ghosts.trim(300)
+    assert len(ghosts) == 3
+
+
+def test_the_sketch_estimates_from_above_and_forgets_by_halves() -> None:
+    sketch, uniform = Sketch(), random.Random(1)
+    sketch.grow(1000)
+    counts = {uniform.getrandbits(32): uniform.randrange(1, 14) for _ in range(1000)}
+    for fingerprint, count in counts.items():
+        for _ in range(count):
+            sketch.add(fingerprint)
+    estimates = {fingerprint: sketch.estimate(fingerprint) for fingerprint in counts}
+    assert all(estimates[fingerprint] >= count for fingerprint, count in counts.items())
+    assert sum(estimates[fingerprint] > count for fingerprint, count in counts.items()) < 50
+    sketch.grow(4000)
+    assert estimates == {fingerprint: sketch.estimate(fingerprint) for fingerprint in counts}
+    for _ in range(40_000):
+        sketch.add(uniform.getrandbits(32))
+    assert sum(sketch.estimate(fingerprint) for fingerprint in counts) < sum(counts.values())
+
+
+# The arena and its twin
+
+
+class Within(Policy):
+    """Has a policy keep a part of an arena, which never has to ask."""
+
+    def __init__(self, policy: Policy, capacity_bytes: int = 0) -> None:
+        self.policy, self.capacity_bytes = policy, capacity_bytes
+
+    @property
+    def entering(self) -> int:  # type: ignore[override]
+        return self.policy.entering
+
+    def enter(self, records: Any, fingerprint: int, size: int) -> None:
+        capped: Any = Capped(records, self.capacity_bytes)
+        self.policy.enter(capped, fingerprint, size)
+        while records.entry_bytes + size > self.capacity_bytes:
+            self.policy.leave(capped)
+
+    def leave(self, records: Records) -> None:
+        raise AssertionError("there is room for all")
+
+
+class Capped:
+    """An arena with room for more, as one whose capacity is that."""
+
+    ghost_bytes = 1 << 40
+
+    def __init__(self, tier: Any, capacity_bytes: int) -> None:
+        self.tier, self.capacity_bytes = tier, capacity_bytes
+
+    def __len__(self) -> int:
+        return len(self.tier)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tier, name)
+
+
+@compiled
+@pytest.mark.parametrize("name", [name for name in POLICIES if policy_named(name).asked])
+def test_the_arena_does_for_a_policy_what_its_twin_does(name: str) -> None:
+    seed = {"seed": 3} if policy_named(name).picks or name == "wtinylfu" else {}
+    twin, policy, uniform = Counted(policy_named(name, **seed), 60), policy_named(name, **seed), random.Random(9)
+    tier: Any = ArenaTier("lru", 1 << 20)
+    within = Within(policy)
+    tier.steer(within, policy.uses_max, policy.sparing, policy.hit_to, policy.sketched)
+    put = codec.encode(b"x" * 100)
+    within.capacity_bytes = 1 << 20
+    tier.put(1000, *put, 0)
+    within.capacity_bytes = 60 * tier.entry_bytes
+    assert tier.discard(1000)
+    same = reads = 0
+    for _ in range(8000):
+        key = 1000 + int(uniform.paretovariate(0.7)) % 400
+        found = tier.get(key)
+        reads += 1
+        same += (found is not None) == (key in twin.table)
+        twin.use(key)
+        if found is None:
+            tier.put(key, *put, 0)
+    assert tier.wrong() == ""
+    # Chance and the hashes of keys are not the same in both.
+    assert same >= reads * (0.85 if policy.picks else 0.95 if policy.sketched else 1)
+
+
+@compiled
+def test_the_compiled_sketch_estimates_what_its_twin_does() -> None:
+    tier: Any = ArenaTier("wtinylfu", 1 << 20)
+    twin, uniform = Sketch(), random.Random(4)
+    tier.steer(Within(policy_named("sieve"), 1 << 40), 0, False, (-1, -1, -1), True)
+    for number in range(40_000):
+        if number % 4 == 0 and number < 1200:
+            tier.put(number, *codec.encode(None), 0)
+        fingerprint = min(uniform.getrandbits(32), uniform.getrandbits(12) + 77)
+        twin.grow(len(tier))
+        twin.add(fingerprint)
+        tier.see(fingerprint)
+        if number % 16 == 0:
+            other = uniform.getrandbits(12) + 77
+            assert tier.seen(other) == twin.estimate(other)
+
+
+@compiled
+def test_a_policy_that_raises_leaves_nothing_older_where_something_was_to_be_put() -> None:
+    class Interrupted(Policy):
+        def enter(self, records: Records, fingerprint: int, size: int) -> None:
+            if fail:
+                raise KeyboardInterrupt
+
+        def leave(self, records: Records) -> None:
+            raise KeyboardInterrupt
+
+    fail = False
+    tier: Any = ArenaTier("lru", 200_000)
+    tier.steer(Interrupted(), 1, False, (-1, -1, -1), False)
+    for number in range(100):
+        tier.put(number, *codec.encode("old"), 0)
+    fail = True
+    with pytest.raises(KeyboardInterrupt):
+        tier.put_many([5, 200, 6], [2, 2, 2], [b"new"] * 3, 0)
+    assert tier.get(5) in (None, "new")
+    assert tier.get(6) in (None, "new")
+    assert tier.wrong() == ""
+
+
+@compiled
+def test_what_a_policy_asks_for_that_cannot_be_is_refused_or_nothing() -> None:
+    tier: Any = ArenaTier("sieve", 200_000)
+    for queue in (-1, 3, 1 << 70, "a"):
+        for call in (tier.oldest, tier.drop, tier.queue_bytes, lambda queue: tier.shift(0, queue, 0)):
+            with pytest.raises((ValueError, OverflowError, TypeError)):
+                call(queue)
+    with pytest.raises(ValueError):
+        tier.shift(0, 1, 64)
+    with pytest.raises(ValueError):
+        tier.steer(None, 64, False, (0, 0, 0), False)
+    with pytest.raises(ValueError):
+        tier.steer(None, 1, False, (3, 0, 0), False)
+    tier.shift(0, 1, 5)
+    tier.drop(2)
+    assert tier.oldest(0) is None
+    assert tier.wrong() == ""
+
+
+READS: dict[str, Callable[[HotTier], Any]] = {
+    "get": lambda tier: tier.get("b"),
+    "get_at": lambda tier: tier.get_at("b", 5, None),
+    "get_many": lambda tier: tier.get_many(["b", "absent"], {}, None),
+    "get_many of documents": lambda tier: tier.get_many(["b"], {}, None),
+    "hit": lambda tier: tier.hit("b"),
+    "put": lambda tier: tier.put("b", *codec.encode(["again"]), 0),
+    "put with a deadline": lambda tier: tier.put("b", *codec.encode(["again"]), 9_000),
+}
+ASKED = [name for name in EACH if name.split()[0] in ("sieve", "s3fifo", "arc", "lfu")]
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("read", READS)
+def test_every_kind_of_use_counts_for_the_policy(name: str, read: str) -> None:
+    tier = tier_of(name, 400_000)
+    for letter in "abc":
+        tier.put(letter, *codec.encode([letter]), 0)
+    for _ in range(3):
+        READS[read](tier)
+    number = 0
+    while "a" in tier and "c" in tier:
+        tier.put(number, *codec.encode([number]), 0)
+        number += 1
+    assert "b" in tier
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("read", READS)
+def test_every_kind_of_use_is_seen_by_the_sketch(kind: str, read: str) -> None:
+    tier: Any = tier_of(f"wtinylfu {kind}", 400_000)
+    tier.put("b", *codec.encode(["b"]), 0)
+    for _ in range(3):
+        READS[read](tier)
+        list(tier)  # Has the heap's order note what was hit.
+    records = getattr(tier, "order", tier)
+    assert records.policy_hits == 3
+    assert records.seen(records.oldest(0)[0]) == 4
+
+
+@compiled
+@pytest.mark.parametrize("policy", ["sieve", "s3fifo", "arc", "lfu", "wtinylfu"])
+def test_a_hit_on_a_document_kept_decoded_counts_for_the_policy(policy: str) -> None:
+    tier: Any = ArenaTier(policy, 400_000)
+    tier.keep_objects(50_000, 100, 1000)
+    for letter in "abc":
+        tier.put(letter, *codec.encode([letter]), 0)
+    for _ in range(3):
+        tier.get("b")
+    before, hits = tier.policy_hits, tier.object_hits
+    for _ in range(10):
+        tier.get("b")
+    assert tier.object_hits - hits >= 9
+    assert tier.policy_hits == before + 10
+
+
+# In a store
 
 
 def hot(store: Any) -> list[Any]:
@@ -170,3 +655,39 @@ def test_a_value_larger_than_its_share_of_the_budget_is_stored_but_not_kept_hot(
     store.save()
     assert store["large"] == large
     assert hot(store) == ["small"]
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "lru"])
+def test_a_store_with_any_policy_reads_back_all_that_was_written_and_says_which_it_is(opener: Any, policy: str) -> None:
+    store = opener(stepwise=True, eviction=policy)
+    expected = {number: random.Random(number).randbytes(1000 + number) for number in range(1500)}
+    store.update(expected)
+    store.save()
+    for number in random.Random(1).choices(range(1500), k=3000):
+        assert store[number] == expected[number]
+    stats = store.stats()
+    assert stats.eviction == policy
+    assert stats.evictions > 500
+    assert stats.evicted_bytes > 0
+    assert stats.hits + stats.buffer_hits + stats.cold_hits == 3000
+    assert stats.promotions > 500
+    assert stats.hot_bytes <= 1 << 20
+    assert store.check() == []
+    assert dict(store.items()) == expected
+
+
+def test_another_policy_takes_over_while_a_store_is_open_and_is_in_force_after_reopening(opener: Any) -> None:
+    store = opener(stepwise=True)
+    for letter in "abcdef":
+        store[letter] = [letter]
+    store.save()
+    for policy in [*POLICIES, "fifo"]:
+        store.config_set("eviction", policy)
+        assert store.stats().eviction == policy
+        assert sorted(hot(store)) == list("abcdef")
+        assert dict(store) == {letter: [letter] for letter in "abcdef"}
+    assert hot(store) == list("abcdef")
+    store["a"]
+    assert hot(store) == list("abcdef")
+    store.close()
+    assert opener(stepwise=True).stats().eviction == "fifo"

@@ -263,7 +263,8 @@ def test_every_method_of_an_engine_is_one_that_a_reader_may_call_or_one_that_it_
     """A new one that only reads goes into `READS` of `handle`, another here."""
     writes = """
         bound check_writable clear close compact deadline_after dismiss disown has_room_now on_event poison put put_many
-        put_setting reclaim reserve rotate save serve share_objects sync tell unwatch wait_for watch write
+        put_setting reclaim reserve rotate save serve share_objects sync tell tell_listeners unwatch wait_for watch
+        write
     """
     public = {name for name in dir(Engine) if not name.startswith("_") and callable(getattr(Engine, name))}
     assert public == one.READS | set(writes.split())
@@ -390,13 +391,13 @@ def test_an_explicit_argument_beats_a_remembered_setting_beats_the_default_and_a
 ) -> None:
     changed = {
         "durability": "always", "save": "900 7", "compression": "zlib:1", "default_ttl": 50.0, "disk": 1 << 30,
-        "memory": 2 << 20, "helper": True, "eviction": "lru",
+        "memory": 2 << 20, "helper": True, "eviction": "sieve",
     }  # fmt: skip
     with opener() as store:
         defaults = store.config_get()
     with opener(**changed) as store:
         explicit = store.config_get()
-        assert all(explicit[name] != defaults[name] for name in changed if name != "eviction")
+        assert all(explicit[name] != defaults[name] for name in changed)
     with tiered.open(store.path) as store:
         remembered = store.config_get()
     assert {name for name in changed if remembered[name] != explicit[name]} == {"memory"}

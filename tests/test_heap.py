@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiered import codec, heap
-from tiered.heap import EVICTIONS_PER_CALL_MAX, VALUE_SHARE_MAX, Expiring, HeapTier, Packed, cost, entry_of, value_of
+from tiered import codec, entries
+from tiered.entries import Expiring, Packed, cost, entry_of, value_of
+from tiered.heap import EVICTIONS_PER_CALL_MAX, VALUE_SHARE_MAX, HeapTier
 
 MB = 1 << 20
 # Equal keys of different sizes in memory, and text whose object grows when others encode it.
@@ -73,7 +74,7 @@ def test_the_entry_read_or_written_longest_ago_is_evicted_first():
     put(tier, 1, "again")
     order = []
     while tier.table:
-        order.append(tier.policy.victim()[0])
+        order.append(tier.order.leave()[0][0])
     assert order == [2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
 
 
@@ -220,7 +221,7 @@ def test_used_bytes_follow_the_table_as_it_grows_and_shrinks():
     tier = HeapTier("lru", 64 * MB)
     for number in range(10_000):
         put(tier, number, None)
-    table = tier.policy.table_bytes()
+    table = tier.order.table_bytes()
     assert tier.used_bytes - tier.entry_bytes == pytest.approx(table, rel=0.1)
     tier.clear()
     assert tier.used_bytes < 10_000
@@ -298,7 +299,7 @@ def test_accounting_stays_right_under_churn_of_mixed_sizes():
         assert tier.used_bytes <= tier.budget_bytes
     assert tier.wrong() == ""
     assert tier.evictions > 100
-    assert heap.DECODERS
+    assert entries.DECODERS
 
 
 @pytest.mark.parametrize("step", ["put_many", "expire"])
@@ -324,7 +325,7 @@ def test_an_interrupt_in_the_middle_of_many_leaves_the_accounts_right(step):
         with pytest.raises(KeyboardInterrupt):
             put_many(tier, range(10, 30), ["new"] * 20)
     else:
-        tier.policy.remove = interrupted(tier.policy.remove)
+        tier.order.remove = interrupted(tier.order.remove)
         with pytest.raises(KeyboardInterrupt):
             tier.expire(2000, 20)
     assert len(calls) == 5

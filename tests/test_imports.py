@@ -36,7 +36,7 @@ HEAVY = [
         "urllib.request",
         "xml",
     ),
-    *("click", "numpy", "pytest", "rich"),
+    *("click", "numpy", "prometheus_client", "pytest", "rich"),
 ]
 
 

@@ -219,6 +219,7 @@ OPERATIONS: dict[str, tuple[Callable[[Any], object], dict[Any, Any] | None]] = {
     "doctor": (lambda store: (store.doctor(), store.config_get("m*")), None),
     "advise": (advised, None),
     "memoize": (memoized, {**OLD, ("memoize", "f", "k"): 1}),
+    "on": (lambda store: store.on("checkpoint", id)(), None),
     "snapshot": (lambda store: store.snapshot(store.path + ".tsnap"), None),
     "another handle": (another_handle, None),
 }

@@ -65,11 +65,11 @@ def test_bad_lines_are_reported_by_number_and_the_rest_is_taken(store: Any, tmp_
     result = migrate.from_json_lines(tmp_path / "x.jsonl", store)
     assert dict(store) == {"a": 1, "c": 3}
     assert (result.read, result.written, result.bad) == (7, 2, 5)
-    assert [row.position for row in result.bad_rows] == [2, 4, 5, 8, 6]
+    assert [row.position for row in result.bad_rows] == [2, 4, 5, 6, 8]
     assert "JSONDecodeError" in result.bad_rows[0].reason
     assert "pair" in result.bad_rows[1].reason
-    assert result.bad_rows[4] == BadRow(6, result.bad_rows[4].reason)
-    assert "float" in result.bad_rows[4].reason
+    assert result.bad_rows[3] == BadRow(6, result.bad_rows[3].reason)
+    assert "float" in result.bad_rows[3].reason
 
 
 def test_of_very_many_bad_lines_a_hundred_are_listed_and_all_counted(store: Any, tmp_path: Path) -> None:

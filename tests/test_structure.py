@@ -16,15 +16,31 @@ from tiered.config import SETTINGS
 ROOT = Path(tiered.__file__).resolve().parent
 README = ROOT.parent / "README.md"
 
+ONE_FILE_EACH = [f"eviction.{name}" for name in ("arc", "fifo", "lru", "random", "s3fifo", "sieve", "wtinylfu")]
+SAMPLED = [f"eviction.{name}" for name in ("lfu", "smallest", "largest", "ttl")]
+
 # From the bottom up.  A module may import those of rows above its own, and nothing else of the package.
 LAYERS = [
     ["errors", "log", "native", "refusal"],
-    ["clock", "schedule", "jitter", "process", "eviction.lru", "arrays", "scalars", "group_commit"],
-    ["registry"],
-    ["extensions"],
+    [
+        "clock",
+        "schedule",
+        "jitter",
+        "process",
+        "eviction.policy",
+        "eviction.sketch",
+        "eviction.ghosts",
+        "arrays",
+        "scalars",
+        "group_commit",
+        "events",
+    ],
+    ["registry", "eviction", "eviction.order", "eviction.sampled", *ONE_FILE_EACH],
+    ["extensions", *SAMPLED],
     ["conversion"],
-    ["advisor", "config", "files", "keys", "codec", "eviction", "expiry", "record"],
-    ["compression", "heap", "arena", "journal", "snapshot"],
+    ["advisor", "config", "files", "keys", "codec", "expiry", "record"],
+    ["compression", "entries", "arena", "journal", "snapshot"],
+    ["heap"],
     ["environment", "hot", "write_buffer", "recovery", "retention"],
     ["admission", "cold_state", "hot_keys", "watermark"],
     ["cold_reader"],
@@ -43,9 +59,19 @@ LAYERS = [
     ["opening", "check", "mapping", "restoration"],
     ["sharing", "salvaging", "sub"],
     ["awaited", "handle"],
-    ["doctor", "memoize", "transaction", "verification", "view"],
+    ["control", "doctor", "memoize", "reading", "transaction", "verification", "view"],
     ["store"],
-    ["__init__", "aio", "commands", "migrate"],
+    ["__init__", "aio", "metrics", "migrate"],
+    ["cli.notation", "cli.running"],
+    ["cli.options", "cli.output", "cli.formats", "cli.pictures"],
+    ["cli.backup"],
+    ["cli.benchmark", "cli.census", "cli.completion", "cli.demo", "cli.values"],
+    ["cli.look"],
+    ["cli.operate", "cli.settings", "cli.top", "cli.transfer"],
+    ["cli.inspection"],
+    ["cli.advice"],
+    ["cli.report"],
+    ["cli.program"],
     ["cli"],
     ["__main__"],
 ]
@@ -55,17 +81,19 @@ IMPORTERS = {
     "msgpack": {
         *("arrays", "codec", "cold_state", "conversion", "extensions", "helper", "overlay", "pending", "snapshot"),
         "writing",
+        "cli.formats",
     },
     "numpy": {"arrays"},
+    "prometheus_client": {"metrics"},
     "mmap": {"journal"},
-    "fcntl": {"files"},
+    "fcntl": {"control", "files"},
     "subprocess": {"helper"},
     "ctypes": {"process"},
 }
 FORBIDDEN = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "multiprocessing"}
 LINES_PER_MODULE, LINES_PER_FUNCTION = 500, 60
 # Longer than the rest, with the lines they may have; splitting one is welcome, and so is a smaller number here.
-LONGER_MODULES = {"store": 700}
+LONGER_MODULES = {"store": 600}
 
 
 def module_name(path: Path) -> str:
@@ -102,7 +130,7 @@ def imported(name: str):
             if node.level:
                 package = "tiered.eviction" if PATHS[name].parent != ROOT else "tiered"
                 module = f"{package}.{module}".rstrip(".")
-            if module in ("tiered", "tiered.eviction"):
+            if module in ("tiered", "tiered.cli", "tiered.eviction"):
                 for alias in node.names:
                     known = f"{module}.{alias.name}".removeprefix("tiered.") in PATHS
                     yield (f"{module}.{alias.name}" if known else module), node.lineno

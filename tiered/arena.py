@@ -34,6 +34,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tiered import codec, keys
+from tiered.eviction import policy_named
 from tiered.native import native
 
 
@@ -43,9 +44,21 @@ class ArenaTier(native.Arena if native else object):  # type: ignore[misc]
     name = "arena"
     in_budget = True
 
+    policy: str
+
     def __new__(cls, policy: str, budget_bytes: int) -> ArenaTier:
-        assert policy == "lru"
-        return super().__new__(cls, budget_bytes, keys.encode, codec.DECODERS, os.urandom(16))  # type: ignore[no-any-return]
+        tier: ArenaTier = super().__new__(cls, budget_bytes, keys.encode, codec.DECODERS, os.urandom(16))
+        tier.evict_by(policy)
+        return tier
+
+    def evict_by(self, policy: str) -> None:
+        """Another policy, from now on, which takes over the records in their order; looks at each."""
+        chosen = policy_named(policy)
+        asked = chosen if chosen.asked else None
+        self.policy = policy
+        self.steer(asked, chosen.uses_max, chosen.sparing, chosen.hit_to, chosen.sketched)
+        if asked is not None:
+            asked.adopt(self)
 
     def keep_objects(self, share_bytes: int, entries_max: int, value_bytes_max: int) -> None:
         """Keep what is decoded most as objects, within so many bytes, which the arena then lacks."""

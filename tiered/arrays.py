@@ -76,7 +76,7 @@ def is_numpy_type(kind: type) -> bool:
     return kind is _numpy_type("ndarray") or (issubclass(kind, generic) and kind.__module__ == "numpy")
 
 
-def _import_numpy() -> Any:
+def import_numpy() -> Any:
     try:
         import numpy
     except ModuleNotFoundError as error:
@@ -125,7 +125,7 @@ def _describe_dtype(dtype: Any, depth: int = 0) -> Any:
 
 def _make_dtype(described: Any, depth: int = 0) -> Any:
     """The dtype of a description; `ValueError` or `TypeError` if it is none."""
-    np = _import_numpy()
+    np = import_numpy()
     if type(described) is str and _SIMPLE_DTYPE.fullmatch(described):
         return np.dtype(described)
     if type(described) is not list or depth > _DTYPE_DEPTH_MAX:
@@ -166,7 +166,7 @@ def pack_array(array: Any) -> bytes:
 
 def unpack_array(payload: bytes) -> Any:
     """The array, read-only, in the memory of `payload`."""
-    np = _import_numpy()
+    np = import_numpy()
     offset, header_size = _ARRAY_LAYOUT.unpack_from(payload)
     header = payload[_ARRAY_LAYOUT.size : _ARRAY_LAYOUT.size + header_size]
     described, shape, order = unpackb(header, unicode_errors="surrogatepass")
@@ -200,7 +200,7 @@ def pack_numpy_scalar(scalar: Any) -> bytes:
 
 
 def unpack_numpy_scalar(data: bytes) -> Any:
-    np = _import_numpy()
+    np = import_numpy()
     (header_size,) = _SIZE_LAYOUT.unpack_from(data)
     end = _SIZE_LAYOUT.size + header_size
     described = unpackb(data[_SIZE_LAYOUT.size : end], unicode_errors="surrogatepass")

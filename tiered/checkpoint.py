@@ -79,6 +79,7 @@ class Applier:
         self._compressor = Compressor(compression, self._dictionary)
         self._expiry_behind = True
         self._owed = 0
+        self._expired = 0
         self.merged = False  # Since whoever drives it set this back: what was deleted takes no room any more.
         self._applied_since: list[tuple[Sequence[SegmentFile], int]] | None = None
 
@@ -112,12 +113,19 @@ class Applier:
             state.time_ms = max(state.time_ms, pending.time_ms)
             for at in range(0, len(pending), _COMPRESS_RECORDS):
                 update.write(pending.changes(at, at + _COMPRESS_RECORDS, self._compressor, state.time_ms))
-            if update.expire(state.time_ms, EXPIRE_RECORDS) == EXPIRE_RECORDS:
+            expired = update.expire(state.time_ms, EXPIRE_RECORDS)
+            if expired == EXPIRE_RECORDS:
                 self._expiry_behind = True
             state.applied = max(state.applied, until)
             if observe:
                 self._observe(pending, state)
+        self._expired += expired
         return len(pending)
+
+    def take_expired(self) -> int:
+        """How many records have been removed since the last call because their time was up."""
+        expired, self._expired = self._expired, 0
+        return expired
 
     def _observe(self, pending: Pending, state: State) -> None:
         """Show the trainer a sample, evenly spread over the keys, and note how well the dictionary fits it."""
@@ -176,7 +184,9 @@ class Applier:
             self._expiry_behind = next(reader.due(time_ms), None) is not None
         if self._expiry_behind:
             with self.cold.update() as update:
-                self._expiry_behind = update.expire(time_ms, EXPIRE_RECORDS) == EXPIRE_RECORDS
+                expired = update.expire(time_ms, EXPIRE_RECORDS)
+            self._expired += expired
+            self._expiry_behind = expired == EXPIRE_RECORDS
 
     def _copies_due(self) -> Literal["fold", "merge", ""]:
         """Whether runs are to be folded, or merged."""

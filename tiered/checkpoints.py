@@ -182,10 +182,19 @@ class Checkpoints(Tiers):
         self.full = ""
         self._helper_deaths = 0
         self.counters.checkpoints += 1
+        LOG.debug(
+            "%s: checkpoint of %d records up to operation %d; %d records in the cold tier, %d bytes used",
+            self.directory,
+            event["records"],
+            until,
+            self.state.records,
+            self.cold_used_bytes,
+        )
         self._rebudget()
 
     def _on_merged(self, event: Event) -> None:
         self.cold_used_bytes = event["used"]
+        self.counters.expired_cold += event["expired"]
         self._look_at_cap()
 
     def _look_at_cap(self) -> None:
@@ -202,6 +211,7 @@ class Checkpoints(Tiers):
         self._moved = True
         self._follow_compaction()
         self._compactions += 1
+        LOG.debug("%s: compacted into %s, %d bytes used", self.directory, self.cold.directory, self.cold_used_bytes)
 
     def _follow_compaction(self) -> None:
         """Read the new cold tier.  Until then no buffer is forgotten, since what is applied is not in the old one."""

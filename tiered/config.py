@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from tiered.errors import ConfigError
+from tiered.eviction import POLICIES
 from tiered.jitter import Bounds
 from tiered.schedule import SavePoints
 
@@ -230,7 +231,7 @@ SETTINGS = {
             _between("cycle_seconds", 0.01, 3600.0),
             "from one periodic cycle (what expired, watermarks) to the next, drawn between these",
         ),
-        Setting("eviction", "lru", _choice("eviction", "lru"), "which value leaves the hot tier first"),
+        Setting("eviction", "lru", _choice("eviction", *POLICIES), "which value leaves the hot tier first"),
         Setting(
             "object_share", 0.0625, _object_share, "part of the memory for hot documents kept decoded; 0: none are"
         ),

@@ -73,11 +73,11 @@ def _condition(engine: Engine, stats: Stats) -> Signs:
 
 
 def _memory(engine: Engine, stats: Stats, memory: MemoryStats) -> Signs:
-    samples = list(engine.memory_samples)
+    samples = list(engine.samples)
     if len(samples) >= SAMPLES_MIN:
         # The least of some is what stays when a burst is over.
         count = len(samples) // 4
-        beyond = [measured - accounted for _, accounted, measured in samples]
+        beyond = [measured - accounted for _, accounted, measured, *_ in samples]
         grown = min(beyond[-count:]) - min(beyond[:count])
         if grown > max(DRIFT_BYTES_MIN, DRIFT_SHARE * memory.budget_bytes):
             minutes = (samples[-1][0] - samples[0][0]) / 60

@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tiered import files, hot_keys, process
 from tiered.advisor import Shards
@@ -28,6 +29,7 @@ from tiered.errors import (
     StoreError,
     StoreFullError,
 )
+from tiered.events import Callback
 from tiered.hot import no_address_space
 from tiered.jitter import drawn
 from tiered.journal import CLOSE_BYTES, Journal
@@ -46,6 +48,16 @@ CLOSE_SECONDS_MAX = 600.0
 SAMPLE_SECONDS, SAMPLES_MAX = 30.0, 120
 
 
+class Sample(NamedTuple):
+    """Figures of one moment: monotonic time, bytes accounted for, the process's own, reads answered by memory, all."""
+
+    at: float
+    used_bytes: int
+    rss_anon_bytes: int
+    hits: int = 0
+    reads: int = 0
+
+
 class Engine(Snapshots):
     """One open store, shared by its handles."""
 
@@ -62,7 +74,7 @@ class Engine(Snapshots):
         self.rss_anon_before = process.rss_anon_bytes()
         self.opened_at = clock.monotonic()
         self.warming: hot_keys.Warming | None = None
-        self.memory_samples: deque[tuple[float, int, int]] = deque(maxlen=SAMPLES_MAX)
+        self.samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
         super().__init__(directory, settings, cold, journal, lock_file, clock, recovery)
         self.observe(settings.advisor)
         MAINTENANCE.add(self)
@@ -107,6 +119,8 @@ class Engine(Snapshots):
         if name == "cycle_seconds":
             self._cycle_at = self.clock.monotonic() + drawn(parsed)
             MAINTENANCE.wake()
+        if name == "eviction":
+            self.hot.evict_by(parsed)
         if name in ("disk", "disk_full"):
             self._look_at_cap()
         if name == "memory" or name.startswith("object_"):
@@ -196,6 +210,31 @@ class Engine(Snapshots):
             return TICK_SECONDS_MAX
 
     def tick(self) -> float:
+        """Do what is due, and tell who listens; returns the seconds until there may be more."""
+        again = self._step_due()
+        self.tell_listeners()
+        return again
+
+    def tell_listeners(self) -> None:
+        """Call who listens for events, without the lock."""
+        if self.listeners and not self.forked:
+            self.listeners.tell(str(self.directory), self.event_counts, last=self.closed)
+
+    def event_counts(self) -> dict[str, int]:
+        """How often each kind of event has happened."""
+        counters = self.counters
+        return {
+            "checkpoint": counters.checkpoints,
+            "eviction": self.hot.evictions,
+            "expiry": counters.expired_hot + counters.expired_cold,
+        }
+
+    def listen(self, kind: str, callback: Callback) -> Callable[[], None]:
+        """Call `callback` with events of a kind; returns what ends that."""
+        self.serve()
+        return self.listeners.add(kind, callback, self.event_counts())
+
+    def _step_due(self) -> float:
         """Do what is due; returns the seconds until there may be more."""
         if self.closed or self.forked:
             return TICK_SECONDS_MAX
@@ -222,7 +261,7 @@ class Engine(Snapshots):
         self._empty_applied()
         self._snapshot_when_due()
         self._trim()
-        self._sample_memory(now)
+        self._sample(now)
         again = TICK_SECONDS_MAX / 2
         if now >= self._cycle_at:
             more = self._expire_cycle()
@@ -277,11 +316,11 @@ class Engine(Snapshots):
             self._trimmed_bytes = self.hot.evicted_bytes
             process.trim_heap()
 
-    def _sample_memory(self, now: float) -> None:
-        """Note what is accounted for and what the process has, for `doctor`."""
-        samples = self.memory_samples
-        if not samples or now - samples[-1][0] >= SAMPLE_SECONDS:
-            samples.append((now, self.hot.used_bytes + self.buffer_bytes, process.rss_anon_bytes()))
+    def _sample(self, now: float) -> None:
+        """Note what is accounted for, what the process has, and how reads were answered, for `doctor` and reports."""
+        if not self.samples or now - self.samples[-1].at >= SAMPLE_SECONDS:
+            used, hits = self.hot.used_bytes + self.buffer_bytes, MAINTENANCE.hits_of(self) + self.counters.buffer_hits
+            self.samples.append(Sample(now, used, process.rss_anon_bytes(), hits, hits + self.counters.cold_hits))
 
     def reclaim(self) -> int:
         """Checkpoint, evict everything, and give memory back to the system; returns by how much the process shrank."""
@@ -348,6 +387,7 @@ class Engine(Snapshots):
             if self.journal is not None and error is None:
                 self._note_hot_keys()
             self.hot.clear()
+        self.tell_listeners()
         if error is not None:
             raise error
 

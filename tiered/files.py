@@ -8,10 +8,11 @@
     NAME/LOCK                  held (flock) by the program that has the store open for writing
     NAME/APPLY                 held (flock) by whoever writes the cold tier
     NAME/damaged-NNNN/         damaged files that `salvaging` put aside; nothing else looks into it
+    NAME/control-XXXX          a question of another program (`control`)
     FILE.XXXXXXXX.tmp          what is to replace FILE, held (flock) by whoever writes it
 
 Locks are `flock` locks: they belong to the open file, so that copying a store's files inside the program does not drop
-them, as it would with `fcntl` locks.  A forked child inherits the open file; `maintenance` closes it there.
+them, as it would with `fcntl` locks.  In a forked child the after-fork hook of `maintenance` closes them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tiered import process
 from tiered.errors import LockedError, StoreFullError
 
 CURRENT, CURRENT_NEW, HOT = "CURRENT", "CURRENT.new", "HOT"
-LOCK, APPLY, PREPARED = "LOCK", "APPLY", "journal-prepared.log"
+LOCK, APPLY, PREPARED, CONTROL = "LOCK", "APPLY", "journal-prepared.log", "control-"
 _SEGMENT = re.compile(r"journal-(\d{8}|[1-9]\d{8,})\.log")
 _DAMAGED = re.compile(r"damaged-(\d{4}|[1-9]\d{4,})")
 _COLD = re.compile(r"cold-(\d{4}|[1-9]\d{4,})")
@@ -88,9 +89,8 @@ def identity(path: Path) -> tuple[int, int]:
 
 def is_store_file(name: str) -> bool:
     """Whether a file of this name may lie in a store's directory."""
-    return name in (CURRENT, CURRENT_NEW, HOT, LOCK, APPLY, PREPARED) or any(
-        pattern.fullmatch(name) for pattern in (_SEGMENT, _COLD, _DAMAGED)
-    )
+    known = name in (CURRENT, CURRENT_NEW, HOT, LOCK, APPLY, PREPARED) or name.startswith(CONTROL)
+    return known or any(pattern.fullmatch(name) for pattern in (_SEGMENT, _COLD, _DAMAGED))
 
 
 def read_current(directory: Path) -> int | None:

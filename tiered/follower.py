@@ -149,7 +149,7 @@ class Follower(Engine):
         """The number of the last operation seen."""
         return self._overlay.last
 
-    def tick(self) -> float:
+    def _step_due(self) -> float:
         """Follow the writer; returns the seconds until there may be more."""
         if self.closed or self.forked:
             return TICK_SECONDS_MAX

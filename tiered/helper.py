@@ -209,7 +209,7 @@ class Job:
             if not applier.merged:
                 return True
             applier.merged = False
-            return self._event("merged", used=applier.cold.used_bytes())
+            return self._event("merged", used=applier.cold.used_bytes(), expired=applier.take_expired())
         except UnsettledError as error:  # Nothing may be applied any more, to either cold tier.
             self.abandon()
             return self._failure("failed", error)
@@ -239,7 +239,8 @@ class Job:
         records = applier.apply(segments, until) if segments else 0
         state = vars(applier.cold.state())
         used = applier.cold.used_bytes()
-        event = self._event("applied", until=until, records=records, state=state, used=used)
+        expired = applier.take_expired()
+        event = self._event("applied", until=until, records=records, state=state, used=used, expired=expired)
         del self._waiting[: len(waiting)]
         return event
 

@@ -43,6 +43,7 @@ class Maintenance:
         self._process: HelperProcess | None = None
         self._wake: tuple[int, int] | None = None
         self.chores: list[Callable[[], object]] = []
+        self.hits_of: Callable[[Engine], int] = lambda engine: 0  # Set by `sharing`, which knows the handles.
 
     def add(self, engine: Engine) -> None:
         """Note an open engine: it is closed when the interpreter ends, and told when the process forks."""
@@ -171,9 +172,9 @@ class Maintenance:
         if self._wake is not None:
             for fd in self._wake:
                 os.close(fd)
-        chores = self.chores
+        chores, hits_of = self.chores, self.hits_of
         self.__init__()  # type: ignore[misc]
-        self.chores = chores
+        self.chores, self.hits_of = chores, hits_of
         for engine in engines:
             engine.disown()
 

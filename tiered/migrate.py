@@ -20,14 +20,14 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tiered import codec
 from tiered.errors import ConfigError, NotAStoreError, StoreError
 from tiered.store import Store
 
@@ -70,41 +70,67 @@ class Migration:
             self.bad_rows.append(BadRow(position, str(reason)[:500]))
 
 
-class Row(NamedTuple):
-    """One row to be written; `make` gives its key and value, and may raise."""
+class Packed(NamedTuple):
+    """A value that is encoded already: its codec and payload."""
 
-    position: int | str
-    make: Callable[[], tuple[Any, Any]]
+    codec: int
+    payload: bytes
+
+
+class Made(NamedTuple):
+    """What a row holds: key, value (or a `Packed` one), and when it expires, in seconds since the epoch."""
+
+    key: Any
+    value: Any
     expires: float | None = None
 
 
+class Row(NamedTuple):
+    """One row to be written; `make` gives what it holds, and may raise."""
+
+    position: int | str
+    make: Callable[[], Made]
+
+
 def from_json_lines(
-    source: str | os.PathLike[str], store: Store[Any, Any], key: str | None = None, progress: Progress | None = None
+    source: str | os.PathLike[str],
+    store: Store[Any, Any],
+    key: str | None = None,
+    progress: Progress | None = None,
+    strict: bool = False,
 ) -> Migration:
     """Write each line of a file: an object with its key in the field `key`, or without `key` a pair `[key, value]`.
 
     A key that is a JSON array becomes a tuple.  Blank lines do not count.  `progress(done, None)` is told of lines.
+    `strict`, here and below, stops at the first row that cannot be taken.
     """
 
-    def parse(line: bytes) -> tuple[Any, Any]:
+    def parse(line: bytes) -> Made:
         found = json.loads(line)
-        if key is None:
-            if not isinstance(found, list) or len(found) != 2:
-                raise ValueError("not a pair [key, value]; name the field of the key with key=")
-            return _as_key(found[0]), found[1]
-        if not isinstance(found, dict):
-            raise ValueError("not an object")
-        if key not in found:
-            raise ValueError(f"no field {key!r}")
-        return _as_key(found[key]), found
-
-    def rows() -> Iterator[Row]:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield Row(number, lambda line=line: parse(line))  # type: ignore[misc]
+        if key is not None:
+            return keyed(found, key)
+        if not isinstance(found, list) or len(found) != 2:
+            raise ValueError("not a pair [key, value]; name the field of the key with key=")
+        return Made(_as_key(found[0]), found[1])
 
     with _opened(Path(source)) as file:
-        return _write(rows(), store, None, progress)
+        return write(lines(file, parse), store, None, progress, strict)
+
+
+def lines(file: Iterable[bytes], parse: Callable[[bytes], Made]) -> Iterator[Row]:
+    """A row for each line of a file that is not blank, by its number."""
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            yield Row(number, lambda line=line: parse(line))  # type: ignore[misc]
+
+
+def keyed(found: Any, key: str) -> Made:
+    """An object under what one of its fields holds.  Raises ValueError."""
+    if not isinstance(found, dict):
+        raise ValueError("not an object")
+    if key not in found:
+        raise ValueError(f"no field {key!r}")
+    return Made(_as_key(found[key]), found)
 
 
 def _as_key(found: Any) -> Any:
@@ -124,6 +150,7 @@ def from_shelve(
     *,
     allow_pickle: bool = False,
     progress: Progress | None = None,
+    strict: bool = False,
 ) -> Migration:
     """Write what a shelf holds, under its keys, which are `str`.
 
@@ -142,10 +169,10 @@ def from_shelve(
     def rows() -> Iterator[Row]:
         for name in _keys_of(shelf):
             position = name.decode("utf-8", "replace")
-            yield Row(position, lambda name=name: (name.decode(), loads(shelf[name])))  # type: ignore[misc]
+            yield Row(position, lambda name=name: Made(name.decode(), loads(shelf[name])))  # type: ignore[misc]
 
     with shelf:
-        return _write(rows(), store, None, progress)
+        return write(rows(), store, None, progress, strict)
 
 
 def _keys_of(shelf: Any) -> Iterator[bytes]:
@@ -167,6 +194,7 @@ def from_sqlitedict(
     decode: Callable[[Any], Any] | None = None,
     allow_pickle: bool = False,
     progress: Progress | None = None,
+    strict: bool = False,
 ) -> Migration:
     """Write what one table of a `SqliteDict` holds, under its keys.
 
@@ -179,11 +207,11 @@ def from_sqlitedict(
 
     def rows() -> Iterator[Row]:
         for number, name, value in database.execute(f"SELECT rowid, key, value FROM {quoted} ORDER BY rowid"):
-            yield Row(number, lambda name=name, value=value: (name, loads(value)))  # type: ignore[misc]
+            yield Row(number, lambda name=name, value=value: Made(name, loads(value)))  # type: ignore[misc]
 
     with closing(_connected(Path(source))) as database:
         total = _one(database, source, f"SELECT COUNT(*) FROM {quoted}")
-        return _write(rows(), store, total, progress)
+        return write(rows(), store, total, progress, strict)
 
 
 def from_diskcache(
@@ -192,6 +220,7 @@ def from_diskcache(
     *,
     allow_pickle: bool = False,
     progress: Progress | None = None,
+    strict: bool = False,
 ) -> Migration:
     """Write what a `diskcache.Cache` holds, under its keys, with what is left of their time to live.
 
@@ -201,25 +230,25 @@ def from_diskcache(
     """
     directory = Path(source)
 
-    def made(name: Any, raw: int, mode: int, file: str | None, value: Any) -> tuple[Any, Any]:
+    def made(name: Any, raw: int, mode: int, file: str | None, value: Any, expires: float | None) -> Made:
         name = name if raw else loads(name)
         if file is not None:
             path = directory / file
             if not path.resolve().is_relative_to(directory.resolve()):
                 raise ValueError(f"its value is outside of the cache: {file}")
             value = path.read_text("utf-8") if mode == _DISKCACHE_TEXT else path.read_bytes()
-        return name, loads(value) if mode == _DISKCACHE_PICKLE else value
+        return Made(name, loads(value) if mode == _DISKCACHE_PICKLE else value, expires)
 
     def rows() -> Iterator[Row]:
         columns = "rowid, key, raw, mode, filename, value, expire_time"
-        for number, *parts, expires in database.execute(f"SELECT {columns} FROM Cache ORDER BY rowid"):
-            yield Row(number, lambda parts=parts: made(*parts), expires)  # type: ignore[misc]
+        for number, *parts in database.execute(f"SELECT {columns} FROM Cache ORDER BY rowid"):
+            yield Row(number, lambda parts=parts: made(*parts))  # type: ignore[misc]
 
     with closing(_connected(directory / "cache.db")) as database:
         total = _one(database, source, "SELECT COUNT(*) FROM Cache")
         pickled = _one(database, source, f"SELECT COUNT(*) FROM Cache WHERE mode = {_DISKCACHE_PICKLE} OR NOT raw")
         loads = _unpickler(source, allow_pickle) if pickled else bytes
-        return _write(rows(), store, total, progress)
+        return write(rows(), store, total, progress, strict)
 
 
 def _unpickler(source: str | os.PathLike[str], allowed: bool) -> Callable[[Any], Any]:
@@ -247,14 +276,21 @@ def _one(database: Connection, source: str | os.PathLike[str], query: str) -> in
         raise NotAStoreError(source, f"not what was expected there: {error}") from None
 
 
-def _write(rows: Iterator[Row], store: Store[Any, Any], total: int | None, progress: Progress | None) -> Migration:
-    """Write rows in batches."""
+def write(
+    rows: Iterable[Row],
+    store: Store[Any, Any],
+    total: int | None = None,
+    progress: Progress | None = None,
+    strict: bool = False,
+) -> Migration:
+    """Write rows in batches.  `strict` stops at the first that cannot be taken; those before it are written."""
     import sqlite3
 
     result = Migration()
+    source = iter(rows)
     try:
-        while batch := list(islice(rows, BATCH_ROWS)):
-            _write_batch(batch, store, result)
+        while not (strict and result.bad) and (batch := list(islice(source, BATCH_ROWS))):
+            _write_batch(batch, store, result, strict)
             if progress is not None:
                 progress(result.read, total)
     except sqlite3.Error as error:
@@ -262,36 +298,58 @@ def _write(rows: Iterator[Row], store: Store[Any, Any], total: int | None, progr
     return result
 
 
-def _write_batch(batch: list[Row], store: Store[Any, Any], result: Migration) -> None:
-    pairs: list[tuple[Any, Any]] = []
+def _write_batch(batch: list[Row], store: Store[Any, Any], result: Migration, strict: bool) -> None:
+    plain: list[Made] = []
     positions: list[int | str] = []
     for row in batch:
         result.read += 1
         try:
-            key, value = row.make()
+            made = row.make()
         except Exception as error:  # Whatever unpickling, `decode` or a bad row raises.
+            _flush(plain, positions, store, result, strict)  # So that rows are refused in their order.
+            if strict and result.bad:
+                return
             result.refuse(row.position, f"{type(error).__name__}: {error}")
-            continue
-        if row.expires is None:
-            pairs.append((key, value))
-            positions.append(row.position)
-        elif (left := row.expires - time.time()) <= 0:
-            result.expired += 1
-        elif _taken(lambda key=key, value=value, left=left: store.set(key, value, ttl=left), row.position, result):  # type: ignore[misc]
-            result.written += 1
+        else:
+            if made.expires is not None or type(made.value) is Packed:
+                # In their order, should a key come twice.
+                _flush(plain, positions, store, result, strict)
+                if not (strict and result.bad):
+                    _write_one(made, row.position, store, result)
+            else:
+                plain.append(made)
+                positions.append(row.position)
+        if strict and result.bad:
+            return
+    _flush(plain, positions, store, result, strict)
+
+
+def _flush(
+    plain: list[Made], positions: list[int | str], store: Store[Any, Any], result: Migration, strict: bool
+) -> None:
+    """Write what is collected, which lives for ever."""
     try:
-        store.set_many(pairs, ttl=None)
-        result.written += len(pairs)
+        if plain:
+            store.set_many([(made.key, made.value) for made in plain], ttl=None)
+        result.written += len(plain)
     except (TypeError, ValueError):  # One of them: each by itself then, which also says which.
-        for position, (key, value) in zip(positions, pairs, strict=True):
-            if _taken(lambda key=key, value=value: store.set(key, value, ttl=None), position, result):  # type: ignore[misc]
-                result.written += 1
+        for position, made in zip(positions, plain, strict=True):
+            _write_one(made, position, store, result)
+            if strict and result.bad:
+                break
+    plain.clear()
+    positions.clear()
 
 
-def _taken(write: Callable[[], None], position: int | str, result: Migration) -> bool:
+def _write_one(made: Made, position: int | str, store: Store[Any, Any], result: Migration) -> None:
+    deadline = 0 if made.expires is None else max(1, round(made.expires * 1000))
+    if 0 < deadline <= store._engine.clock.now_ms():
+        result.expired += 1
+        return
     try:
-        write()
-    except (TypeError, ValueError) as error:
+        number, payload = made.value if type(made.value) is Packed else codec.encode(made.value)
+        store._put_packed(made.key, number, payload, deadline)
+    except (TypeError, ValueError, OverflowError) as error:
         result.refuse(position, f"{type(error).__name__}: {error}")
-        return False
-    return True
+    else:
+        result.written += 1

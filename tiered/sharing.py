@@ -103,11 +103,14 @@ class Handles:
         shared = self._shared.get(os.path.realpath(directory))
         return shared.engine if shared is not None and shared.engine.alive() else None
 
-    def retake(self, tier: Any) -> None:
-        """Have each handle on a hot tier take it anew, and with it what it does at a hit."""
-        for handle in list(self._handles.values()):
-            if handle._tier is tier:
-                handle._tier = tier
+    def of(self, engine: Engine) -> list[Any]:
+        """The handles on an engine that are open."""
+        handles = list(self._handles.values())
+        return [handle for handle in handles if (shared := handle._shared) is not None and shared.engine is engine]
+
+    def hits_of(self, engine: Engine) -> int:
+        """Reads that the hot tier answered, through all handles that are open."""
+        return sum(handle._hits for handle in self.of(engine))
 
     def watch(self, handle: Sharer) -> None:
         """Note a handle, to tell it of a fork."""
@@ -308,6 +311,7 @@ def _check_settings(engine: Engine, explicit: Mapping[str, object], clock: Clock
 
 HANDLES = Handles()
 MAINTENANCE.chores.append(HANDLES.sweep)
+MAINTENANCE.hits_of = HANDLES.hits_of
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=HANDLES.disown)  # After the engines were told, by `maintenance`.
 atexit.register(HANDLES.end_temporary)

@@ -21,6 +21,7 @@ from tiered import errors, retention, snapshot
 from tiered.checkpointer import Checkpointer
 from tiered.copying import Wish, copy_moment
 from tiered.errors import StoreError
+from tiered.events import Listeners
 from tiered.helper import Event
 from tiered.log import LOG
 from tiered.schedule import is_due
@@ -93,6 +94,7 @@ class Snapshots(Writing):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.snapshot_failure = ""
+        self.listeners = Listeners()
         self._requests: dict[int, Request] = {}
         self._requested = 0
         self._schedule = Schedule()
@@ -191,6 +193,7 @@ class Snapshots(Writing):
         request.info = SnapshotInfo(**event["info"])
         request.copied = request.total = request.info.records
         self.counters.snapshots += 1
+        self.listeners.note_snapshot(request.info.path)
         if request is self._scheduled:
             self._scheduled = None
             self._schedule.made(request.info)
@@ -212,6 +215,7 @@ class Snapshots(Writing):
     def _fail(self, request: Request, error: StoreError) -> None:
         request.error = error
         self.counters.snapshot_failures += 1
+        self.listeners.note_snapshot(request.wish.path, str(error))
         if request is self._scheduled:
             self._scheduled = None
             self._put_off(error)

@@ -23,6 +23,7 @@ class Counters:
     refusals: int = 0
     prefetched: int = 0
     expired_hot: int = 0
+    expired_cold: int = 0
     checkpoints: int = 0
     writer_waits: int = 0
     wait_seconds: float = 0.0
@@ -55,16 +56,18 @@ class Stats(NamedTuple):
     `compiled` says whether the compiled part of the package runs, or Python in its place.
     `disk_free_bytes` are pages of the cold tier's file that hold nothing: later checkpoints
     use them, but not those that an open view can still see.  `damaged_bytes` is what `salvage` has
-    put aside, `disk_evictions` counts what `disk_full="evict"` has deleted.  `view_seconds` is the age of the oldest
+    put aside, `disk_evictions` counts what `disk_full="evict"` has deleted, `expired_hot` and `expired_cold` the keys
+    whose time was up that have left memory and the cold tier.  `view_seconds` is the age of the oldest
     view, `view_bytes` what views keep of write buffers that the store has let go of.
 
     Everything that was acknowledged before `as_of` is seen, in seconds since the epoch: now for the
     program that writes; for `flag="r"` the last time that it had read all of the journal, so that `time.time() -
     as_of` is how far behind it may be.  `last_sequence` is the number of the last operation seen.
 
-    `refusals` counts values that were read and might have become hot but did not: too large, read for the first
-    time (`promotion="second"`), or while writers were ahead of the checkpoints.  `prefetched` counts those read
-    ahead after opening (`warm_start`).
+    `promotions` are values that became hot when they were read, `refusals` those that did not: too large, read for
+    the first time (`promotion="second"`), or while writers were ahead of the checkpoints.  `prefetched` counts those
+    read ahead after opening (`warm_start`), `evicted_bytes` what the `evictions` took in the hot tier; `eviction` is
+    the policy in force.
 
     `object_hits` are those of the hits that were copies of a document kept decoded.
 
@@ -89,8 +92,12 @@ class Stats(NamedTuple):
     promotions: int
     refusals: int
     prefetched: int
+    eviction: str
     evictions: int
+    evicted_bytes: int
     disk_evictions: int
+    expired_hot: int
+    expired_cold: int
     checkpoints: int
     checkpointer: str
     writer_waits: int
@@ -222,8 +229,12 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
         promotions=counters.promotions,
         refusals=counters.refusals,
         prefetched=counters.prefetched,
+        eviction=engine.hot.policy,
         evictions=engine.hot.evictions,
+        evicted_bytes=engine.hot.evicted_bytes,
         disk_evictions=counters.disk_evictions,
+        expired_hot=counters.expired_hot,
+        expired_cold=counters.expired_cold,
         checkpoints=counters.checkpoints,
         checkpointer=engine.checkpointer.name if engine.checkpointer else "none",
         writer_waits=counters.writer_waits,

@@ -36,6 +36,7 @@ from tiered.cold_reader import Reader
 from tiered.cold_state import State
 from tiered.compression import ZSTD, Decompressor
 from tiered.config import Settings
+from tiered.entries import is_packed
 from tiered.errors import (
     ClosedError,
     CorruptionError,
@@ -46,7 +47,6 @@ from tiered.errors import (
     StoreError,
     StoreFullError,
 )
-from tiered.heap import is_packed
 from tiered.hot import hot_tier
 from tiered.jitter import drawn
 from tiered.journal import Dirty, Journal

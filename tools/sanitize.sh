@@ -17,7 +17,7 @@ cp -r "$root"/{tiered,tests,tools,setup.py,pyproject.toml,README.md,LICENSE} "$c
 rm -f "$copy"/tiered/_native*.so
 cd "$copy"
 gcc -std=c11 -g -O1 -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all -o fuzz_arena \
-    tools/fuzz/arena.c tiered/compiled/arena*.c tiered/compiled/segments.c
+    tools/fuzz/arena.c tiered/compiled/arena*.c tiered/compiled/segments.c tiered/compiled/sketch.c
 for seed in $(seq "${FUZZ_SEEDS:-20}"); do
     ./fuzz_arena "$seed" 100000 || fail "the arena failed: fuzz_arena $seed 100000"
 done

@@ -3,7 +3,7 @@
 
     tools/snapshot.py users.tiered backup/users.tsnap --verify
 
-Fit for cron: says nothing with --quiet but errors, and its exit status tells what happened (`tiered.commands`).
+Fit for cron: says nothing with --quiet but errors, and its exit status tells what happened (`tiered.cli.running`).
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # A checkout works as it is, installed or not.
 
-from tiered import commands
+from tiered.cli import backup, running
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], epilog=commands.STATUS)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], epilog=running.STATUS)
     parser.add_argument("store", help="directory of the store; another program may have it open")
     parser.add_argument("file", help="where to write; an older snapshot there is replaced at the end")
     parser.add_argument("--verify", action="store_true", help="read the file again afterwards")
     parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     arguments = parser.parse_args()
-    return commands.snapshot(arguments.store, arguments.file, arguments.verify, arguments.quiet)
+    return running.run(lambda: backup.snapshot(arguments.store, arguments.file, arguments.verify, arguments.quiet))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 /* Records in segments: the hot tier as C sees it.
  *
  * A record lies in one piece: header, deadline if it has one, encoded key, value.  It is found through the index and
- * hangs in a list from the one used last to the one used longest ago; both refer to it by its place, and since a
+ * hangs in a queue, for LRU from the one used last to the one used longest ago; both refer to it by its place, and since a
  * record's own links and key lead back to whoever refers to it, it can be moved.  So the arena has no holes that
  * nothing fits into: when the heads are full, the segment with the least in it is emptied into them.  So much is
  * kept free that this moves few bytes for each byte written (SLACK), which is less than any allocator that
@@ -41,19 +41,36 @@
 /* -- order of use and deadlines ---------------------------------------------------------------- */
 
 static inline void
-unlink_use(Arena *a, const Record *r)
+unlink_use(Arena *a, const Record *r, unsigned queue)
 {
-    *(r->newer ? &at(a, r->newer)->older : &a->newest) = r->older;
-    *(r->older ? &at(a, r->older)->newer : &a->oldest) = r->newer;
+    *(r->newer ? &at(a, r->newer)->older : &a->queues[queue].newest) = r->older;
+    *(r->older ? &at(a, r->older)->newer : &a->queues[queue].oldest) = r->newer;
 }
 
 static inline void
-link_newest(Arena *a, Record *r, uint32_t place)
+link_newest(Arena *a, Record *r, uint32_t place, unsigned queue)
 {
-    r->older = a->newest;
+    uint32_t newest = a->queues[queue].newest;
+    r->older = newest;
     r->newer = 0;
-    *(a->newest ? &at(a, a->newest)->newer : &a->oldest) = place;
-    a->newest = place;
+    *(newest ? &at(a, newest)->newer : &a->queues[queue].oldest) = place;
+    a->queues[queue].newest = place;
+}
+
+/* To the front of a queue, with so many uses. */
+static void
+move_to(Arena *a, uint32_t place, unsigned queue, unsigned uses)
+{
+    Record *r = at(a, place);
+    unsigned before = queue_of(r);
+    if (before != queue) {
+        size_t bytes = arena_record_bytes(a, place);
+        a->queues[before].bytes -= bytes;
+        a->queues[queue].bytes += bytes;
+    }
+    unlink_use(a, r, before);
+    link_newest(a, r, place, queue);
+    r->state = (uint8_t)(queue << QUEUE_SHIFT | uses);
 }
 
 /* The first of the list that a record without a sooner one is in. */
@@ -180,7 +197,7 @@ static size_t
 overhead_bytes(const Arena *a)
 {
     return sizeof *a + a->segments.count * 9u + a->outside_count * sizeof *a->outside + a->outside_bytes
-        + arena_index_pages(a) * tiered_page_bytes();
+        + arena_index_pages(a) * tiered_page_bytes() + a->policy_bytes + sketch_bytes(&a->sketch);
 }
 
 size_t
@@ -219,8 +236,9 @@ move(Arena *a, uint32_t place, size_t bytes)
         return false;
     *arena_link_to_place(a, place) = target;
     Record *r = at(a, place);
-    *(r->newer ? &at(a, r->newer)->older : &a->newest) = target;
-    *(r->older ? &at(a, r->older)->newer : &a->oldest) = target;
+    ArenaQueue *queue = &a->queues[queue_of(r)];
+    *(r->newer ? &at(a, r->newer)->older : &queue->newest) = target;
+    *(r->older ? &at(a, r->older)->newer : &queue->oldest) = target;
     if (r->kind & EXPIRING) {
         Due *due = due_of(r);
         *(due->sooner ? &due_of(at(a, due->sooner))->later : due_head(a, r, place)) = target;
@@ -283,8 +301,10 @@ static void
 remove_linked(Arena *a, uint32_t place, uint32_t *link)
 {
     Record *r = at(a, place);
+    size_t bytes = record_bytes(a, r);
     *link = r->chain;
-    unlink_use(a, r);
+    a->queues[queue_of(r)].bytes -= bytes + (r->kind & OUTSIDE ? a->outside[outside_slot(r)].bytes : 0);
+    unlink_use(a, r, queue_of(r));
     if (r->kind & EXPIRING) {
         unlink_due(a, r, place);
         a->expiring--;
@@ -293,7 +313,6 @@ remove_linked(Arena *a, uint32_t place, uint32_t *link)
         outside_drop(a, outside_slot(r));
     a->count--;
     a->payload_bytes -= (uint64_t)r->key_size + r->value_size;
-    size_t bytes = record_bytes(a, r);
     list_hole(a, r, place, bytes);
     if (segments_drop(&a->segments, place, bytes))
         empty(a, segment_of(&a->segments, place));
@@ -302,17 +321,30 @@ remove_linked(Arena *a, uint32_t place, uint32_t *link)
 }
 
 bool
-arena_evict(Arena *a)
+arena_drop_place(Arena *a, uint32_t place)
 {
-    uint32_t place = a->oldest;
     if (place == 0)
         return false;
-    const Record *r = at(a, place);
     a->work--;
     a->evictions++;
-    a->evicted_bytes += record_bytes(a, r) + (r->kind & OUTSIDE ? outside_pages(r->value_size) : 0);
+    a->evicted_bytes += arena_record_bytes(a, place);
     remove_linked(a, place, arena_link_to_place(a, place));
     return true;
+}
+
+bool
+arena_drop(Arena *a, unsigned queue)
+{
+    return arena_drop_place(a, a->index[0] ? a->queues[queue].oldest : 0);
+}
+
+bool
+arena_evict(Arena *a)
+{
+    unsigned queue = 0;
+    while (a->queues[queue].oldest == 0 && queue < ARENA_QUEUES - 1)
+        queue++;
+    return arena_drop(a, queue);
 }
 
 /* Gives back pages of free segments that the budget has no room for. */
@@ -339,7 +371,7 @@ keep_budget(Arena *a, size_t more)
     uint64_t moved_until = a->moved_bytes + MOVED_BYTES_MAX;
     for (;;) {
         uint32_t allowed = segments_allowed(a, more), segment = SEGMENT_NONE;
-        bool over = s->live_bytes + s->tail_bytes > live_limit(a, allowed) && a->oldest;
+        bool over = s->live_bytes + s->tail_bytes > live_limit(a, allowed) && a->count;
         if (!over && (s->held + s->warm <= allowed || s->held + s->warm == 0))
             return overhead_bytes(a) + more + segments_committed(s) <= a->budget_bytes;
         if (a->work <= 0)
@@ -392,7 +424,7 @@ reset(Arena *a)
     memset(a->wheel, 0, sizeof a->wheel);
     memset(a->holes, 0, sizeof a->holes);
     a->pending = 0;
-    a->newest = a->oldest = 0;
+    memset(a->queues, 0, sizeof a->queues);
     a->count = a->expiring = 0;
     a->payload_bytes = 0;
     a->bucket_count = BUCKETS_MIN;
@@ -443,7 +475,6 @@ arena_begin(Arena *a, size_t budget_bytes, const uint64_t seed[2])
     memset(a, 0, sizeof *a);
     memcpy(a->seed, seed, sizeof a->seed);
     a->budget_bytes = budget_bytes;
-    a->hit_action = ARENA_HIT_MOVES_TO_FRONT;
     a->outside_free = UINT32_MAX;
     size_t segment = segment_bytes_for(budget_bytes);
     size_t bytes = budget_bytes < ARENA_BUDGET_MIN ? ARENA_BUDGET_MIN : budget_bytes;
@@ -470,6 +501,7 @@ arena_end(Arena *a)
     free(a->outside);
     segments_end(&a->segments);
     tiered_unmap(a->index, a->index_bytes);
+    sketch_end(&a->sketch);
     memset(a, 0, sizeof *a);
 }
 
@@ -480,22 +512,33 @@ rebuild(Arena *a, size_t budget_bytes)
     static Arena fresh; /* Large for a stack; nobody else is here, by the interpreter lock. */
     if (!arena_begin(&fresh, budget_bytes, a->seed))
         return false;
-    fresh.hit_action = a->hit_action;
     int64_t work = a->work;
     fresh.second = a->second;
-    uint32_t place = a->newest;
-    size_t bytes = 0, limit = budget_bytes < REBUILD_BYTES_MAX ? budget_bytes : REBUILD_BYTES_MAX, forgotten = a->count;
-    while (place && at(a, place)->older && (bytes += arena_record_bytes(a, place)) < limit)
-        place = at(a, place)->older;
-    for (; place; place = at(a, place)->newer) {
-        ArenaValue value;
-        ArenaKey key = arena_record(a, place, &value);
-        arena_put(&fresh, &key, value.kind, value.data, value.size, value.deadline);
+    size_t moved = 0, limit = budget_bytes < REBUILD_BYTES_MAX ? budget_bytes : REBUILD_BYTES_MAX, forgotten = a->count;
+    for (unsigned queue = 0; queue < ARENA_QUEUES; queue++) {
+        uint32_t place = a->queues[queue].newest;
+        uint64_t bytes = 0, all = a->segments.live_bytes + a->outside_bytes;
+        uint64_t share = all > limit ? (uint64_t)((double)limit * (double)a->queues[queue].bytes / (double)all) : all;
+        while (place && at(a, place)->older && (bytes += arena_record_bytes(a, place)) < share)
+            place = at(a, place)->older;
+        for (; place; place = at(a, place)->newer) {
+            ArenaValue value;
+            ArenaKey key = arena_record(a, place, &value);
+            fresh.entering = at(a, place)->state;
+            arena_put(&fresh, &key, value.kind, value.data, value.size, value.deadline);
+        }
+        moved += (size_t)bytes;
     }
     forgotten -= fresh.count;
     fresh.evictions = a->evictions + forgotten;
     fresh.evicted_bytes = a->evicted_bytes;
-    fresh.moved_bytes = a->moved_bytes + bytes;
+    fresh.moved_bytes = a->moved_bytes + moved;
+    fresh.rules = a->rules;
+    fresh.entering = a->entering;
+    fresh.hits = a->hits;
+    fresh.policy_bytes = a->policy_bytes;
+    fresh.sketch = a->sketch;
+    a->sketch.words = NULL;
     arena_end(a);
     *a = fresh;
     a->work = work;
@@ -584,25 +627,39 @@ arena_find(const Arena *a, const ArenaKey *key, ArenaValue *found)
     return place != 0;
 }
 
+/* A pseudo-random number for each hit, by a multiplicative hash of its number. */
+static inline bool
+counts(const Arena *a, unsigned uses)
+{
+    uint32_t draw = (uint32_t)(a->hits * 0x9E3779B97F4A7C15u >> 32);
+    return uses < 5 || (uint64_t)draw * (10 * (uses - 5) + 1) >> 32 == 0;
+}
+
+static void
+hit_by_rules(Arena *a, Record *r, uint32_t place)
+{
+    const ArenaRules *rules = &a->rules;
+    unsigned uses = r->state & USES_MASK, queue = queue_of(r);
+    a->hits++;
+    if (a->sketch.words != NULL)
+        sketch_add(&a->sketch, hash_of_record(a, r));
+    if (uses < rules->uses_max && (!rules->sparing || counts(a, uses)))
+        r->state++;
+    if (rules->hit_to[queue] >= 0)
+        move_to(a, place, (unsigned)rules->hit_to[queue], r->state & USES_MASK);
+}
+
 void
 arena_hit(Arena *a, uint32_t place)
 {
     Record *r = at(a, place);
-    switch (a->hit_action) {
-    case ARENA_HIT_MOVES_TO_FRONT:
-        if (a->newest != place) {
-            unlink_use(a, r);
-            link_newest(a, r, place);
+    if (a->rules.hit_action == ARENA_HIT_MOVES_TO_FRONT) {
+        if (a->queues[0].newest != place) {
+            unlink_use(a, r, 0);
+            link_newest(a, r, place, 0);
         }
-        break;
-    case ARENA_HIT_MARKS:
-        r->uses = 1;
-        break;
-    case ARENA_HIT_COUNTS:
-        r->uses += r->uses < UINT8_MAX;
-        break;
-    default:
-        break;
+    } else if (a->rules.hit_action == ARENA_HIT_BY_RULES) {
+        hit_by_rules(a, r, place);
     }
 }
 
@@ -610,12 +667,6 @@ void
 arena_note(Arena *a, uint32_t place)
 {
     at(a, place)->kind |= NOTED;
-}
-
-unsigned
-arena_uses(const Arena *a, uint32_t place)
-{
-    return at(a, place)->uses;
 }
 
 bool
@@ -627,6 +678,101 @@ arena_discard(Arena *a, const ArenaKey *key)
         return false;
     remove_linked(a, *link, link);
     return true;
+}
+
+size_t
+arena_need(const Arena *a, const ArenaKey *key, size_t size, int64_t deadline, size_t *outside)
+{
+    *outside = 0;
+    if (key->size >= ARENA_KEY_BYTES_MAX || size > a->budget_bytes / VALUE_SHARE_MAX || size > UINT32_MAX)
+        return 0;
+    size_t head = sizeof(Record) + key->size + 1 + (deadline ? sizeof(Due) : 0);
+    if (head + sizeof(uint32_t) > a->segments.segment_bytes / 2)
+        return 0; /* A key of kilobytes, in a small arena. */
+    size_t total = rounded(a, head + size);
+    if (total > a->segments.segment_bytes / 4) {
+        total = rounded(a, head + sizeof(uint32_t));
+        *outside = outside_pages(size);
+    }
+    return total;
+}
+
+bool
+arena_crowded(const Arena *a, size_t bytes, size_t outside)
+{
+    const Segments *s = &a->segments;
+    return a->index[0] && a->count && s->live_bytes + s->tail_bytes + bytes > live_limit(a, segments_allowed(a, outside));
+}
+
+size_t
+arena_capacity(const Arena *a)
+{
+    return live_limit(a, segments_allowed(a, 0)) + a->outside_bytes;
+}
+
+/* A bucket, or the next one that has something in it, and one of its chain. */
+uint32_t
+arena_pick(const Arena *a, uint32_t number)
+{
+    if (a->index[0] == 0 || a->count == 0)
+        return 0;
+    uint32_t bucket = (uint32_t)((uint64_t)number * a->bucket_count >> 32), length = 0, place;
+    while (a->index[INDEX_HEAD + bucket] == 0)
+        bucket = bucket + 1 < a->bucket_count ? bucket + 1 : 0;
+    for (place = a->index[INDEX_HEAD + bucket]; place; place = at(a, place)->chain)
+        length++;
+    place = a->index[INDEX_HEAD + bucket];
+    for (uint32_t step = (number * 0x9E3779B1u >> 16) % length; step; step--)
+        place = at(a, place)->chain;
+    return place;
+}
+
+void
+arena_age(Arena *a, uint32_t place)
+{
+    Record *r = at(a, place);
+    r->state -= (r->state & USES_MASK) > 0;
+}
+
+bool
+arena_oldest(const Arena *a, unsigned queue, ArenaOldest *found)
+{
+    uint32_t place = a->index[0] ? a->queues[queue].oldest : 0;
+    if (place)
+        arena_describe(a, place, found);
+    return place != 0;
+}
+
+void
+arena_describe(const Arena *a, uint32_t place, ArenaOldest *found)
+{
+    const Record *r = at(a, place);
+    *found = (ArenaOldest){hash_of_record(a, r), arena_record_bytes(a, place), r->state & USES_MASK,
+        r->kind & EXPIRING ? deadline_of(r) : 0};
+}
+
+void
+arena_shift(Arena *a, unsigned queue, unsigned to, unsigned uses)
+{
+    if (a->index[0] && a->queues[queue].oldest)
+        move_to(a, a->queues[queue].oldest, to, uses);
+}
+
+void
+arena_rule(Arena *a, const ArenaRules *rules)
+{
+    notice_fork(a);
+    for (unsigned queue = 0; queue < ARENA_QUEUES; queue++) {
+        for (uint32_t place = a->queues[queue].oldest, next; place && queue; place = next) {
+            next = at(a, place)->newer;
+            move_to(a, place, 0, 0);
+        }
+    }
+    for (uint32_t place = a->queues[0].oldest; place; place = at(a, place)->newer)
+        at(a, place)->state = 0;
+    a->rules = *rules;
+    a->entering = 0;
+    a->policy_bytes = 0;
 }
 
 /* Where an old value takes as much room as the new one it is written over. */
@@ -641,12 +787,8 @@ overwrite(Arena *a, uint32_t place, unsigned kind, const unsigned char *data, si
     a->payload_bytes += (uint64_t)size - r->value_size;
     r->value_size = (uint32_t)size;
     r->kind = (uint8_t)kind;
-    r->uses = 0;
     memcpy(key_of(r) + r->key_size, data, size);
-    if (a->newest != place) {
-        unlink_use(a, r);
-        link_newest(a, r, place);
-    }
+    move_to(a, place, queue_of(r), r->state & USES_MASK);
     return true;
 }
 
@@ -656,24 +798,29 @@ arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char *dat
     notice_fork(a);
     a->work = WORK_MAX;
     uint32_t *link = link_to(a, key);
+    uint8_t state = a->entering;
     if (*link) {
+        if (a->rules.hit_action == ARENA_HIT_BY_RULES)
+            hit_by_rules(a, at(a, *link), *link);
+        state = at(a, *link)->state;
         if (deadline == 0 && overwrite(a, *link, kind, data, size))
             return true;
         remove_linked(a, *link, link);
     }
-    if (key->size >= ARENA_KEY_BYTES_MAX || size > a->budget_bytes / VALUE_SHARE_MAX || size > UINT32_MAX)
+    size_t outside, total = arena_need(a, key, size, deadline, &outside);
+    if (total == 0)
         return false;
-    if (too_few_segments(a) && (!shrink(a, a->budget_bytes) || too_few_segments(a)))
-        return false;
-    size_t head = sizeof(Record) + key->size + 1 + (deadline ? sizeof(Due) : 0);
-    size_t total = rounded(a, head + size);
-    uint32_t slot = UINT32_MAX;
-    if (head + sizeof slot > a->segments.segment_bytes / 2)
-        return false; /* A key of kilobytes, in a small arena. */
-    if (total > a->segments.segment_bytes / 4) {
-        if (!keep_budget(a, outside_pages(size)))
+    if (too_few_segments(a)) {
+        if (!shrink(a, a->budget_bytes) || too_few_segments(a))
             return false;
-        total = rounded(a, head + sizeof slot);
+        total = arena_need(a, key, size, deadline, &outside); /* Its segments are others now. */
+        if (total == 0)
+            return false;
+    }
+    uint32_t slot = UINT32_MAX;
+    if (outside) {
+        if (!keep_budget(a, outside))
+            return false;
         slot = outside_take(a, size);
         if (slot == UINT32_MAX)
             return false;
@@ -688,7 +835,7 @@ arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char *dat
     r->value_size = (uint32_t)size;
     r->key_size = (uint16_t)(key->size + 1);
     r->kind = (uint8_t)(kind | (deadline ? EXPIRING : 0) | (slot != UINT32_MAX ? OUTSIDE : 0));
-    r->uses = 0;
+    r->state = state;
     unsigned char *own = key_of(r);
     own[0] = key->code;
     memcpy(own + 1, key->data, key->size);
@@ -701,7 +848,8 @@ arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char *dat
     link = bucket_of(a, hash_of(a, key->code, key->data, key->size));
     r->chain = *link;
     *link = place;
-    link_newest(a, r, place);
+    link_newest(a, r, place, queue_of(r));
+    a->queues[queue_of(r)].bytes += total + outside;
     if (deadline) {
         due_of(r)->deadline_low = (uint32_t)deadline;
         due_of(r)->deadline_high = (uint32_t)((uint64_t)deadline >> 32);
@@ -756,7 +904,15 @@ arena_after(const Arena *a, uint32_t place)
 {
     if (a->index[0] == 0)
         return 0;
-    return place ? at(a, place)->newer : a->oldest;
+    unsigned queue = 0;
+    if (place) {
+        if (at(a, place)->newer)
+            return at(a, place)->newer;
+        queue = queue_of(at(a, place)) + 1;
+    }
+    while (queue < ARENA_QUEUES && a->queues[queue].oldest == 0)
+        queue++;
+    return queue < ARENA_QUEUES ? a->queues[queue].oldest : 0;
 }
 
 ArenaKey

@@ -4,14 +4,32 @@
 #define TIERED_ARENA_H
 
 #include "segments.h"
+#include "sketch.h"
 
 #define ARENA_BUDGET_MIN (64u << 10)
 #define ARENA_KEY_BYTES_MAX (32u << 10)
 #define ARENA_WHEEL_SLOTS 1024
 #define ARENA_SIZE_CLASSES 832
 
-/* What a hit does to a record: a policy chooses. */
-enum { ARENA_HIT_NOTHING, ARENA_HIT_MARKS, ARENA_HIT_COUNTS, ARENA_HIT_MOVES_TO_FRONT };
+#define ARENA_QUEUES 3
+#define ARENA_USES_MAX 63
+
+/* What a hit does to a record: it moves it to the front of the only queue (LRU), nothing (FIFO), or what the policy's rules
+ * say. */
+enum { ARENA_HIT_MOVES_TO_FRONT, ARENA_HIT_NOTHING, ARENA_HIT_BY_RULES };
+
+/* As tiered/eviction/policy.py has them. */
+typedef struct {
+    int hit_action;
+    unsigned uses_max;
+    bool sparing;
+    int hit_to[ARENA_QUEUES];
+} ArenaRules;
+
+typedef struct {
+    uint32_t newest, oldest;
+    uint64_t bytes;
+} ArenaQueue;
 
 /* A key: the first byte of its encoding, and the rest, so that the text of a `str` need not be copied. */
 typedef struct {
@@ -39,14 +57,18 @@ typedef struct {
     Segments segments;
     size_t budget_bytes;
     uint64_t seed[2];
-    int hit_action;
+    ArenaRules rules;
+    ArenaQueue queues[ARENA_QUEUES];
+    uint8_t entering; /* The state of the next new record: its queue and uses. */
+    uint64_t hits;    /* By rules. */
+    size_t policy_bytes;
+    Sketch sketch;
 
     uint32_t *index; /* The mapping: a word that says whether it is still there, then the buckets. */
     size_t index_bytes;
     uint32_t bucket_count, bucket_mask;
 
     uint32_t holes[ARENA_SIZE_CLASSES]; /* What was removed and can be filled again, by size. */
-    uint32_t newest, oldest;
     size_t count;
 
     uint32_t wheel[ARENA_WHEEL_SLOTS], pending;
@@ -74,13 +96,38 @@ bool arena_find(const Arena *a, const ArenaKey *key, ArenaValue *found);
 void arena_hit(Arena *a, uint32_t place);
 /* Notes that the caller keeps something by its place; that is no longer so once it is replaced, removed or moved. */
 void arena_note(Arena *a, uint32_t place);
-/* What uses of it have marked or counted. */
-unsigned arena_uses(const Arena *a, uint32_t place);
 /* Keeps a value, evicting others; false if it is not kept, and then nothing is under the key. */
 bool arena_put(Arena *a, const ArenaKey *key, unsigned kind, const unsigned char *data, size_t size, int64_t deadline);
 bool arena_discard(Arena *a, const ArenaKey *key);
-/* Forgets what was used longest ago; false if there is nothing. */
+/* Forgets the oldest of the first queue that has one; false if there is nothing. */
 bool arena_evict(Arena *a);
+
+/* What a policy is told and does: with the oldest of a queue, which there may not be. */
+typedef struct {
+    uint32_t fingerprint;
+    size_t size;
+    unsigned uses;
+    int64_t deadline;
+} ArenaOldest;
+
+bool arena_oldest(const Arena *a, unsigned queue, ArenaOldest *found);
+/* What a random number stands for, as long as no record comes, goes or moves; 0 if there is none. */
+uint32_t arena_pick(const Arena *a, uint32_t number);
+void arena_describe(const Arena *a, uint32_t place, ArenaOldest *found);
+bool arena_drop_place(Arena *a, uint32_t place);
+void arena_age(Arena *a, uint32_t place);
+/* Makes it the newest of another queue or the same. */
+void arena_shift(Arena *a, unsigned queue, unsigned to, unsigned uses);
+bool arena_drop(Arena *a, unsigned queue);
+/* Other rules: all records are in the first queue from now on, in the order that they had. */
+void arena_rule(Arena *a, const ArenaRules *rules);
+/* What a record would take; 0 if it would not be kept. */
+size_t arena_need(const Arena *a, const ArenaKey *key, size_t size, int64_t deadline, size_t *outside);
+/* Whether others must leave before so many bytes find room, with `outside` more outside the segments. */
+bool arena_crowded(const Arena *a, size_t bytes, size_t outside);
+/* What all records may take. */
+size_t arena_capacity(const Arena *a);
+
 /* Evicts and moves what it takes to use `bytes`, or the budget where that is less: a bounded part of it; true when done. */
 bool arena_shrink(Arena *a, size_t bytes);
 /* Another budget, from now on: `arena_shrink` enforces it.  False if there is no address space for a larger one. */
@@ -89,7 +136,7 @@ bool arena_resize(Arena *a, size_t budget_bytes);
 size_t arena_expire(Arena *a, int64_t now_ms, size_t limit);
 
 size_t arena_used_bytes(const Arena *a);
-/* The records from the one used longest ago on: the first, and the one after a place; 0 at the end. */
+/* The records from the oldest of the first queue on: the first, and the one after a place; 0 at the end. */
 uint32_t arena_after(const Arena *a, uint32_t place);
 ArenaKey arena_record(const Arena *a, uint32_t place, ArenaValue *value);
 size_t arena_record_bytes(const Arena *a, uint32_t place);

@@ -61,15 +61,23 @@ static const char *
 check_order(const Arena *a)
 {
     size_t found = 0;
-    uint32_t before = 0;
-    for (uint32_t place = a->oldest; place; place = at(a, place)->newer) {
-        if (++found > a->count || !can_be(a, place) || at(a, place)->kind & DEAD)
-            return "the order of use holds more than there is";
-        if (at(a, place)->older != before)
-            return "the order of use does not lead back";
-        before = place;
+    for (unsigned queue = 0; queue < ARENA_QUEUES; queue++) {
+        uint32_t before = 0;
+        uint64_t bytes = 0;
+        for (uint32_t place = a->queues[queue].oldest; place; place = at(a, place)->newer) {
+            if (++found > a->count || !can_be(a, place) || at(a, place)->kind & DEAD)
+                return "the order of use holds more than there is";
+            if (at(a, place)->older != before)
+                return "the order of use does not lead back";
+            if (queue_of(at(a, place)) != queue)
+                return "a record is in another queue than it says";
+            bytes += arena_record_bytes(a, place);
+            before = place;
+        }
+        if (a->queues[queue].newest != before || a->queues[queue].bytes != bytes)
+            return "a queue does not end where it says, or its bytes are miscounted";
     }
-    return found == a->count && a->newest == before ? NULL : "the order of use lacks records";
+    return found == a->count ? NULL : "the order of use lacks records";
 }
 
 static const char *
@@ -119,7 +127,7 @@ check_outside(const Arena *a)
             held++;
             bytes += a->outside[slot].bytes;
         }
-    for (uint32_t place = a->oldest; place; place = at(a, place)->newer)
+    for (uint32_t place = arena_after(a, 0); place; place = arena_after(a, place))
         if (at(a, place)->kind & OUTSIDE) {
             records++;
             uint32_t slot = outside_slot(at(a, place));

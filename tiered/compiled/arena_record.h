@@ -12,6 +12,8 @@
 #define OUTSIDE 0x40
 #define DEAD 0x80
 
+#define QUEUE_SHIFT 6
+#define USES_MASK ARENA_USES_MAX
 
 #define INDEX_HEAD 16 /* Words before the buckets. */
 #define BUCKETS_MIN 1008
@@ -22,7 +24,7 @@ typedef struct {
     uint32_t value_size;
     uint16_t key_size;
     uint8_t kind;
-    uint8_t uses;
+    uint8_t state; /* Its queue in two bits, and its uses. */
 } Record;
 
 typedef struct {
@@ -57,6 +59,12 @@ static inline unsigned char *
 key_of(const Record *r)
 {
     return (unsigned char *)(r + 1) + (r->kind & EXPIRING ? sizeof(Due) : 0);
+}
+
+static inline unsigned
+queue_of(const Record *r)
+{
+    return r->state >> QUEUE_SHIFT;
 }
 
 /* Sizes are rounded up, to one of 64 for each power of two and to whole units, so that what one record leaves another fits. */

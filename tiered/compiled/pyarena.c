@@ -13,6 +13,7 @@
 #include <structmember.h>
 #include <string.h>
 
+#define GHOST_SHARE 16 /* As in tiered/eviction/policy.py. */
 #define ASCII 0x10 /* A text that is ASCII. */
 #define RECORD_BYTES 24 /* Of a record beside key and value, about. */
 
@@ -168,6 +169,7 @@ arena_traverse(ArenaObject *self, visitproc visit, void *arg)
 {
     /* Not its type: where that is a class made in Python, Python visits it, and twice would be once too often. */
     Py_VISIT(self->encode_key);
+    Py_VISIT(self->policy);
     Py_VISIT(self->objects.is_immutable);
     Py_VISIT(self->objects.size_of);
     for (int number = CODEC_BYTES; number <= CODEC_LAST; number++)
@@ -192,6 +194,7 @@ arena_dealloc(ArenaObject *self)
     Py_CLEAR(self->objects.size_of);
     arena_end(&self->arena);
     Py_CLEAR(self->encode_key);
+    Py_CLEAR(self->policy);
     for (int number = CODEC_BYTES; number <= CODEC_LAST; number++)
         Py_CLEAR(self->decoders[number]);
     type->tp_free((PyObject *)self);
@@ -291,18 +294,6 @@ arena_note_read(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
     Py_RETURN_NONE;
 }
 
-static PyObject *
-arena_uses_method(ArenaObject *self, PyObject *object)
-{
-    TieredKey key;
-    ArenaValue found;
-    if (tiered_arena_key(self, object, &key) < 0)
-        return NULL;
-    bool there = arena_find(&self->arena, &key.key, &found);
-    tiered_key_end(&key);
-    return there ? PyLong_FromLong(arena_uses(&self->arena, found.place)) : Py_NewRef(Py_None);
-}
-
 static int
 arena_contains(ArenaObject *self, PyObject *object)
 {
@@ -331,7 +322,9 @@ tiered_arena_put(
             kind |= ASCII;
         if (self->shards != NULL)
             advise(self, &key.key, size, 0);
-        kept = arena_put(&self->arena, &key.key, kind, payload, size, deadline);
+        kept = self->policy ? tiered_arena_ask(self, &key.key, size, deadline) : 0;
+        if (kept == 0)
+            kept = arena_put(&self->arena, &key.key, kind, payload, size, deadline);
     }
     tiered_key_end(&key);
     return kept;
@@ -467,7 +460,9 @@ arena_shrink_method(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
         return NULL;
     bool objects = self->objects.used_bytes <= self->objects.bytes_max || objects_make_room(&self->objects, 0);
     tiered_arena_divide(self, 0);
-    size_t taken = self->objects.used_bytes;
+    size_t taken = self->objects.used_bytes, budget = self->arena.budget_bytes, wanted = bytes > taken ? bytes - taken : 0;
+    if (self->policy != NULL && tiered_arena_ask_to_leave(self, 0, wanted < budget ? budget - wanted : 0) < 0)
+        return NULL;
     return PyBool_FromLong(arena_shrink(&self->arena, bytes > taken ? bytes - taken : 0) && objects);
 }
 
@@ -533,6 +528,18 @@ get_entry_bytes(ArenaObject *self, void *closure)
 }
 
 static PyObject *
+get_capacity(ArenaObject *self, void *closure)
+{
+    return PyLong_FromSize_t(arena_capacity(&self->arena));
+}
+
+static PyObject *
+get_ghost_bytes(ArenaObject *self, void *closure)
+{
+    return PyLong_FromSize_t(self->arena.budget_bytes / GHOST_SHARE);
+}
+
+static PyObject *
 get_address(ArenaObject *self, void *closure)
 {
     return PyLong_FromVoidPtr(self->arena.segments.map);
@@ -541,6 +548,8 @@ get_address(ArenaObject *self, void *closure)
 static PyGetSetDef arena_getset[] = {
     {"budget_bytes", (getter)get_budget, (setter)set_budget, "What it may use; shrink() enforces a smaller one.", NULL},
     {"used_bytes", (getter)get_used, NULL, "Memory that it takes: segments, index, values outside, tables.", NULL},
+    {"capacity_bytes", (getter)get_capacity, NULL, "What the records may take.", NULL},
+    {"ghost_bytes", (getter)get_ghost_bytes, NULL, "What the policy may take for what it remembers.", NULL},
     {"entry_bytes", (getter)get_entry_bytes, NULL, "Memory of the records in it.", NULL},
     {"address", (getter)get_address, NULL, "Where the segments are, for tests that damage them.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
@@ -553,13 +562,12 @@ static PyMemberDef arena_members[] = {
     COUNTER("evicted_bytes", evicted_bytes, T_ULONGLONG, "What they took."),
     COUNTER("moved_bytes", moved_bytes, T_ULONGLONG, "Bytes of records that were moved."),
     COUNTER("outside_bytes", outside_bytes, T_PYSSIZET, "Memory of values outside the segments."),
+    COUNTER("policy_hits", hits, T_ULONGLONG, "Hits, while there is a policy that is asked."),
     COUNTER("expiring", expiring, T_PYSSIZET, "Records that have a deadline."),
     COUNTER("segment_bytes", segments.segment_bytes, T_PYSSIZET, "Size of a segment."),
     {"object_hits", T_PYSSIZET, offsetof(ArenaObject, objects.hits), READONLY, "Hits that were copies of objects."},
     {"object_bytes", T_PYSSIZET, offsetof(ArenaObject, objects.used_bytes), READONLY, "Memory of objects, and of their table."},
     {"objects", T_PYSSIZET, offsetof(ArenaObject, objects.count), READONLY, "How many objects are kept."},
-    {"hit_action", T_INT, offsetof(ArenaObject, arena.hit_action), 0,
-        "What a hit does: 0 nothing, 1 marks the record, 2 counts up to 255, 3 moves it to the end of those to leave."},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -572,7 +580,6 @@ static PyMethodDef arena_methods[] = {
     METHOD("hit", arena_hit_method, METH_O, "hit(key): note a use; KeyError if the key is not there."),
     METHOD("sample", arena_sample, METH_O, "sample(shards): tell it of uses; None: nobody."),
     METHOD("note_read", arena_note_read, METH_FASTCALL, "note_read(key, size): tell it of a read that was answered elsewhere."),
-    METHOD("uses", arena_uses_method, METH_O, "uses(key): what hits have marked or counted; None if it is not there."),
     METHOD("keep_objects", tiered_arena_keep_objects, METH_VARARGS,
         "keep_objects(bytes, entries_max, value_bytes_max, is_immutable): keep decoded values within so many bytes."),
     METHOD("peek", arena_peek, METH_O, "peek(key): codec, payload, deadline and bytes taken, or None; is no use of it."),
@@ -588,6 +595,17 @@ static PyMethodDef arena_methods[] = {
     METHOD("shrink", arena_shrink_method, METH_FASTCALL, "shrink(bytes=None): evict down to so many, or to the budget; False if there is more to do."),
     METHOD("clear", arena_clear_method, METH_NOARGS, "clear(): forget everything, and give the memory back."),
     METHOD("wrong", arena_check_method, METH_NOARGS, "wrong(): what does not add up, '' if all does; looks at every record."),
+    METHOD("steer", tiered_arena_steer, METH_VARARGS,
+        "steer(policy, uses_max, sparing, hit_to, sketched): whom it asks, None: nobody, and what a hit does."),
+    METHOD("queue_bytes", tiered_arena_queue_bytes, METH_O, "queue_bytes(queue): what its records take."),
+    METHOD("oldest", tiered_arena_oldest, METH_O, "oldest(queue): fingerprint, bytes, uses, deadline of its oldest, or None."),
+    METHOD("shift", tiered_arena_shift, METH_FASTCALL, "shift(queue, to, uses): its oldest becomes the newest of another."),
+    METHOD("drop", tiered_arena_drop, METH_O, "drop(queue): evict its oldest."),
+    METHOD("pick", tiered_arena_pick, METH_O, "pick(number): `oldest` of a record that a random number stands for."),
+    METHOD("drop_picked", tiered_arena_drop_picked, METH_O, "drop_picked(number): evict it."),
+    METHOD("age_picked", tiered_arena_age_picked, METH_O, "age_picked(number): it loses one of its uses."),
+    METHOD("see", tiered_arena_see, METH_O, "see(fingerprint): count an access in the sketch."),
+    METHOD("seen", tiered_arena_seen, METH_O, "seen(fingerprint): how often that was accessed lately."),
     {NULL, NULL, 0, NULL},
 };
 

@@ -16,6 +16,8 @@ typedef struct {
     Arena arena;
     Objects objects;
     TieredShards *shards; /* The advisor's, which is told of uses; NULL: there is none. */
+    PyObject *policy;     /* Asked who leaves; NULL: the oldest. */
+    unsigned asked;
     size_t budget_bytes; /* Of both: the arena has what the objects leave. */
     PyObject *encode_key;               /* keys.encode */
     PyObject *decoders[CODEC_LAST + 1]; /* Of codec.DECODERS, by codec id. */
@@ -44,6 +46,21 @@ PyObject *tiered_arena_document(ArenaObject *self, const ArenaKey *key, const Ar
 void tiered_arena_divide(ArenaObject *self, size_t bytes);
 /* Sets what objects may take, after the budget or their share has changed. */
 void tiered_arena_limit_objects(ArenaObject *self);
+
+/* Has the policy, if there is one, make room for a record that is about to be put: any code may run.  -1 with an error set. */
+int tiered_arena_ask(ArenaObject *self, const ArenaKey *key, size_t size, int64_t deadline);
+/* Has it evict until the arena would keep to a budget smaller by so many bytes, or a bounded number has left. */
+int tiered_arena_ask_to_leave(ArenaObject *self, size_t bytes, size_t outside);
+PyObject *tiered_arena_steer(ArenaObject *self, PyObject *args);
+PyObject *tiered_arena_queue_bytes(ArenaObject *self, PyObject *queue);
+PyObject *tiered_arena_oldest(ArenaObject *self, PyObject *queue);
+PyObject *tiered_arena_shift(ArenaObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *tiered_arena_drop(ArenaObject *self, PyObject *queue);
+PyObject *tiered_arena_pick(ArenaObject *self, PyObject *number);
+PyObject *tiered_arena_drop_picked(ArenaObject *self, PyObject *number);
+PyObject *tiered_arena_age_picked(ArenaObject *self, PyObject *number);
+PyObject *tiered_arena_see(ArenaObject *self, PyObject *fingerprint);
+PyObject *tiered_arena_seen(ArenaObject *self, PyObject *fingerprint);
 
 PyObject *tiered_arena_keep_objects(ArenaObject *self, PyObject *args);
 PyObject *tiered_arena_get_many(ArenaObject *self, PyObject *const *args, Py_ssize_t count);

@@ -1,39 +1,35 @@
 """Eviction policies: which value leaves the hot tier first.
 
-A policy is the table of the hot tier and the order of its keys in one object, since a
-hit must not look a key up twice.  Its contract:
-
-    table               the mapping from key to entry that hits read, without a lock
-    hit(key)            note a read; KeyError if the key has left meanwhile; atomic
-    insert(key, entry)  put an entry, the newest, under a key that is not there
-    remove(key)         take an entry out and return it, None if there is none
-    victim()            take out the entry that leaves first, return (key, entry); KeyError if empty
-    table_bytes()       memory of the table itself, without keys and entries
-
-All but reads of `table` and `hit` are called under the store's lock.
+One file each, in the short shape that `policy` describes; `order` is how they run on Python's heap, and the arena runs
+the same classes.  They are imported when they are chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from importlib import import_module
 
-from tiered.eviction.lru import LRU
+from tiered.eviction.policy import Policy
+
+POLICIES = {
+    "arc": "ARC",
+    "fifo": "FIFO",
+    "largest": "Largest",
+    "lfu": "LFU",
+    "lru": "LRU",
+    "random": "Random",
+    "s3fifo": "S3FIFO",
+    "sieve": "Sieve",
+    "smallest": "Smallest",
+    "ttl": "TTL",
+    "wtinylfu": "WTinyLFU",
+}
+"""The class of each policy, in the module of its name."""
 
 
-class Policy(Protocol):
-    """The contract above."""
-
-    table: Mapping[Any, Any]
-    hit: Callable[[Any], None]
-    insert: Callable[[Any, Any], None]
-    victim: Callable[[], tuple[Any, Any]]
-
-    def remove(self, key: Any) -> Any: ...
-    def table_bytes(self) -> int: ...
-    def clear(self) -> None: ...
+def policy_named(name: str, **seed: int) -> Policy:
+    """A policy that has seen nothing; `seed` makes one that draws numbers draw the same again."""
+    found: Policy = getattr(import_module(f"tiered.eviction.{name}"), POLICIES[name])(**seed)
+    return found
 
 
-POLICIES: dict[str, Callable[[], Policy]] = {"lru": LRU}
-
-__all__ = ["LRU", "POLICIES", "Policy"]
+__all__ = ["POLICIES", "Policy", "policy_named"]

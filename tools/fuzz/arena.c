@@ -1,7 +1,7 @@
 /* Random operations on an arena, against a plain table of what must be in it; for the sanitizers (tools/sanitize.sh).
  *
  *   cc -std=c11 -g -O1 -fsanitize=address,undefined -o fuzz tools/fuzz/arena.c tiered/compiled/arena*.c \
- *      tiered/compiled/segments.c && ./fuzz SEED OPERATIONS
+ *      tiered/compiled/segments.c tiered/compiled/sketch.c && ./fuzz SEED OPERATIONS
  */
 #include "../../tiered/compiled/arena.h"
 
@@ -84,6 +84,27 @@ look(Arena *a, uint32_t number, uint64_t step)
     arena_hit(a, found.place);
 }
 
+/* What policies do. */
+static void
+steer(Arena *a)
+{
+    ArenaOldest oldest;
+    unsigned queue = draw() % ARENA_QUEUES;
+    a->entering = (uint8_t)(draw() % ARENA_QUEUES << 6 | draw() % 64);
+    if (arena_oldest(a, queue, &oldest)) {
+        sketch_grow(&a->sketch, a->count);
+        sketch_add(&a->sketch, oldest.fingerprint);
+        arena_shift(a, queue, draw() % ARENA_QUEUES, draw() % 64);
+    }
+    uint32_t place = arena_pick(a, (uint32_t)draw());
+    if (place)
+        arena_age(a, place);
+    if (draw() % 64 == 0)
+        arena_drop_place(a, place);
+    if (draw() % 64 == 0)
+        arena_drop(a, queue);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -150,8 +171,18 @@ main(int argc, char **argv)
             if (status)
                 fail("the child failed", step);
         } else {
-            a.hit_action = (int)(draw() % 4);
+            ArenaRules rules = {(int)(draw() % 3), draw() % 64, draw() % 2, {0}};
+            for (int queue = 0; queue < ARENA_QUEUES; queue++)
+                rules.hit_to[queue] = (int)(draw() % 4) - 1;
+            if (rules.hit_action != ARENA_HIT_BY_RULES || draw() % 8 == 0)
+                arena_rule(&a, &rules);
+            else
+                a.rules = rules;
+            if (a.sketch.words == NULL)
+                sketch_begin(&a.sketch);
         }
+        if (a.rules.hit_action == ARENA_HIT_BY_RULES)
+            steer(&a);
         if (step % (operations / 200 + 1) == 0) {
             const char *wrong = arena_check(&a);
             if (wrong)

@@ -1,0 +1,248 @@
+"""Events: what a program is told of while a store works, and what its callbacks may do."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from beside import beside
+from conftest import without_background
+from programs import wait_until
+
+import tiered
+from tiered.checkpoint import EXPIRE_RECORDS
+from tiered.events import KINDS, Event
+
+
+def heard(store: Any, kind: str) -> list[Event]:
+    events: list[Event] = []
+    store.on(kind, events.append)
+    return events
+
+
+def total(events: list[Event]) -> int:
+    return sum(event.times for event in events)
+
+
+def test_checkpoints_are_told_of(opener: Any) -> None:
+    store = opener(stepwise=True)
+    events = heard(store, "checkpoint")
+    store["a"] = 1
+    store.save()
+    assert events == []  # Only what is told by a tick or the background thread is.
+    store.tick()
+    assert events == [Event("checkpoint", store.path, 1)]
+    store.tick()
+    assert len(events) == 1
+
+
+def test_what_happened_before_somebody_listened_is_not_told(opener: Any) -> None:
+    store = opener(stepwise=True)
+    store["a"] = 1
+    store.save()
+    events = heard(store, "checkpoint")
+    store.tick()
+    assert events == []
+
+
+def test_many_evictions_are_one_event(opener: Any) -> None:
+    store = opener(stepwise=True)
+    events = heard(store, "eviction")
+    store.update((number, bytes(1000)) for number in range(5000))
+    store.save()
+    for number in range(5000):
+        store[number]
+    evicted = store.stats().evictions
+    assert evicted > 1000
+    store.tick()
+    assert len(events) == 1
+    assert events[0].times >= evicted
+
+
+def test_expiry_is_counted_in_each_tier_that_a_key_leaves(opener: Any, clock: Any) -> None:
+    store = opener(stepwise=True, clock=clock)
+    events = heard(store, "expiry")
+    for number in range(10):
+        store.set(number, "x", ttl=5)
+    store.save()
+    store.tick()
+    assert events == []
+    clock.sleep(20)
+    for _ in range(5):
+        store.tick()
+        clock.sleep(5)
+    store.tick()
+    assert total(events) == 20
+    stats = store.stats()
+    assert (stats.expired_hot, stats.expired_cold) == (10, 10)
+
+
+def test_what_expires_in_slices_after_a_checkpoint_is_counted(opener: Any, clock: Any) -> None:
+    store = opener(stepwise=True, clock=clock)
+    events = heard(store, "expiry")
+    count = 2 * EXPIRE_RECORDS + 10
+    store.update((number, None) for number in range(10))
+    store.set_many(((number, None) for number in range(10, 10 + count)), ttl=5)
+    store.save()
+    store._engine.hot.clear()
+    clock.sleep(20)
+    for _ in range(20):
+        store.tick()
+        clock.sleep(5)
+    store["more"] = 1
+    store.save()
+    store.tick()
+    assert total(events) == store.stats().expired_cold == count
+
+
+def test_snapshots_are_told_of_with_their_file_and_failures_with_the_reason(tmp_path: Path) -> None:
+    with tiered.open(tmp_path / "s", memory="1MB", helper=False, compression="none") as store:
+        without_background(store)
+        events = heard(store, "snapshot")
+        store["a"] = "spoiled " * 100
+        store.snapshot(tmp_path / "good.tsnap")
+        [data] = (tmp_path / "s").glob("cold-*/data.mdb")
+        with open(data, "r+b") as file:
+            found = file.read().index(b"spoiled spoiled")
+            file.seek(found)
+            file.write(b"sXoiled")
+        with pytest.raises(tiered.CorruptionError):
+            store.snapshot(tmp_path / "bad.tsnap")
+        store.tick()
+    assert events[0] == Event("snapshot", str(tmp_path / "s"), 1, str(tmp_path / "good.tsnap"))
+    [bad] = events[1:]
+    assert (bad.file, bad.times, "checksum" in bad.error or "damaged" in bad.error) == (
+        str(tmp_path / "bad.tsnap"),
+        1,
+        True,
+    )
+
+
+def test_close_tells_what_was_not_told_yet(opener: Any) -> None:
+    store = opener(stepwise=True)
+    events = heard(store, "checkpoint")
+    store["a"] = 1
+    store.close()
+    assert total(events) == 1
+
+
+def test_a_callback_that_raises_is_logged_and_breaks_nothing(opener: Any, caplog: pytest.LogCaptureFixture) -> None:
+    store = opener(stepwise=True)
+
+    def broken(event: Event) -> None:
+        raise RuntimeError("of the callback")
+
+    store.on("checkpoint", broken)
+    events = heard(store, "checkpoint")
+    store["secret key"] = "secret value"
+    store.save()
+    with caplog.at_level(logging.DEBUG, "tiered"):
+        store.tick()
+    assert total(events) == 1
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "checkpoint" in record.getMessage()
+    assert store["secret key"] == "secret value"
+    store["more"] = 1
+    assert store.stats().state == "open"
+
+
+def test_a_callback_may_use_the_store_and_holds_no_lock(opener: Any) -> None:
+    store = opener(stepwise=True)
+    seen: list[Any] = []
+
+    def use(event: Event) -> None:
+        assert not store._engine.owned()
+        reading = threading.Thread(target=lambda: seen.append(store["a"]))
+        reading.start()
+        reading.join(10)
+        store["a"] += 1
+        store.save()  # The next event, but told by the next tick, or this would never end.
+
+    store.on("checkpoint", use)
+    store["a"] = 1
+    store.save()
+    store.tick()
+    assert (seen, store["a"]) == ([1], 2)
+    store.tick()
+    assert (seen, store["a"]) == ([1, 2], 3)
+
+
+def test_a_callback_may_close_the_store(opener: Any) -> None:
+    store = opener(stepwise=True)
+    store.on("checkpoint", lambda event: store.close())
+    store["a"] = 1
+    store.save()
+    store.tick()
+    assert store._engine.closed
+    assert opener()["a"] == 1
+
+
+def test_the_background_thread_tells_and_close_tells_the_last(tmp_path: Path) -> None:
+    with tiered.open(tmp_path / "store", memory="1MB") as store:
+        threads: list[str] = []
+        events: list[Event] = []
+        store.on("checkpoint", lambda event: threads.append(threading.current_thread().name))
+        store.on("checkpoint", events.append)
+        store["a"] = 1
+        store.save()
+        wait_until(lambda: events)
+        assert threads == ["tiered-maintenance"]
+        store["a"] = 2
+    assert total(events) == 2
+
+
+def test_what_on_returns_ends_it_and_the_others_go_on(opener: Any) -> None:
+    store = opener(stepwise=True)
+    first: list[Event] = []
+    off = store.on("checkpoint", first.append)
+    second = heard(store, "checkpoint")
+    off()
+    off()
+    store["a"] = 1
+    store.save()
+    store.tick()
+    assert (total(first), total(second)) == (0, 1)
+
+
+def test_a_reader_tells_of_its_own_evictions(opener: Any) -> None:
+    store = opener(stepwise=True)
+    store.update((number, bytes(1000)) for number in range(3000))
+    store.save()
+    reader = beside(store)
+    try:
+        events = heard(reader, "eviction")
+        for number in range(3000):
+            reader[number]
+        reader.tick()
+        assert total(events) == reader.stats().evictions > 100
+    finally:
+        reader._engine.close()
+
+
+def test_a_read_only_handle_beside_a_writing_one_hears_of_the_same(opener: Any) -> None:
+    store = opener(stepwise=True)
+    events = heard(opener(flag="r"), "checkpoint")
+    store["a"] = 1
+    store.save()
+    store.tick()
+    assert total(events) == 1
+
+
+def test_there_is_no_other_kind_of_event(store: Any) -> None:
+    with pytest.raises(tiered.ConfigError, match="checkpoint, eviction, expiry, snapshot"):
+        store.on("deletion", print)
+    with pytest.raises(TypeError):
+        store.on("checkpoint", "print")
+    assert all(f'"{kind}"' in tiered.Store.on.__doc__ for kind in KINDS)
+
+
+def test_where_nobody_listens_nothing_is_kept(opener: Any, tmp_path: Path) -> None:
+    store = opener(stepwise=True)
+    store["a"] = 1
+    store.snapshot(tmp_path / "s.tsnap")
+    store.tick()
+    assert not store._engine.listeners
+    assert not store._engine.listeners._snapshots
