@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 import tiered
+import tiered.memoize
 
 PACKAGE = str(Path(tiered.__file__).parent)
 STRIDE = int(os.environ.get("TIERED_INTERRUPT_STRIDE", "25"))
@@ -156,6 +157,15 @@ def another_handle(store: Any) -> None:
         assert arrived["k2"] == other["k2"] == "old"
 
 
+def advised(store: Any) -> None:
+    with contextlib.suppress(tiered.ConfigError):  # It is off.
+        store.advise()
+
+
+def memoized(store: Any) -> None:
+    assert store.memoize(key=str, name="f")(len)("k") == 1
+
+
 OLD = {"k": "old", "k2": "old", "list": [0], "n": 1, ("a", 1): 1}
 OPERATIONS: dict[str, tuple[Callable[[Any], object], dict[Any, Any] | None]] = {
     # name: operation, what the store holds when it is done (None: unchanged)
@@ -207,6 +217,8 @@ OPERATIONS: dict[str, tuple[Callable[[Any], object], dict[Any, Any] | None]] = {
     "refresh": (lambda store: store.refresh(), None),
     "reclaim": (lambda store: store.reclaim(), None),
     "doctor": (lambda store: (store.doctor(), store.config_get("m*")), None),
+    "advise": (advised, None),
+    "memoize": (memoized, {**OLD, ("memoize", "f", "k"): 1}),
     "on": (lambda store: store.on("checkpoint", id)(), None),
     "snapshot": (lambda store: store.snapshot(store.path + ".tsnap"), None),
     "another handle": (another_handle, None),
