@@ -218,9 +218,9 @@ def s3fifo_model(capacity: int) -> Iterator[Callable[[int], list[int]]]:
         back = key in ghosts
         if back:
             ghosts.remove(key)
-        full = not left_before and len(small) >= share
         left = [evict()] if len(small) + len(main) == capacity else []
         left_before.extend(left)
+        full = not left_before and len(small) >= share
         (main if back or full else small).append(key)
         uses[key] = 0
         return left
