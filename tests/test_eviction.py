@@ -496,7 +496,7 @@ READS: dict[str, Callable[[HotTier], Any]] = {
     "put": lambda tier: tier.put("b", *codec.encode(["again"]), 0),
     "put with a deadline": lambda tier: tier.put("b", *codec.encode(["again"]), 9_000),
 }
-ASKED = [name for name in EACH if name.split()[0] in ("sieve", "s3fifo", "arc", "lfu")]
+ASKED = [name for name in EACH if name.split()[0] in ("sieve", "s3fifo", "arc")]
 
 
 @pytest.mark.parametrize("name", ASKED)
