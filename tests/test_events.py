@@ -222,6 +222,15 @@ def test_a_reader_tells_of_its_own_evictions(opener: Any) -> None:
         reader._engine.close()
 
 
+def test_a_read_only_handle_beside_a_writing_one_hears_of_the_same(opener: Any) -> None:
+    store = opener(stepwise=True)
+    events = heard(opener(flag="r"), "checkpoint")
+    store["a"] = 1
+    store.save()
+    store.tick()
+    assert total(events) == 1
+
+
 def test_there_is_no_other_kind_of_event(store: Any) -> None:
     with pytest.raises(tiered.ConfigError, match="checkpoint, eviction, expiry, snapshot"):
         store.on("deletion", print)

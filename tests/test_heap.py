@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiered import codec, heap
+from tiered import codec, entries
 from tiered.entries import Expiring, Packed, cost, entry_of, value_of
 from tiered.heap import EVICTIONS_PER_CALL_MAX, VALUE_SHARE_MAX, HeapTier
 
@@ -299,7 +299,7 @@ def test_accounting_stays_right_under_churn_of_mixed_sizes():
         assert tier.used_bytes <= tier.budget_bytes
     assert tier.wrong() == ""
     assert tier.evictions > 100
-    assert heap.DECODERS
+    assert entries.DECODERS
 
 
 @pytest.mark.parametrize("step", ["put_many", "expire"])

@@ -59,7 +59,7 @@ LAYERS = [
     ["opening", "check", "mapping", "restoration"],
     ["sharing", "salvaging", "sub"],
     ["awaited", "handle"],
-    ["control", "doctor", "transaction", "verification", "view"],
+    ["control", "doctor", "memoize", "reading", "transaction", "verification", "view"],
     ["store"],
     ["__init__", "aio", "metrics", "migrate"],
     ["cli.notation", "cli.running"],
@@ -93,7 +93,7 @@ IMPORTERS = {
 FORBIDDEN = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "multiprocessing"}
 LINES_PER_MODULE, LINES_PER_FUNCTION = 500, 60
 # Longer than the rest, with the lines they may have; splitting one is welcome, and so is a smaller number here.
-LONGER_MODULES = {"store": 700}
+LONGER_MODULES = {"store": 600}
 
 
 def module_name(path: Path) -> str:

@@ -21,6 +21,10 @@ users: tiered.Store[str, Document] = tiered.open("users")
 counts: tiered.Store[str, int] = tiered.open("counts")
 def first_of(txn: tiered.Transaction[str, Document]) -> tuple[str, int]:
     return 'a', len(txn)
+def length(text: str) -> int:
+    return len(text)
+async def late_length(text: str) -> int:
+    return len(text)
 async def later(store: aio.AsyncStore[str, Document]) -> None:
 """
 
@@ -73,6 +77,10 @@ REVEALED = {
     "users.sub('x').transaction().__enter__()": "Sub[Any, dict[str, int]]",
     "users.view().sub('x')": "SubView[Any, dict[str, int]]",
     "users.__enter__()": "Store[str, dict[str, int]]",
+    "users.memoize(ttl=5)(length)('a')": "int",
+    "users.memoize()(length).cache_info()": "CacheInfo",
+    "await users.memoize()(late_length)('a')": "int",
+    "await store.memoize()(late_length)('a')": "int",
     "users.stats()": "Stats",
     "users.check()": "list[Finding]",
     "aio.AsyncStore(users)": "AsyncStore[str, dict[str, int]]",
@@ -100,6 +108,7 @@ WRONG = [
     "users['a'] = 'text'",
     "users['a'] = {'a': 'text'}",
     "users[1]",
+    "users.memoize()(length)(1)",
     "users.get(1)",
     "users.pop(1)",
     "users.set('a', 1)",

@@ -37,6 +37,7 @@ from tiered.check import Finding
 from tiered.doctor import Diagnosis
 from tiered.errors import ConflictError
 from tiered.journal import record_bytes
+from tiered.memoize import Memoizer, Options
 from tiered.sharing import TEMPORARY
 from tiered.snapshot import SnapshotInfo
 from tiered.stats import Explanation, MemoryStats, Stats
@@ -197,6 +198,18 @@ class AsyncStore(AsyncMutableMapping[K, V]):
             yield AsyncView(view)
         finally:
             await finished(view.close)
+
+    def memoize(
+        self,
+        ttl: float | timedelta | None = UNSET,
+        key: Callable[..., Any] | None = None,
+        *,
+        name: str | None = None,
+        jitter: float = 0.1,
+        early: float = 0.0,
+    ) -> Memoizer:
+        """As `Store.memoize`, of async functions."""
+        return Memoizer(self, Options(ttl, key, name, jitter, early), awaited=True)
 
     async def save(self) -> None:
         await self._run(self._store.save)

@@ -12,7 +12,6 @@ import click
 
 from tiered.cli import options, output, pictures, running
 from tiered.cli.advice import advised, curve
-from tiered.cli.census import histogram_label
 from tiered.cli.inspection import inspected
 from tiered.cli.look import ask, diagnoses, gathered, holder, rows
 from tiered.cli.pictures import Axis
@@ -225,6 +224,8 @@ def _walk(nodes: Sequence[dict[str, Any]], depth: int, above: str) -> Iterator[t
 
 
 def _values(census: dict[str, Any]) -> str:
+    from tiered.cli.census import histogram_label  # Not at the top: `--help` is to be quick.
+
     sizes = {histogram_label(each["bytes_max"]): each["count"] for each in census["value_sizes"]}
     return _counted(census["value_types"]) + '<p class="soft">by size when packed</p>' + _counted(sizes)
 

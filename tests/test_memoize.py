@@ -1,0 +1,404 @@
+"""Memoized functions: results kept in the store, computed by one caller while the others wait."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from programs import wait_until
+
+import tiered
+from tiered import aio
+from tiered.memoize import told_apart
+
+
+def test_a_result_is_computed_once_and_survives_a_restart(opener: Any) -> None:
+    calls = []
+
+    def square(number: int, shift: int = 0) -> int:
+        """Squares."""
+        calls.append(number)
+        return number * number + shift
+
+    with opener() as store:
+        memoized = store.memoize(name="square")(square)
+        assert [memoized(3), memoized(3), memoized(number=3), memoized(3, 0), memoized(3, shift=0)] == [9] * 5
+        assert memoized(3, 1) == 10
+        assert calls == [3, 3]
+        assert memoized.cache_info() == (4, 2, 0, 0)
+        assert (memoized.__doc__, memoized.__wrapped__) == ("Squares.", square)
+    store = opener()
+    assert store.memoize(name="square")(square)(3) == 9
+    assert calls == [3, 3]
+
+
+def test_results_that_are_none_or_false_are_kept(store: Any) -> None:
+    calls = []
+
+    @store.memoize(name="nothing")
+    def nothing(what: Any) -> Any:
+        calls.append(what)
+        return what
+
+    for value in (None, False, 0, "", [], {}):
+        assert nothing(value) == nothing(value) == value
+    assert len(calls) == 6
+
+
+def test_types_are_told_apart_and_order_makes_no_difference_where_there_is_none(store: Any) -> None:
+    different = [
+        1,
+        True,
+        1.0,
+        "1",
+        b"1",
+        (1,),
+        [1],
+        {1},
+        frozenset({1}),
+        {1: 1},
+        None,
+        int,
+        [[1]],
+        [1, 1],
+        ["1"],
+        1 + 0j,
+    ]
+    assert len({told_apart(value) for value in different}) == len(different)
+    assert told_apart({"a": 1, "b": [2]}) == told_apart({"b": [2], "a": 1})
+    assert told_apart({"a", "b", "c"}) == told_apart({"c", "b", "a"})
+    assert told_apart([["a"], "b"]) != told_apart([["a", "b"]])
+
+    @store.memoize(name="kind")
+    def kind(value: Any, *rest: Any, **named: Any) -> str:
+        return f"{type(value).__name__} {rest} {sorted(named)}"
+
+    for value in (1, True, 1.0, [1], "x" * 1000, "x" * 1001):
+        assert kind(value).startswith(type(value).__name__)
+    assert kind(1, 2) == "int (2,) []"
+    assert kind(1, a=2) == kind(1, a=2) == "int () ['a']"
+    assert len(store) == 8
+
+
+def test_methods_need_a_key_where_the_object_cannot_be_kept(store: Any) -> None:
+    class Reader:
+        def __init__(self, number: int) -> None:
+            self.number, self.calls = number, 0
+
+        @store.memoize(key=lambda self, page: (self.number, page), name="page")
+        def page(self, page: int) -> str:
+            self.calls += 1
+            return f"{self.number}/{page}"
+
+        @store.memoize(name="bare")
+        def bare(self) -> int:
+            return 1
+
+    one, two = Reader(1), Reader(2)
+    assert [one.page(5), one.page(5), two.page(5), one.page(page=6)] == ["1/5", "1/5", "2/5", "1/6"]
+    assert (one.calls, two.calls) == (2, 1)
+    assert ("memoize", "page", (1, 5)) in store
+    assert Reader.page.cache_key(one, 5) == ("memoize", "page", (1, 5))
+    with pytest.raises(TypeError, match="key="):
+        one.bare()
+
+
+def test_functions_that_others_may_be_called_like_need_a_name(store: Any) -> None:
+    with pytest.raises(TypeError, match="name="):
+        store.memoize()(lambda: 1)
+    assert store.memoize()(told_apart).name == "tiered.memoize.told_apart"
+    for wrong in ({"jitter": 1.0}, {"jitter": -0.1}, {"early": -1.0}):
+        with pytest.raises(ValueError, match="jitter"):
+            store.memoize(**wrong)
+
+
+def test_results_expire_with_jitter(opener: Any, clock: Any) -> None:
+    store = opener(clock=clock, stepwise=True)
+    calls = []
+
+    @store.memoize(ttl=100, name="f")
+    def f(number: int) -> int:
+        calls.append(number)
+        return number
+
+    for number in range(200):
+        f(number)
+    left = [store.ttl(f.cache_key(number)) for number in range(200)]
+    assert 90 <= min(left) < 92
+    assert 98 < max(left) <= 100
+    assert store.memoize(ttl=100, jitter=0, name="g")(told_apart)(1)
+    assert store.ttl(("memoize", "g", told_apart((1,)))) == 100
+    clock.sleep(100)
+    f(1)
+    assert len(calls) == 201
+
+
+def test_one_caller_computes_and_the_others_wait_for_it(store: Any) -> None:
+    calls, begun, go = [], threading.Event(), threading.Event()
+
+    @store.memoize(name="slow")
+    def slow(number: int) -> int:
+        calls.append(number)
+        begun.set()
+        assert go.wait(10)
+        return number
+
+    with ThreadPoolExecutor(8) as pool:
+        results = [pool.submit(slow, 1) for _ in range(8)]
+        assert begun.wait(10)
+        flight = next(iter(slow._flights.values()))
+        assert not flight.done.is_set()
+        go.set()
+        assert [result.result(10) for result in results] == [1] * 8
+    assert calls == [1]
+    hits, misses, waits, _ = slow.cache_info()
+    assert (misses, hits + waits) == (1, 7)
+    assert slow._flights == {}
+
+
+def test_what_another_has_computed_since_the_look_is_not_computed_again(store: Any, monkeypatch: Any) -> None:
+    calls = []
+
+    @store.memoize(name="f")
+    def f() -> int:
+        calls.append(1)
+        return len(calls)
+
+    board = f._board
+
+    def late(key: Any, fresh: Any) -> Any:
+        monkeypatch.undo()
+        assert f() == 1
+        return board(key, fresh)
+
+    monkeypatch.setattr(f, "_board", late)
+    assert f() == 1
+    assert calls == [1]
+
+
+def test_an_exception_is_given_to_all_who_wait_and_not_kept(store: Any) -> None:
+    calls, go = [], threading.Event()
+
+    @store.memoize(name="failing")
+    def failing() -> int:
+        calls.append(1)
+        assert go.wait(10)
+        if len(calls) == 1:
+            raise OSError("no")
+        return 5
+
+    waiting = threading.Event()
+    awaited = failing._awaited
+    failing._awaited = lambda key, flight: (waiting.set(), awaited(key, flight))[1]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(failing)
+        wait_until(lambda: bool(calls))
+        second = pool.submit(failing)
+        assert waiting.wait(10)
+        go.set()
+        for result in (first, second):
+            with pytest.raises(OSError, match="no"):
+                result.result(10)
+    assert failing() == 5
+    assert len(calls) == 2
+
+
+def test_who_waits_computes_where_the_caller_ends_itself(store: Any) -> None:
+    calls, go = [], threading.Event()
+
+    @store.memoize(name="stopped")
+    def stopped() -> int:
+        calls.append(1)
+        assert go.wait(10)
+        if len(calls) == 1:
+            raise SystemExit
+        return 5
+
+    waiting = threading.Event()
+    awaited = stopped._awaited
+    stopped._awaited = lambda key, flight: (waiting.set(), awaited(key, flight))[1]
+
+    def call() -> None:
+        with pytest.raises(SystemExit):
+            stopped()
+
+    first = threading.Thread(target=call)
+    first.start()
+    wait_until(lambda: bool(calls))
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(stopped)
+        assert waiting.wait(10)
+        go.set()
+        assert second.result(10) == 5
+    first.join()
+
+
+def test_a_thread_that_is_gone_leaves_nobody_waiting(store: Any) -> None:
+    from tiered.memoize import Flight
+
+    @store.memoize(name="f")
+    def f() -> int:
+        return 5
+
+    gone: list[Flight] = []
+    thread = threading.Thread(target=lambda: gone.append(Flight()))
+    thread.start()
+    thread.join()
+    f._flights[f.cache_key()] = gone[0]
+    assert f() == 5
+
+
+def test_recursion_and_functions_that_wait_for_each_other_come_to_an_end(store: Any) -> None:
+    @store.memoize(name="fibonacci")
+    def fibonacci(number: int) -> int:
+        return number if number < 2 else fibonacci(number - 1) + fibonacci(number - 2)
+
+    assert fibonacci(30) == 832_040
+
+    depth: list[int] = []
+
+    @store.memoize(name="itself")
+    def itself() -> int:
+        depth.append(1)
+        return 1 if len(depth) > 3 else itself() + 1
+
+    assert itself() == 4
+
+    both = threading.Barrier(2, timeout=10)
+    inner = threading.local()
+
+    @store.memoize(name="one")
+    def one() -> str:
+        if not getattr(inner, "met", False):
+            inner.met = True
+            both.wait()
+            return f"one {two()}"
+        return "one"
+
+    @store.memoize(name="two")
+    def two() -> str:
+        if not getattr(inner, "met", False):
+            inner.met = True
+            both.wait()
+            return f"two {one()}"
+        return "two"
+
+    with ThreadPoolExecutor(2) as pool:
+        results = [pool.submit(one), pool.submit(two)]
+        assert all(result.result(20) for result in results)
+
+
+def test_clearing_deletes_what_is_kept_and_what_is_being_computed_is_not_kept(store: Any) -> None:
+    values = iter(range(100))
+
+    @store.memoize(name="f")
+    def f(clear: bool) -> int:
+        if clear:
+            f.cache_clear()
+        return next(values)
+
+    store["other"] = 1
+    assert [f(False), f(False)] == [0, 0]
+    assert f(True) == 1
+    assert f(False) == 2
+    assert f(True) == 3
+    f.cache_clear()
+    assert list(store) == ["other"]
+
+
+def test_early_one_caller_computes_before_a_result_expires(opener: Any, clock: Any, monkeypatch: Any) -> None:
+    store = opener(clock=clock, stepwise=True)
+    calls = []
+
+    @store.memoize(ttl=100, jitter=0, early=1.0, name="f")
+    def f() -> int:
+        calls.append(1)
+        return len(calls)
+
+    assert [f(), f()] == [1, 1]
+    key = f.cache_key()
+    store.set(key, [1, 10.0], 100)  # As if it had taken ten seconds.
+    assert not any(f._is_due(100.0, 0.001) for _ in range(1000))
+    due = sum(f._is_due(10.0, 10.0) for _ in range(4000)) / 4000
+    assert 0.32 < due < 0.42, "e to the power of -1"
+    monkeypatch.setattr(f, "_is_due", lambda left, seconds: left < 50)
+    assert f() == 1
+    clock.sleep(60)
+    assert f() == 2
+    assert f.cache_info().early == 1
+
+
+def test_async_functions_are_memoized_and_tasks_wait_for_one(opener: Any) -> None:
+    calls: list[int] = []
+
+    async def run() -> None:
+        async with aio.AsyncStore(opener()) as store:
+
+            @store.memoize(ttl=60, name="slow")
+            async def slow(number: int) -> int:
+                calls.append(number)
+                await asyncio.sleep(0.02)
+                if number < 0:
+                    raise ValueError(number)
+                return number
+
+            assert await asyncio.gather(*(slow(1) for _ in range(20))) == [1] * 20
+            assert calls == [1]
+            failed = await asyncio.gather(*(slow(-1) for _ in range(5)), return_exceptions=True)
+            assert {type(error) for error in failed} == {ValueError}
+            assert calls == [1, -1]
+            first = asyncio.ensure_future(slow(2))
+            while 2 not in calls:
+                await asyncio.sleep(0)
+            second = asyncio.ensure_future(slow(2))
+            await asyncio.sleep(0.005)
+            first.cancel()
+            assert await second == 2
+            assert calls == [1, -1, 2, 2]
+
+            @store.memoize(name="around")
+            async def around(depth: int) -> int:
+                return depth and sum(await asyncio.gather(around(0), around(0)))
+
+            assert await asyncio.wait_for(around(1), 10) == 0
+
+            @store.memoize(name="itself")
+            async def itself() -> int:
+                calls.append(0)
+                return 1 if calls.count(0) > 2 else 1 + (await asyncio.gather(itself()))[0]
+
+            assert await asyncio.wait_for(itself(), 10) == 3
+            await slow.cache_clear()
+            assert await slow(1) == 1
+            assert calls.count(1) == 2
+            with pytest.raises(TypeError, match="async"):
+                store.memoize(name="f")(told_apart)
+
+    asyncio.run(run())
+
+
+def test_a_plain_store_memoizes_async_functions_too(store: Any) -> None:
+    calls = []
+
+    @store.memoize(name="f")
+    async def f(number: int) -> int:
+        calls.append(number)
+        return number
+
+    async def run() -> None:
+        assert [await f(1), await f(1), await f(2)] == [1, 1, 2]
+        await f.cache_clear()
+        assert await f(1) == 1
+
+    asyncio.run(run())
+    assert calls == [1, 2, 1]
+
+
+def test_a_handle_that_cannot_write_says_so(opener: Any) -> None:
+    opener()
+    reader = opener(flag="r")
+    with pytest.raises(tiered.ReadOnlyError):
+        reader.memoize(name="f")(told_apart)(1)
