@@ -87,6 +87,9 @@ def main() -> None:
         def put(key: int, cache: Any = cache) -> None:
             cache[key] = VALUE
 
+        def put(key: int, cache: Any = cache) -> None:
+            cache[key] = VALUE
+
         rows.append([name, *measured(cache.get, put, list(cache), options.repeat)])
     table([f"{entries:,} entries, us", "hit", "miss"], rows)
 
