@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -126,23 +127,50 @@ def test_a_write_and_a_checkpoint_in_the_middle_of_reading_ahead_win(
         store.update((number, "old") for number in range(100))
     store = opener(stepwise=True)
     find_many = store._engine.find_many
-    times = []
+
+    def write() -> None:
+        for number in range(90, 100):
+            store[number] = "new"
+        if checkpoint:
+            store.save()
+
+    writer = threading.Thread(target=write)
 
     def find_many_and_be_late(stored_keys: Any, encoded: Any) -> Any:
         found = find_many(stored_keys, encoded)
-        times.append(len(stored_keys))
-        if len(times) == 1:
-            for number in range(90, 100):
-                store[number] = "new"
-            if checkpoint:
-                store.save()
+        if not writer.ident:
+            writer.start()
+            writer.join(0.3)  # It is kept waiting; without that it is done by then.
             store._engine.hot.clear()
         return found
 
     monkeypatch.setattr(store._engine, "find_many", find_many_and_be_late)
     warm(store)
+    writer.join()
     assert [store[number] for number in range(90, 100)] == ["new"] * 10
-    assert len(hot(store)) == 100, "those that were read now"
+
+
+def test_who_misses_while_reading_ahead_is_under_way_reads_ahead_too(opener: Any) -> None:
+    with opener(stepwise=True, memory="4MB") as store:
+        store.update((number, "x" * 100) for number in range(10_000))
+        store.save()
+    store = opener(stepwise=True, memory="4MB")
+    engine = store._engine
+    engine.tick()  # Which takes the list up.
+    assert engine.warming is not None
+    numbers = random.Random(4).sample(range(10_000), 2000)
+    before = len(engine.hot)
+    for number in numbers[:50]:
+        assert store[number] == "x" * 100
+    assert len(engine.hot) > before + 50 * 10
+    before = len(engine.hot)
+    assert len(store.get_many(numbers[50:500])) == 450
+    assert len(engine.hot) > before + 700
+    store.config_set("warm_start", False)
+    before = len(engine.hot)
+    assert engine.direct
+    assert all(store[number] == "x" * 100 for number in numbers[500:600])
+    assert len(engine.hot) <= before + 100
 
 
 @pytest.mark.parametrize("durable", ["first", "second"])

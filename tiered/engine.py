@@ -81,9 +81,19 @@ class Engine(Snapshots):
         if journal is not None:
             journal.on_failure = self.poison
             if settings.warm_start and (directory / files.HOT).exists():
-                self.warming = hot_keys.Warming(directory / files.HOT)
+                self._warm(hot_keys.Warming(directory / files.HOT))
             if settings.snapshot_save or self.warming is not None:
                 self.serve()
+
+    def _warm(self, warming: hot_keys.Warming | None) -> None:
+        self.warming = warming
+        self.direct = warming is None and type(self).direct
+
+    def warm(self, misses: int) -> None:
+        """Help to read ahead, where that is under way: who misses what is hot brings in what is hotter."""
+        warming = self.warming
+        if warming is not None and not self.owned():
+            warming.help(self, misses)
 
     def keep_view(self, view: Pinning) -> None:
         """Note a view, which is ended when it is too old."""
@@ -113,7 +123,7 @@ class Engine(Snapshots):
         if name == "spill":
             self.bound(parsed)
         if name == "warm_start" and not parsed:
-            self.warming = None
+            self._warm(None)
         if name == "advisor":
             self.observe(parsed)
         if name == "cycle_seconds":
@@ -272,7 +282,7 @@ class Engine(Snapshots):
             again = SLICES_SECONDS if self._evict_slice() else again
         if self.warming is not None:
             if not self.warming.step(self):
-                self.warming = None
+                self._warm(None)
             self.warming_bytes = 0 if self.warming is None else self.warming.used_bytes
             again = min(again, hot_keys.PAUSE_SECONDS)
         checkpointer = self.checkpointer

@@ -15,7 +15,8 @@ the keys that were hottest; as long as reading ahead lasts it is in memory, and 
 from its end.
 
 Reading ahead takes place in the background thread, in slices of a millisecond with pauses as long, the hottest keys
-first.  It never evicts: it ends where the hot tier is nearly full.  A key that is hot already, or was written since
+first; and since a program that reads at full speed leaves that thread little of the interpreter's lock, each read that
+misses meanwhile reads a few keys of the list ahead, too.  It never evicts: it ends where the hot tier is nearly full.  A key that is hot already, or was written since
 (so that a write buffer has it), is left alone, and as with every promotion nothing is kept that was read before a
 checkpoint ended.  In the end the keys are touched once in the order in which they were hot, so that the hottest leaves
 last.
@@ -98,7 +99,7 @@ def load(path: Path) -> bytes:
 
 
 class Warming:
-    """Reads ahead what a list names.  `step` belongs to the background thread, or to whoever calls `tick`."""
+    """Reads ahead what a list names.  Some at a time, under the store's lock."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -124,6 +125,15 @@ class Warming:
             return False
         return True
 
+    def help(self, engine: Engine, misses: int) -> None:
+        """Read a few keys ahead for each of so many reads that missed, once the list is there."""
+        try:
+            for _ in range(-(-misses // _TOGETHER)):
+                if self._body is None or not self._reading or not self._read(engine):
+                    return
+        except (StoreError, ValueError):
+            pass  # The background thread meets it as well, and says so.
+
     @property
     def used_bytes(self) -> int:
         """Memory of the list, and of what was noted of it."""
@@ -142,26 +152,19 @@ class Warming:
         return encoded
 
     def _read(self, engine: Engine) -> bool:
-        encoded = self._next()
-        if not encoded:
-            self._reading = False
-            return True
-        wanted = [(key, name) for key in encoded if (name := keys.decode(key)) not in engine.hot]
-        stored_keys = [keys.stored(key) for key, _ in wanted]
-        for _ in range(3):  # Again where a checkpoint ended meanwhile.
-            generation = engine.generation
+        with engine.lock:
+            if engine.closed:
+                return False
+            encoded = self._next()
+            wanted = [(key, name) for key in encoded if (name := keys.decode(key)) not in engine.hot]
+            stored_keys = [keys.stored(key) for key, _ in wanted]
             records = engine.find_many(stored_keys, [key for key, _ in wanted])[1]
             found = [
                 (name, stored_key, dirty)
                 for (_, name), stored_key, dirty in zip(wanted, stored_keys, records, strict=True)
                 if dirty is not None
             ]
-            with engine.lock:
-                if engine.closed:
-                    return False
-                if generation == engine.generation:
-                    self._reading = self._keep(engine, found)
-                    break
+            self._reading = bool(encoded) and self._keep(engine, found)
         return True
 
     def _keep(self, engine: Engine, found: Sequence[tuple[Any, bytes, Dirty]]) -> bool:

@@ -67,6 +67,8 @@ class Reads(Hits, Handle, Generic[K, V]):
             counters.buffer_hits += 1
         value = engine.value_of(stored_key, found)
         engine.promote(key, stored_key, where, generation, found)
+        if engine.warming is not None and where is None:
+            engine.warm(1)
         return value
 
     def _unexpired(self, tier: HotTier, key: Any) -> Any:
@@ -174,3 +176,5 @@ class Reads(Hits, Handle, Generic[K, V]):
                 found[key] = engine.value_of(stored_key, dirty)
         if promote:
             engine.promote_many(located, generation)
+            if engine.warming is not None:
+                engine.warm(len(located))
