@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import sys
 import xml.etree.ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from command_lines import call, calling, made
 
 import tiered
 from tiered.advisor import Advice, Estimate
+from tiered.cli import advice, running
 
 MB = 1 << 20
 
@@ -66,8 +69,20 @@ def test_the_curve_is_drawn_as_svg_and_as_a_page(live: Path, tmp_path: Path) -> 
     page = (tmp_path / "curve.html").read_text()
     assert "30.0 MB are enough" in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
-    status, _, errors = call("advise", live, "--plot", tmp_path / "curve.png")
+    status, _, errors = call("advise", live, "--plot", tmp_path / "curve.gif")
     assert (status, ".svg" in errors) == (2, True)
+
+
+def test_the_curve_is_painted_as_png(live: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = json.loads(call("advise", live, "--json")[1])
+    # In a process of its own: matplotlib keeps its fonts open.
+    assert call("advise", live, "--plot", tmp_path / "curve.png")[0] == 0
+    picture = (tmp_path / "curve.png").read_bytes()
+    assert (picture[:8], *struct.unpack(">II", picture[16:24])) == (b"\x89PNG\r\n\x1a\n", 960, 540)
+    assert len(picture) > 10_000, "there is a line in it, and words"
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(running.Failure, match=r"tiered\[plot\]"):
+        advice.painted(found)
 
 
 def test_the_report_has_the_curve(live: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from tiered.cli.pictures import Axis
 from tiered.cli.transfer import written
 
 READS_MIN = 10_000
+NEEDS_MATPLOTLIB = "a .png needs matplotlib: pip install 'tiered[plot]'; an .svg or .html needs nothing"
 MISSING = "no program has it open for writing, and the advisor looks at the reads of a program at work"
 
 
 @click.command("advise")
 @options.store
-@click.option("--plot", type=click.Path(dir_okay=False), metavar="FILE", help="Draw the curve: FILE.svg or FILE.html.")
+@click.option("--plot", type=click.Path(dir_okay=False), metavar="FILE", help="Draw the curve: .svg, .html or .png.")
 @options.as_json
 def advise_command(store: str, plot: str | None, as_json: bool) -> None:
     """Say which hit ratio more or less memory would give.
@@ -28,15 +30,15 @@ def advise_command(store: str, plot: str | None, as_json: bool) -> None:
     advisor=True when it opens it.
     """
     target = None if plot is None else Path(plot)
-    if target is not None and target.suffix not in (".svg", ".html"):
-        raise running.Failure(f"{plot}: a plot is an .svg or an .html file", running.USAGE)
+    if target is not None and target.suffix not in (".svg", ".html", ".png"):
+        raise running.Failure(f"{plot}: a plot is an .svg, an .html or a .png file", running.USAGE)
     if holder(store) is None:
         raise running.Failure(f"{store}: {MISSING}")
     found = advised(store)
     if target is not None:
         if not found["reads"]:
             raise running.Failure(f"{store}: there is nothing to draw: no reads were seen yet")
-        written(target, [drawn(found, target.suffix).encode()])
+        written(target, [painted(found) if target.suffix == ".png" else drawn(found, target.suffix).encode()])
     if as_json:
         output.document(found)
     else:
@@ -91,3 +93,23 @@ def drawn(found: dict[str, Any], suffix: str) -> str:
         "<style>:root { color-scheme: light dark; } body { max-width: 40rem; margin: auto; padding: 1rem; }</style>"
         f"</head><body>{picture}<p>{enough} are enough.</p></body></html>\n"
     )
+
+
+def painted(found: dict[str, Any]) -> bytes:
+    """The picture as a PNG, by matplotlib.  `Failure` without it."""
+    try:
+        from matplotlib.figure import Figure  # By itself it needs no screen.
+    except ModuleNotFoundError as error:
+        raise running.Failure(f"{NEEDS_MATPLOTLIB} ({error.name} is missing)") from None
+    figure = Figure(figsize=(6.4, 3.6), dpi=150, layout="constrained")
+    axes = figure.add_subplot(xlabel="memory", ylabel="hit ratio", ylim=(0, 1))
+    sizes = [each["memory_bytes"] for each in found["curve"]]
+    axes.semilogx(sizes, [each["hit_ratio"] for each in found["curve"]], "o-", color="#2563eb", base=2)
+    axes.set_xticks(sizes, [output.size(size) for size in sizes], fontsize=8)
+    axes.yaxis.set_major_formatter(lambda share, _: pictures.percent(share))
+    axes.axvline(found["memory_bytes"], color="gray", linestyle="--")
+    axes.annotate("now", (found["memory_bytes"], 0.03))
+    axes.grid(alpha=0.2)
+    picture = BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()
