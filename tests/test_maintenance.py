@@ -218,7 +218,7 @@ def test_a_thread_that_could_not_be_started_is_started_by_the_next_write_and_not
         raise error
 
     for again in (True, False):
-        store = tiered.open(tmp_path / "store", memory="1MB")
+        store = tiered.open(tmp_path / "store", memory="1MB", warm_start=False)
         with monkeypatch.context() as patched:
             patched.setattr(threading.Thread, "start", refuse)
             with pytest.raises(type(error)):

@@ -82,8 +82,11 @@ class Engine(Snapshots):
             journal.on_failure = self.poison
             if settings.warm_start and (directory / files.HOT).exists():
                 self._warm(hot_keys.Warming(directory / files.HOT))
-            if settings.snapshot_save or self.warming is not None:
-                self.serve()
+
+    def begin_work(self) -> None:
+        """Have the background thread do what is due without a write; once there is somebody to close the store."""
+        if not self.readonly and (self.settings.snapshot_save or self.warming is not None):
+            self.serve()
 
     def _warm(self, warming: hot_keys.Warming | None) -> None:
         self.warming = warming

@@ -63,6 +63,7 @@ READS = frozenset(
         "snapshot",
         "tell_listeners",
         "tick",
+        "warm",
         "tick_guarded",
         "value_of",
     ]
@@ -182,6 +183,7 @@ class Handle:
         self._engine = cast(Engine, Reading(engine)) if self._readonly and not engine.readonly else engine
         self._tier = engine.hot
         HANDLES.watch(self)
+        engine.begin_work()
 
     def _detach(self, stand_in: Ended | Inherited) -> None:
         # The tier goes first: a hit that finds none asks the engine.

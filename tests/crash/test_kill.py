@@ -158,5 +158,5 @@ def test_whatever_is_killed_when_every_acknowledged_write_is_there_and_batches_a
     assert errors == ""
     assert said.startswith("reading\n"), said
     assert sum(scenario.steps) > 20 * ROUNDS // SCENARIOS
-    left = set(os.listdir(scenario.path)) - {"CURRENT", "LOCK", "APPLY"}
+    left = set(os.listdir(scenario.path)) - {"CURRENT", "HOT", "LOCK", "APPLY"}
     assert len(left) == 1, f"left behind: {left}"
