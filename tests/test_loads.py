@@ -132,7 +132,7 @@ def ask_many_twin(store: Any, key: Any) -> Any:
 
 
 @pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize("kind", ["text", "tuple", "beyond it"])
 def test_a_read_of_many_is_what_its_twin_in_python_is(tmp_path: Path, kind: str, state: str) -> None:
     key, outcomes = KEYS[kind], []
     for asking in (ask_many, ask_many_twin):
