@@ -363,7 +363,10 @@ value_of(ArenaObject *arena, PyObject *engine, PyObject *generation, PyObject *k
         payload = decompressed(engine, &record);
     else if (record.compression == COMPRESSION_NONE)
         payload = bytes_of(record.body, record.body_size);
-    if (payload == NULL || (*value = tiered_decoded(arena, record.codec, (unsigned char *)PyBytes_AS_STRING(payload), (size_t)PyBytes_GET_SIZE(payload))) == NULL) {
+    if (payload != NULL)
+        *value = tiered_decoded(
+            arena, record.codec, (unsigned char *)PyBytes_AS_STRING(payload), (size_t)PyBytes_GET_SIZE(payload));
+    if (*value == NULL) {
         Py_XDECREF(payload);
         return tiered_given_up();
     }
