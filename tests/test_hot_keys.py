@@ -126,7 +126,8 @@ def test_a_write_and_a_checkpoint_in_the_middle_of_reading_ahead_win(
     with opener(stepwise=True) as store:
         store.update((number, "old") for number in range(100))
     store = opener(stepwise=True)
-    find_many = store._engine.find_many
+    cold = store._engine.cold
+    layout_of = cold._layout_of
 
     def write() -> None:
         for number in range(90, 100):
@@ -136,15 +137,15 @@ def test_a_write_and_a_checkpoint_in_the_middle_of_reading_ahead_win(
 
     writer = threading.Thread(target=write)
 
-    def find_many_and_be_late(stored_keys: Any, encoded: Any) -> Any:
-        found = find_many(stored_keys, encoded)
-        if not writer.ident:
-            writer.start()
-            writer.join(0.3)  # It is kept waiting; without that it is done by then.
-            store._engine.hot.clear()
-        return found
+    def read_and_be_late(txn: Any) -> Any:
+        monkeypatch.undo()
+        writer.start()
+        writer.join(0.3)  # It is kept waiting; without that it is done by then.
+        store._engine.hot.clear()
+        return layout_of(txn)
 
-    monkeypatch.setattr(store._engine, "find_many", find_many_and_be_late)
+    cold._layout = cold._layout._replace(transaction=-1)
+    monkeypatch.setattr(cold, "_layout_of", read_and_be_late)
     warm(store)
     writer.join()
     assert [store[number] for number in range(90, 100)] == ["new"] * 10

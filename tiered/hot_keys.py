@@ -33,8 +33,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiered import files, keys
+from tiered.arena import ArenaTier
 from tiered.errors import StoreError
 from tiered.log import LOG
+from tiered.native import native
 
 if TYPE_CHECKING:
     from tiered.engine import Engine
@@ -157,8 +159,14 @@ class Warming:
                 return False
             encoded = self._next()
             wanted = [(key, name) for key in encoded if (name := keys.decode(key)) not in engine.hot]
+            if isinstance(engine.hot, ArenaTier):
+                room = int(FULL_SHARE * engine.hot.budget_bytes)
+                names = [name for _, name in wanted]
+                engine.counters.prefetched += native.read_ahead(engine.hot, engine, names, room)
+                # What is left is unusual, or the first of a dictionary.
+                wanted = [(key, name) for key, name in wanted if name not in engine.hot]
             stored_keys = [keys.stored(key) for key, _ in wanted]
-            records = engine.find_many(stored_keys, [key for key, _ in wanted])[1]
+            records = engine.find_many(stored_keys, [key for key, _ in wanted])[1] if wanted else []
             found = [
                 (name, stored_key, dirty)
                 for (_, name), stored_key, dirty in zip(wanted, stored_keys, records, strict=True)

@@ -427,6 +427,12 @@ tiered_load(ArenaObject *arena, PyObject *engine, PyObject *key, PyObject **valu
     return came == LOAD_PYTHON ? tiered_given_up() : came;
 }
 
+static PyMethodDef methods[] = {
+    {"read_ahead", (PyCFunction)(void (*)(void))tiered_read_ahead, METH_FASTCALL,
+     "read_ahead(arena, engine, keys, bytes_max): make cold records hot; returns how many (tiered.hot_keys)."},
+    {NULL, NULL, 0, NULL},
+};
+
 int
 tiered_add_loads(PyObject *module)
 {
@@ -434,5 +440,5 @@ tiered_add_loads(PyObject *module)
     for (int name = 0; name < NAME_COUNT; name++)
         if ((tiered_load_names[name] = PyUnicode_InternFromString(texts[name])) == NULL)
             return -1;
-    return zero ? 0 : -1;
+    return zero ? PyModule_AddFunctions(module, methods) : -1;
 }

@@ -15,6 +15,10 @@ int tiered_load(ArenaObject *arena, PyObject *engine, PyObject *key, PyObject **
  * others, which are the twin's. */
 PyObject *tiered_load_many(ArenaObject *arena, PyObject *engine, PyObject *keys, PyObject *found);
 
+/* Under the store's lock: keeps the records of keys that are neither hot nor dirty, in this order, while no more than so many
+ * bytes are used; returns how many it kept.  What only Python knows is left out. */
+PyObject *tiered_read_ahead(PyObject *module, PyObject *const *args, Py_ssize_t count);
+
 /* -- shared -------------------------------------------------------------------------------------- */
 
 enum { STORED_BYTES_EXACT = 480 };                   /* As in tiered/keys.py. */

@@ -199,7 +199,7 @@ undo(Batch *batch, const TieredRecord *like)
 }
 
 static bool
-decode_all(Batch *batch)
+undo_all(Batch *batch)
 {
     for (Py_ssize_t i = 0; i < batch->count; i++) {
         Item *item = &batch->items[i];
@@ -208,6 +208,15 @@ decode_all(Batch *batch)
             if (tiered_given_up() == LOAD_FAILED)
                 return false;
         }
+    }
+    return true;
+}
+
+static bool
+decode_all(Batch *batch)
+{
+    for (Py_ssize_t i = 0; i < batch->count; i++) {
+        Item *item = &batch->items[i];
         if (item->state != READ)
             continue;
         size_t size;
@@ -291,7 +300,7 @@ load_all(Batch *batch, PyObject *keys)
 {
     PyObject *generation = ATTRIBUTE(batch->engine, generation);
     bool done = generation && gather(batch, keys) && (batch->count == 0 || read_cold(batch)) && open_records(batch)
-        && decode_all(batch) && tiered_count(batch->engine, NAME_cold_hits, batch->hits)
+        && undo_all(batch) && decode_all(batch) && tiered_count(batch->engine, NAME_cold_hits, batch->hits)
         && tiered_count(batch->engine, NAME_misses, batch->misses) && (batch->hits == 0 || promote(batch, generation));
     Py_XDECREF(generation);
     return done;
@@ -314,6 +323,20 @@ left_of(const Batch *batch, PyObject *keys)
     return left;
 }
 
+static void
+end(Batch *batch)
+{
+    for (Py_ssize_t i = 0; i < batch->count; i++) {
+        Item *item = &batch->items[i];
+        if (item->segment)
+            PyBuffer_Release(&item->view);
+        Py_XDECREF(item->segment);
+        Py_XDECREF(item->data);
+        Py_XDECREF(item->stored_key);
+    }
+    PyMem_Free(batch->items);
+}
+
 PyObject *
 tiered_load_many(ArenaObject *arena, PyObject *engine, PyObject *keys, PyObject *found)
 {
@@ -323,18 +346,46 @@ tiered_load_many(ArenaObject *arena, PyObject *engine, PyObject *keys, PyObject 
     Py_XDECREF(background);
     if (direct)
         batch.items = PyMem_Calloc((size_t)PyList_GET_SIZE(keys) + 1, sizeof *batch.items);
-    if (batch.items && load_all(&batch, keys))
+    if ((batch.items && load_all(&batch, keys)) || tiered_given_up() == LOAD_PYTHON)
         left = left_of(&batch, keys);
-    else if (tiered_given_up() == LOAD_PYTHON)
-        left = left_of(&batch, keys);
-    for (Py_ssize_t i = 0; i < batch.count; i++) {
-        Item *item = &batch.items[i];
-        if (item->segment)
-            PyBuffer_Release(&item->view);
-        Py_XDECREF(item->segment);
-        Py_XDECREF(item->data);
-        Py_XDECREF(item->stored_key);
-    }
-    PyMem_Free(batch.items);
+    end(&batch);
     return left;
+}
+
+/* Keeps the payloads in the order of the keys, as long as no more than so many bytes are used; how many were kept. */
+static Py_ssize_t
+keep_in_order(Batch *batch, PyObject *keys, size_t bytes_max)
+{
+    Arena *a = &batch->arena->arena;
+    Py_ssize_t kept = 0;
+    for (Py_ssize_t k = 0; k < PyList_GET_SIZE(keys) && !PyErr_Occurred(); k++)
+        for (Py_ssize_t i = 0; i < batch->count; i++) {
+            const Item *item = &batch->items[i];
+            if (item->key != PyList_GET_ITEM(keys, k) || item->state != READ)
+                continue;
+            size_t size;
+            const unsigned char *payload = payload_of(item, &size);
+            if (arena_used_bytes(a) + size <= bytes_max)
+                kept += tiered_arena_put(
+                    batch->arena, item->key, item->record.codec, payload, size, item->record.deadline) > 0;
+        }
+    return kept;
+}
+
+PyObject *
+tiered_read_ahead(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 4 || !PyObject_TypeCheck(args[0], &TieredArenaType) || !PyList_CheckExact(args[2]))
+        return PyErr_Format(PyExc_TypeError, "read_ahead(arena, engine, keys, bytes_max)");
+    size_t bytes_max = PyLong_AsSize_t(args[3]);
+    if (PyErr_Occurred())
+        return NULL;
+    Batch batch = {.arena = (ArenaObject *)args[0], .engine = args[1]};
+    batch.items = PyMem_Calloc((size_t)PyList_GET_SIZE(args[2]) + 1, sizeof *batch.items);
+    if (batch.items == NULL)
+        return PyErr_NoMemory();
+    bool done = gather(&batch, args[2]) && (batch.count == 0 || read_cold(&batch)) && open_records(&batch) && undo_all(&batch);
+    Py_ssize_t kept = done ? keep_in_order(&batch, args[2], bytes_max) : 0;
+    end(&batch);
+    return tiered_given_up() == LOAD_FAILED ? NULL : PyLong_FromSsize_t(kept);
 }
