@@ -97,6 +97,7 @@ class Engine(Snapshots):
         warming = self.warming
         if warming is not None and not self.owned():
             warming.help(self, misses)
+            self.direct = warming.helped  # From now on reads need not come by here.
 
     def keep_view(self, view: Pinning) -> None:
         """Note a view, which is ended when it is too old."""
