@@ -16,7 +16,8 @@ from its end.
 
 Reading ahead takes place in the background thread, in slices of a millisecond with pauses of nine, the hottest keys
 first; and since a program that reads at full speed leaves that thread little of the interpreter's lock, each read that
-misses meanwhile reads a few keys of the list ahead, too, as long as these are the hottest 32,768.  It never evicts: it ends where the hot tier is nearly full.
+misses meanwhile reads a few keys of the list ahead, too, as long as these are the hottest 32,768.  It never evicts: it
+ends where the hot tier is nearly full.
 A key that is hot already, or was written since (so that a write buffer has it), is left alone; and since it is done
 under the store's lock, nothing is kept that another write or a checkpoint has made old.  In the end the keys are
 touched once in the order in which they were hot, so that the hottest leaves last.
