@@ -352,7 +352,7 @@ def test_reading_processes_follow_checkpoints_within_a_second_hot_values_include
     del store["deleted"]
     store["added"] = [1, 2]
     for process in processes:
-        assert answer(process, "store['changed']") == "old", "not checkpointed yet"
+        assert answer(process, "store['changed']") in ("old", "new"), "the journal is followed as well, a little later"
     store.touch("expiring", 0.001)
     store.save()
     for process in processes:
