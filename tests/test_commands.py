@@ -142,9 +142,13 @@ def test_advice_is_in_words_of_the_command_line(path: Path, tmp_path: Path) -> N
             call("snapshot", tmp_path / "missing", file)[2],
             call("restore", file, path)[2],
             call("restore", file, path, "--force")[2],
+            call("get", tmp_path / "missing", "key")[2],
+            call("dump", path, tmp_path / "missing" / "file.jsonl")[2],
         ]
-    for error, expected in zip(errors, ["no store there", "with --force", "close it there"], strict=True):
+    makes = "no store there; check the path; 'tiered-cli load' makes a store"
+    for error, expected in zip(errors, [makes, "with --force", "close it there", makes, "make it first"], strict=True):
         assert expected in error
+        assert "Errno" not in error
         assert "flag=" not in error
         assert "force=" not in error
 

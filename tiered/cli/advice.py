@@ -16,7 +16,10 @@ from tiered.cli.transfer import written
 
 READS_MIN = 10_000
 NEEDS_MATPLOTLIB = "a .png needs matplotlib: pip install 'tiered[plot]'; an .svg or .html needs nothing"
-MISSING = "no program has it open for writing, and the advisor looks at the reads of a program at work"
+MISSING = (
+    "no program has it open for writing, and the advisor looks at the reads of a program at work; "
+    "open it with advisor=True there, and ask again"
+)
 
 
 @click.command("advise")

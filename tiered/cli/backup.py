@@ -86,7 +86,7 @@ def repair(store: str, into: str) -> Salvaged:
     """
     source, target = Path(os.path.abspath(store)), Path(os.path.abspath(into))
     if not source.is_dir() or not files.cold_numbers(source):
-        raise Failure(f"{store}: no store there")
+        raise Failure(f"{store}: no store there; check the path")
     if target.exists():
         raise Failure(f"{into}: is there already; name a new directory")
     for leftover in files.temporaries(target):  # Of one that a damaged page ended.

@@ -31,8 +31,9 @@ STATUS = (
     "5 doctor's advice, 6 some rows not taken."
 )
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+MAKE_ONE = "check the path; 'tiered-cli load' makes a store"
 _ADVICE = {
-    "; open with flag='c' to create one": "",
+    "; open with flag='c' to create one": f"; {MAKE_ONE}",
     "with force=True": "with --force",
     ", or open with flag='r'": "",
     "tiered.salvage(path)": "'tiered-cli repair'",
@@ -83,8 +84,10 @@ def _guarded(command: Callable[[], int | None]) -> int:
         # What is still to be written would be complained of at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE
-    except (TieredError, OSError) as error:
+    except TieredError as error:
         status, text = FAILED, in_words_of_the_command_line(str(error))
+    except OSError as error:
+        status, text = FAILED, f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except KeyboardInterrupt:
         status, text = INTERRUPTED, "interrupted"
     complain(text)

@@ -92,6 +92,8 @@ def written(file: Path, parts: Iterable[bytes]) -> int:
     """Write a file as a whole or not at all; how many bytes."""
     from tiered.files import Replacement
 
+    if not file.parent.is_dir():
+        raise running.Failure(f"{file}: no directory {file.parent}; make it first")
     replacement = Replacement(file)
     try:
         pending: list[bytes] = []
