@@ -31,6 +31,13 @@ def hot(store: Any) -> list[Any]:
     return list(store._engine.hot)
 
 
+def read_newest(store: Any) -> None:
+    """Reads enough for a list to be written, which change no order."""
+    newest = hot(store)[-1]
+    for _ in range(100):
+        assert store[newest] is not None
+
+
 def zipf(count: int, reads: int, seed: int) -> list[int]:
     weights = [1 / rank**0.9 for rank in range(1, count + 1)]
     drawn = random.Random(seed)
@@ -69,6 +76,7 @@ def test_what_was_hot_is_hot_again_and_leaves_in_the_same_order(opener: Any) -> 
     with opener(stepwise=True) as store:
         store.update((number, [number]) for number in range(500))
         store.save()
+        read_newest(store)
         for number in (7, 3, 450, 7):
             assert store[number] == [number]
         order = hot(store)
@@ -82,6 +90,7 @@ def test_what_was_hot_is_hot_again_and_leaves_in_the_same_order(opener: Any) -> 
 def test_reading_ahead_takes_place_in_the_background(opener: Any) -> None:
     with opener() as store:
         store.update((number, [number]) for number in range(500))
+        read_newest(store)
     store = opener()
     wait_until(lambda: len(hot(store)) == 500)
     wait_until(lambda: store._engine.warming is None)
@@ -92,6 +101,7 @@ def test_the_hottest_come_first_in_slices_and_none_is_evicted_for_another(opener
     with opener(stepwise=True, memory="4MB") as store:
         store.update((number, "x" * size) for number in range(count))
         store.save()
+        read_newest(store)
         order = hot(store)
     store = opener(stepwise=True, memory="1MB")
     store.tick()
@@ -107,6 +117,7 @@ def test_the_hottest_come_first_in_slices_and_none_is_evicted_for_another(opener
 def test_what_was_written_since_is_not_covered_by_what_is_read_ahead(opener: Any) -> None:
     with opener(stepwise=True) as store:
         store.update((number, "old") for number in range(100))
+        read_newest(store)
     store = opener(stepwise=True)
     store[1] = "new"
     del store[2]
@@ -125,6 +136,7 @@ def test_a_write_and_a_checkpoint_in_the_middle_of_reading_ahead_win(
 ) -> None:
     with opener(stepwise=True) as store:
         store.update((number, "old") for number in range(100))
+        read_newest(store)
     store = opener(stepwise=True)
     cold = store._engine.cold
     layout_of = cold._layout_of
@@ -155,6 +167,7 @@ def test_who_misses_while_reading_ahead_is_under_way_reads_ahead_too(opener: Any
     with opener(stepwise=True, memory="4MB") as store:
         store.update((number, "x" * 100) for number in range(10_000))
         store.save()
+        read_newest(store)
     store = opener(stepwise=True, memory="4MB")
     engine = store._engine
     engine.tick()  # Which takes the list up.
@@ -182,6 +195,7 @@ def test_values_that_are_read_ahead_need_no_second_read_and_keep_their_time_to_l
         store["a"] = 1
         store.set("b", 2, ttl=100)
         store.set("c", 3, ttl=10)
+        read_newest(store)
     clock.sleep(20)
     store = opener(stepwise=True, clock=clock)
     warm(store)
@@ -193,6 +207,7 @@ def test_values_that_are_read_ahead_need_no_second_read_and_keep_their_time_to_l
 def test_a_damaged_or_missing_list_is_no_list(opener: Any, tmp_path: Path) -> None:
     with opener(stepwise=True) as store:
         store.update((number, [number]) for number in range(100))
+        read_newest(store)
     path = tmp_path / "store.tiered" / "HOT"
     whole = path.read_bytes()
     assert hot_keys.load(path) == whole[20:]
@@ -224,6 +239,7 @@ def test_a_damaged_record_ends_reading_ahead_and_no_call_but_its_own_read(opener
     with opener(stepwise=True) as store:
         store.update((number, [number]) for number in range(100))
         store.save()
+        read_newest(store)
         damage(store, 99)
     store = opener(stepwise=True)
     warm(store)
@@ -240,7 +256,7 @@ def test_the_list_is_bounded_and_holds_the_hottest(tmp_path: Path) -> None:
         for number in range(20_000):
             tier.put(f"key {number:06d}", 2, b"x", 0)
         tier.put("long" * 1000, 2, b"x", 0)
-        hot_keys.save(tmp_path / "HOT", tier, MB)
+        hot_keys.save(tmp_path / "HOT", tier, MB, len(tier))
         body = hot_keys.load(tmp_path / "HOT")
         assert MB // 16 * 0.7 < len(body) <= MB // 16
         assert body[:-2].endswith(keys.encode("key 019999")), "what is long is left out"
@@ -251,13 +267,14 @@ def test_the_list_is_bounded_and_holds_the_hottest(tmp_path: Path) -> None:
         assert [keys.decode(key) for key in encoded] == list(tier)[:-1]
         assert tier.keys_from(0, 20_001)[1] == 0
         tier.clear()
-        hot_keys.save(tmp_path / "HOT", tier, MB)
+        hot_keys.save(tmp_path / "HOT", tier, MB, len(tier))
         assert not (tmp_path / "HOT").exists(), "nothing is hot: no list"
 
 
 def test_switched_off_nothing_is_noted_or_read_and_what_was_noted_goes(opener: Any, tmp_path: Path) -> None:
     with opener(stepwise=True) as store:
         store["a"] = 1
+        read_newest(store)
     assert (tmp_path / "store.tiered" / "HOT").exists()
     with opener(stepwise=True, warm_start=False) as store:
         assert store._engine.warming is None
@@ -274,6 +291,7 @@ def test_switched_off_nothing_is_noted_or_read_and_what_was_noted_goes(opener: A
 def test_a_store_made_anew_reads_nothing_ahead(opener: Any, tmp_path: Path) -> None:
     with opener(stepwise=True) as store:
         store["secret"] = 1
+        read_newest(store)
     with opener(stepwise=True, flag="n") as store:
         assert store._engine.warming is None
         assert not (tmp_path / "store.tiered" / "HOT").exists()
@@ -282,7 +300,7 @@ def test_a_store_made_anew_reads_nothing_ahead(opener: Any, tmp_path: Path) -> N
 def test_a_list_that_cannot_be_written_keeps_no_store_from_closing(
     opener: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, hot: Any, memory: int) -> None:
+    def full(path: Path, hot: Any, memory: int, reads: int) -> None:
         raise tiered.StoreFullError(path, "the disk is full")
 
     monkeypatch.setattr(hot_keys, "save", full)
@@ -296,6 +314,28 @@ def test_a_list_that_cannot_be_written_keeps_no_store_from_closing(
 def test_closing_before_all_was_read_ahead_keeps_the_list(opener: Any, tmp_path: Path) -> None:
     with opener(stepwise=True) as store:
         store.update((number, [number]) for number in range(500))
+        read_newest(store)
     before = (tmp_path / "store.tiered" / "HOT").read_bytes()
     opener(stepwise=True).close()
     assert (tmp_path / "store.tiered" / "HOT").read_bytes() == before
+
+
+def test_who_hardly_reads_leaves_the_list_as_it_was(opener: Any, tmp_path: Path) -> None:
+    path = tmp_path / "store.tiered" / "HOT"
+    with opener(stepwise=True, memory="4MB") as store:
+        store.update((number, [number]) for number in range(1000))
+        assert store[1] == [1]
+    assert not path.exists(), "what was written last says nothing"
+    with opener(stepwise=True, memory="4MB") as store:
+        assert [store[number] for number in range(100)] == [[number] for number in range(100)]
+    before = path.read_bytes()
+    with opener(stepwise=True, memory="4MB") as store:
+        warm(store)
+        store.update((number, [number]) for number in range(1000, 5000))
+        assert store[4] == [4]
+    assert path.read_bytes() == before
+    with opener(stepwise=True, memory="4MB") as store:
+        warm(store)
+        with opener(memory="4MB") as other:
+            assert [other[number] for number in range(3)] == [[0], [1], [2]]
+    assert path.read_bytes() != before, "reads of every handle count"

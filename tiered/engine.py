@@ -75,6 +75,7 @@ class Engine(Snapshots):
         self.opened_at = clock.monotonic()
         self.warming: hot_keys.Warming | None = None
         self.samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
+        self.left_hits = 0  # Of handles that have closed.
         super().__init__(directory, settings, cold, journal, lock_file, clock, recovery)
         self.observe(settings.advisor)
         MAINTENANCE.add(self)
@@ -333,8 +334,11 @@ class Engine(Snapshots):
     def _sample(self, now: float) -> None:
         """Note what is accounted for, what the process has, and how reads were answered, for `doctor` and reports."""
         if not self.samples or now - self.samples[-1].at >= SAMPLE_SECONDS:
-            used, hits = self.hot.used_bytes + self.buffer_bytes, MAINTENANCE.hits_of(self) + self.counters.buffer_hits
+            used, hits = self.hot.used_bytes + self.buffer_bytes, self._hits()
             self.samples.append(Sample(now, used, process.rss_anon_bytes(), hits, hits + self.counters.cold_hits))
+
+    def _hits(self) -> int:
+        return self.left_hits + MAINTENANCE.hits_of(self) + self.counters.buffer_hits
 
     def reclaim(self) -> int:
         """Checkpoint, evict everything, and give memory back to the system; returns by how much the process shrank."""
@@ -411,7 +415,7 @@ class Engine(Snapshots):
             if not self.settings.warm_start:
                 path.unlink(missing_ok=True)
             elif self.warming is None:  # Else what is hot is a part of the list that there is.
-                hot_keys.save(path, self.hot, self.settings.memory)
+                hot_keys.save(path, self.hot, self.settings.memory, self._hits() + self.counters.cold_hits)
         except (OSError, StoreError) as error:
             LOG.info("%s: the list of hot keys was not written: %s", self.directory, error)
 

@@ -206,6 +206,7 @@ class Handle:
                     shared.engine.refuse_waiting()
                     ending.callback(HANDLES.release, shared, self._member)
                     ending.callback(self._end_views, shared.engine)
+                    engine.left_hits += self._hits
                 self._detach(Ended(engine.directory))
 
     def _end_views(self, engine: Engine) -> None:
@@ -232,6 +233,7 @@ class Handle:
             if not self._arrived:
                 warnings.warn(f"unclosed store {shared.engine.directory}", ResourceWarning, source=self, stacklevel=2)
         finally:
+            shared.engine.left_hits += self._hits
             HANDLES.leave(shared, self._member)
 
     def __reduce__(self) -> Any:

@@ -12,7 +12,7 @@ Numbers are little-endian.  The list holds keys, no values: what is read ahead i
 list that is old, or of another time, costs a little work and is never wrong.  Hence it is not synced; it appears under
 its name as a whole, and one that is damaged or missing is no list.  It takes a 16th of the memory, 64 MB at most, with
 the keys that were hottest; as long as reading ahead lasts it is in memory, and counts against the budget.  It is read
-from its end.
+from its end.  Who hardly read leaves the list as it was: what was written last says nothing of what will be read.
 
 Reading ahead takes place in the background thread, in slices of a millisecond with pauses of nine, the hottest keys
 first; and since a program that reads at full speed leaves that thread little of the interpreter's lock, each read that
@@ -51,6 +51,8 @@ _MAGIC, _VERSION = b"TIEREDHK", 1
 MEMORY_SHARE, BYTES_MAX = 16, 64 << 20
 KEY_BYTES_MAX = 1024
 """Longer ones are left out."""
+READS_SHARE = 100
+"""With fewer reads than one for so many hot keys a list stays as it was."""
 FULL_SHARE = 0.9
 """Of the hot tier's budget: there reading ahead ends."""
 SLICE_SECONDS, PAUSE_SECONDS = 0.001, 0.009
@@ -63,8 +65,10 @@ _SLICE_STEPS_MAX = 64
 """With a clock that stands still."""
 
 
-def save(path: Path, hot: HotTier, memory: int) -> None:
-    """Write down the keys that are hot; without any there is no list."""
+def save(path: Path, hot: HotTier, memory: int, reads: int) -> None:
+    """Write down the keys that are hot, after so many reads; without any there is no list."""
+    if reads * READS_SHARE < len(hot):
+        return
     room = min(memory // MEMORY_SHARE, BYTES_MAX)
     chunks, size, place, more = deque[bytes](), 0, 0, True
     while more:
