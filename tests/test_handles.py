@@ -1006,6 +1006,10 @@ def test_a_program_that_has_too_many_files_open_is_told_so_and_goes_on_when_it_h
             except tiered.StoreError as error:
                 assert "oo many open files" in str(error), error
         assert acknowledged < 400 and store["first"] == 1
+        try:
+            store.stats()
+        except tiered.StoreError as error:
+            assert "oo many open files" in str(error), error
         for fd in taken:
             os.close(fd)
         store["last"] = 3
