@@ -89,6 +89,18 @@ def test_damage_has_a_status_of_its_own_and_a_line_for_each_finding(
     assert call("snapshot", path, file)[0] == 3
 
 
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_damaged_key_ends_each_command_by_one_line_or_a_finding_with_its_status(path: Path, zeros: bool) -> None:
+    [data] = path.glob("cold-*/data.mdb")
+    content = bytearray(data.read_bytes())
+    at = content.index(b"\x02b:1")
+    content[at - 8 : at + 4] = bytes(12) if zeros else content[at - 8 : at] + b"\x02b:\xff"
+    data.write_bytes(content)
+    for command in ("keys", "scan", "dump", "inspect", "check", "verify"):
+        status, _, errors = call(command, path)
+        assert (command, status, errors.count("\n"), "damaged" in errors) == (command, 3, 1, True), errors
+
+
 def test_repair_makes_a_new_store_of_what_can_be_saved_and_leaves_the_damaged_one(path: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
     assert call("repair", path, new) == (0, f"{path}: all is well, and no new store was made\n", "")

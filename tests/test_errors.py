@@ -23,6 +23,8 @@ from test_processes import NO_WRITES, OPERATIONS, fill, outcome
 import tiered
 from tiered import errors, files, keys
 from tiered.checkpoint import Applier
+from tiered.cold_reader import Reader
+from tiered.moment import PAGE_RECORDS
 
 
 def test_the_tree_in_the_docstring_is_the_tree_there_is() -> None:
@@ -296,6 +298,64 @@ def test_bytes_flipped_anywhere_in_the_file_never_give_a_wrong_value_or_a_foreig
             continue
         assert (done.stdout, done.stderr) == ("wrong 0\n", "")
     assert crashed <= 5
+
+
+@pytest.mark.parametrize("change", ["a byte", "shorter", "zeros"])
+def test_a_damaged_key_is_a_corruption_error_in_every_iteration_and_no_key_that_never_was(
+    opener: Any, change: str
+) -> None:
+    with opener(compression="none") as store:
+        store.update((("k", number), [number, "text"]) for number in range(1500))
+        path = store._engine.cold.path
+    data = bytearray(path.read_bytes())
+    key = keys.encode(("k", 716))
+    at, length = data.index(key), len(key)
+    if change == "a byte":
+        data[at + length - 2] = 0x92
+    elif change == "shorter":
+        data[at - 2 : at] = (length - 1).to_bytes(2, "little")  # LMDB's length of it, which moves its record, too.
+    else:
+        data[at - 8 : at + length] = bytes(8 + length)
+    path.write_bytes(data)
+    store, right = opener(flag="w"), {("k", number) for number in range(1500)}
+    for iteration in (
+        lambda: iter(store),
+        lambda: reversed(store),
+        store.values,
+        store.items,
+        lambda: store.keys(prefix=("k",)),
+        lambda: store.view(),
+        lambda: store.view().records(),
+        lambda: store.transaction(),
+        lambda: store.sub("k"),
+    ):
+        found = []
+        with pytest.raises(tiered.CorruptionError, match=r"data\.mdb: damaged record.*backup"):
+            for thing in iteration():
+                found.append(thing)  # noqa: PERF402 - It ends by the error.
+        assert all(thing in right for thing in found if type(thing) is tuple and thing[0] == "k")
+    with pytest.raises(tiered.CorruptionError):
+        dict(store)
+    assert {finding.what for finding in store.check()} >= {"damaged record"}
+    assert store["k", 3] == [3, "text"]
+    store.close()
+
+
+def test_pages_of_lmdb_in_the_wrong_order_end_an_iteration_by_an_error(store: Any, monkeypatch: Any) -> None:
+    store.update((number, number) for number in range(600))
+    store.save()
+    whole = Reader.scan
+
+    def swapped(reader: Reader, start: bytes, stop: bytes | None, reverse: bool) -> Any:
+        """What a page that is whole, and stands in the place of another, gives."""
+        yield from itertools.islice(whole(reader, start, stop, reverse), PAGE_RECORDS - 1)
+        yield from whole(reader, stop if reverse and stop else b"", None, reverse)
+
+    monkeypatch.setattr(Reader, "scan", swapped)
+    for reverse in (False, True):
+        with pytest.raises(tiered.CorruptionError, match="out of order"):
+            list(store.keys(start=100, stop=400, reverse=reverse))
+    monkeypatch.undo()
 
 
 def test_a_damaged_dictionary_is_a_corruption_error(opener: Any) -> None:

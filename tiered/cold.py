@@ -56,6 +56,7 @@ CLOSE_WAIT_SECONDS = 5.0
 _DAMAGE = (
     lmdb.BadTxnError,  # Said of a transaction that has met a damaged page, by which time that may not have been told.
     lmdb.CorruptedError,
+    lmdb.BadValsizeError,  # Of a key that was read: no key that is written is empty, or too long.
     lmdb.PageNotFoundError,
     lmdb.PanicError,
     lmdb.InvalidError,

@@ -53,10 +53,11 @@ def victims(tiers: Tiers, hand: bytes) -> tuple[list[bytes], int, bytes]:
             passed += 1
             try:
                 taken = record.unpack(stored_key, data)
+                encoded = stored_key if taken is None or not taken.full_key else taken.full_key
+                key = keys.decode(encoded)
             except ValueError:
                 continue  # Damaged: it stays, for `check` and the reader to find.
-            encoded = stored_key if taken is None or not taken.full_key else taken.full_key
-            if tiers.dirty(stored_key) is None and keys.decode(encoded) not in hot:
+            if tiers.dirty(stored_key) is None and key not in hot:
                 found.append(encoded)
                 size += len(data) + _ENTRY_BYTES
             if size >= wanted or passed == SLICE_RECORDS:

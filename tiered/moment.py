@@ -21,7 +21,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from operator import itemgetter
 
-from tiered import keys, record
+from tiered import record
 from tiered.cold import translated
 from tiered.cold_state import deadline_key, split_deadline
 from tiered.journal import Dirty
@@ -144,15 +144,21 @@ class Moment:
                 size += len(put.payload)
             examined += 1
             if len(found) >= PAGE_RECORDS or size >= PAGE_BYTES or examined >= _EXAMINED_MAX:
+                # A page of LMDB that is whole, and not the one that belongs there, would have it go round for ever.
+                if stored_key < start or (reverse and stop is not None and stored_key >= stop):
+                    raise self._tiers.damaged(self.cold, stored_key, ValueError("keys are out of order"))
                 return found, stored_key
         return found, None
 
     def _of_cold(self, stored_key: bytes, data: bytes, values: bool) -> Dirty | None:
-        deadline = record.deadline_of(data)
-        # What seems to have expired is looked at closely: damage must not make a key vanish.
-        if values or keys.is_long(stored_key) or 0 < deadline <= self.now_ms:
+        if values:
             return self._tiers.opened(self.cold, stored_key, data)
-        return Dirty(0, deadline, b"", b"")
+        # The checksum takes in the key: none is given out that never was, and damage makes none vanish as if expired.
+        try:
+            found = record.unpack(stored_key, data)
+        except ValueError as error:
+            raise self._tiers.damaged(self.cold, stored_key, error) from None
+        return None if found is None else tuple.__new__(Dirty, (0, found.deadline, found.full_key, b""))
 
     def _merged(self, start: bytes, stop: bytes | None, reverse: bool) -> _Source:
         """Records of all tiers in key order, the newest first among equal keys."""

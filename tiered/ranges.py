@@ -84,6 +84,6 @@ def items(pages: Pages, bounds: Range, values: bool) -> Iterator[tuple[bytes, Di
 def shown(tiers: Tiers, encoded: bytes, found: Dirty, what: str) -> Any:
     """What an iteration of "keys", "values" or "items" gives for a record."""
     if what == "keys":
-        return keys.decode(encoded)
+        return tiers.key_of(encoded)
     value = tiers.value_of(keys.stored(encoded), found)
-    return value if what == "values" else (keys.decode(encoded), value)
+    return value if what == "values" else (tiers.key_of(encoded), value)

@@ -280,7 +280,7 @@ class Tiers:
                 return None
             payload = self.decompressor.decompress(compression, dictionary, body) if compression else body
         except (ValueError, KeyError) as error:
-            raise self._damaged(cold, stored_key, error) from None
+            raise self.damaged(cold, stored_key, error) from None
         return tuple.__new__(Dirty, (number, deadline, full_key, payload))
 
     def opened_many(
@@ -310,10 +310,18 @@ class Tiers:
             ]
         return results
 
-    def _damaged(self, cold: Cold, stored_key: bytes, error: Exception) -> CorruptionError:
+    def damaged(self, cold: Cold, stored_key: bytes, error: Exception) -> CorruptionError:
+        """The error that says what is wrong with a record of the cold tier."""
         return CorruptionError(
             cold.path, f"damaged record under stored key {stored_key[:60]!r}: {error}; restore it from a backup"
         )
+
+    def key_of(self, encoded: bytes) -> Any:
+        """The key that a record is kept under.  Raises `CorruptionError` where these bytes are none."""
+        try:
+            return keys.decode(encoded)
+        except ValueError as error:
+            raise self.damaged(self.cold, encoded, error) from None
 
     def value_of(self, stored_key: bytes, found: Dirty) -> Any:
         """The value of a record.  Raises `CorruptionError` where its codec cannot read it."""
@@ -322,7 +330,7 @@ class Tiers:
         except ValueError as error:
             if is_packed(found.codec, found.payload):
                 raise  # Perhaps of a registered type, and its own.
-            raise self._damaged(self.cold, stored_key, error) from None
+            raise self.damaged(self.cold, stored_key, error) from None
 
     def promote(self, key: Any, stored_key: bytes, where: Where, generation: int, found: Dirty) -> None:
         """Keep a value that was read without the lock, if it is still the newest."""

@@ -140,7 +140,7 @@ class View(RangedMapping[K, V]):
     def records(self) -> Iterator[tuple[Any, Dirty]]:
         """All keys in order with their records as they are kept: codec, payload, deadline in milliseconds or 0."""
         for encoded, found in ranges.items(self._page, ranges.Range(), True):
-            yield keys.decode(encoded), found
+            yield self._engine.key_of(encoded), found
 
     def _page(self, start: bytes, stop: bytes | None, reverse: bool, values: bool) -> tuple[list[Item], bytes | None]:
         self._moment.put_in_order()

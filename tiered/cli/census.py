@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from tiered import codec, keys, ranges
+from tiered import codec, ranges
 from tiered.cli import notation
 from tiered.cold_reader import Reader
 from tiered.engine import Engine
@@ -86,11 +86,11 @@ class Census:
         self.unreadable = 0
         self.counted = 0
 
-    def add(self, encoded: bytes, found: Dirty) -> None:
+    def add(self, key: Any, key_bytes: int, found: Dirty) -> None:
         """Count a record."""
         self.counted += 1
         size = len(found.payload)
-        self.keys.add(path_of(keys.decode(encoded)), len(encoded) + size)
+        self.keys.add(path_of(key), key_bytes + size)
         self.sizes[bisect_left(SIZES, size)] += 1
         self.types[_type_of(found)] += 1
         seconds = (found.deadline - self.now_ms) / 1000
@@ -133,7 +133,7 @@ def taken(engine: Engine, records: int, exact: bool) -> tuple[Census, str]:
     if exact or records <= EXACT_RECORDS:
         try:
             for encoded, found in ranges.items(ranges.live(engine), ranges.Range(), True):
-                census.add(encoded, found)
+                census.add(engine.key_of(encoded), len(encoded), found)
             return census, "exact"
         except CorruptionError:
             census = Census(census.now_ms)  # Without the journal, and over what is damaged.
@@ -160,17 +160,17 @@ def taken(engine: Engine, records: int, exact: bool) -> tuple[Census, str]:
 def _add(census: Census, engine: Engine, stored_key: bytes, data: bytes) -> None:
     try:
         found = engine.opened(engine.cold, stored_key, data)
+        if found is not None:  # Else a marker.
+            encoded = found.full_key or stored_key
+            census.add(engine.key_of(encoded), len(encoded), found)
     except CorruptionError:
         census.unreadable += 1
-        return
-    if found is not None:  # Else a marker.
-        census.add(found.full_key or stored_key, found)
 
 
 def _every(reader: Reader, database: Any, step: int) -> Iterator[tuple[bytes, bytes]]:
     with reader.txn.cursor(database) as cursor:
         for stored_key in islice(cursor.iternext(values=False), 0, None, step):
-            yield stored_key, reader.txn.get(stored_key, None, database)
+            yield stored_key, cursor.value()
 
 
 def _places(reader: Reader, database: Any, count: int) -> Iterator[tuple[bytes, bytes]]:
