@@ -155,7 +155,7 @@ def test_a_segment_prepared_ahead_is_taken_if_it_is_large_enough(tmp_path, mappe
     assert SegmentFile(segment.path).header[1:3] == (2, 3), "it takes its number when it is used"
     journal.prepare()
     assert journal.open_segment(1_000_000, 1 << 16).capacity >= 1_000_000
-    assert sorted(os.listdir(tmp_path)) == [f"journal-0000000{number}.log" for number in (1, 2, 3)]
+    assert sorted(os.listdir(tmp_path)) == [files.SYNCED, *(f"journal-0000000{number}.log" for number in (1, 2, 3))]
 
 
 def test_a_full_disk_at_the_next_segment_changes_nothing(tmp_path, monkeypatch):
@@ -242,13 +242,13 @@ def test_segments_are_synced_in_order_after_the_names_in_their_directory(tmp_pat
         if len(segments) < 3:
             journal.close_segment(0)
     journal.sync(journal.last)
-    assert calls == ["directory", *(segment.fd for segment in segments)]
+    assert calls == ["directory", *(segment.fd for segment in segments), journal._mark._file], "and then the mark"
     calls.clear()
     journal.sync(journal.last)
     assert calls == [], "nothing to do"
     journal.append(PUT, 0, b"key", b"", 0, 0)
     journal.sync(journal.last)
-    assert calls == [segments[-1].fd], "closed segments are synced once"
+    assert calls == [segments[-1].fd], "closed segments are synced once, and the mark once for new ones"
 
 
 def test_a_failed_sync_marks_nothing(tmp_path, monkeypatch):
@@ -267,10 +267,12 @@ def test_a_failed_sync_marks_nothing(tmp_path, monkeypatch):
 
 def test_threads_that_wait_share_a_sync(tmp_path, monkeypatch):
     journal = begin(tmp_path)
-    journal.open_segment(10_000, 1 << 16)
+    segment = journal.open_segment(10_000, 1 << 16)
     syncing, go_on, syncs = threading.Event(), threading.Event(), []
 
     def slowly(fd):
+        if fd != segment.fd:
+            return  # The mark.
         syncs.append(journal.last)
         syncing.set()
         assert go_on.wait(10)
@@ -305,7 +307,7 @@ def test_a_checkpointed_segment_is_removed_and_not_synced_any_more(tmp_path, mon
     synced = []
     monkeypatch.setattr(files, "sync_data", synced.append)
     journal.sync(3)
-    assert synced == [second.fd]
+    assert synced == [second.fd, journal._mark._file]
     assert first.put_at(HEADER_BYTES).payload == b"", "readers may still hold it"
 
 

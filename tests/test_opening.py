@@ -138,7 +138,7 @@ def test_creation_that_was_cut_short_is_done_again(
     store = opener()
     store["a"] = 1
     store.save()
-    assert sorted(os.listdir(path)) == ["APPLY", "CURRENT", "LOCK", "cold-0001"]
+    assert sorted(os.listdir(path)) == ["APPLY", "CURRENT", "LOCK", "SYNCED", "cold-0001"]
 
 
 @pytest.mark.parametrize("text", ["", "cold-1", "cold-0001x", "../cold-0001", "\x00" * 10, "ö" * 9])

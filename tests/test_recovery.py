@@ -6,6 +6,7 @@ sector is what it was at that sync.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -132,7 +133,7 @@ def three_segments(directory: Path, synced: bool = False) -> Written:
     directory.mkdir()
     written = Written(directory, capacity=1024)
     uniform = random.Random(3)
-    while len(list(directory.iterdir())) < 3 or len(written.records) < 20:
+    while len(files.segment_numbers(directory)) < 3 or len(written.records) < 20:
         if uniform.random() < 0.4:
             written.batch([(b"batch %d" % at, uniform.randbytes(30)) for at in range(3)])
         else:
@@ -562,6 +563,90 @@ def test_a_damaged_journal_refuses_to_open_and_nothing_is_removed(opener, tmp_pa
     data[HEADER_BYTES + 50] ^= 1
     path.write_bytes(data)
     assert list(opener("copy")) == ["a", "b", "c"]
+
+
+LOSSES = {
+    "removed": Path.unlink,
+    "0 bytes": lambda path: os.truncate(path, 0),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "cut": lambda path: os.truncate(path, 300),
+    "its last record": lambda path: path.write_bytes(path.read_bytes().replace(b"last", b"lost")),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_synced_journal_that_is_gone_empty_or_cut_is_damage_for_all_who_read_it_and_can_be_given_up(
+    opener, tmp_path, loss
+):
+    store = opener(stepwise=True, compression="none")
+    store["cold"] = 0
+    store.save()
+    for number in range(20):
+        store[number] = "value" * 10
+    store["end"] = "last"
+    store.sync()
+    copy = crashed(store, tmp_path / "copy")
+    [number] = files.segment_numbers(copy)
+    LOSSES[loss](files.segment_path(copy, number))
+    before = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file() and path.name != files.LOCK}
+    for flag in "wr":
+        with pytest.raises(CorruptionError, match=r"salvage") as caught:
+            tiered.open(copy, flag)
+        assert Path(caught.value.path).name in (files.SYNCED, f"journal-{number:08}.log")
+    assert [finding.what for finding in tiered.verify(copy)] == ["damaged journal"]
+    assert before.items() <= {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}.items()
+    assert len(tiered.salvage(copy).damage) == 1
+    again = opener("copy")
+    assert list(again) == ["cold", *range({"its last record": 20, "cut": 2}.get(loss, 0))]
+    assert tiered.verify(copy) == []
+
+
+def test_what_was_not_synced_may_be_gone_without_being_damage(opener, tmp_path):
+    store = opener(stepwise=True)
+    store["a"] = 1
+    store.save()
+    store["b"] = 2
+    copy = crashed(store, tmp_path / "copy")
+    for number in files.segment_numbers(copy):
+        files.segment_path(copy, number).unlink()
+    assert dict(opener("copy")) == {"a": 1}
+
+
+def test_a_store_made_anew_begins_without_what_the_old_one_had_synced(opener, tmp_path):
+    store = opener(stepwise=True)
+    store.update((number, number) for number in range(100))
+    store.sync()
+    copy = crashed(store, tmp_path / "copy")
+    with opener("copy", flag="n") as again:
+        again["a"] = 1
+    assert dict(opener("copy")) == {"a": 1}
+    assert tiered.verify(copy) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"tiersync", bytes(20), b"tiersync" + b"\xff" * 12])
+def test_a_mark_that_a_power_cut_left_unreadable_is_none(opener, tmp_path, content):
+    store = opener(stepwise=True)
+    store["a"] = 1
+    store.sync()
+    copy = crashed(store, tmp_path / "copy")
+    (copy / files.SYNCED).write_bytes(content)
+    assert dict(opener("copy")) == {"a": 1}
+
+
+def test_a_mark_that_cannot_be_written_is_logged_and_loses_nothing(opener, monkeypatch, caplog):
+    store = opener(stepwise=True)
+    store["a"] = 1
+
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "no room")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "tiered"):
+        patch.setattr(os, "pwrite", fail)
+        store.sync()
+    assert ["SYNCED" in record.getMessage() for record in caplog.records] == [True]
+    store["b"] = 2
+    store.close()
+    assert dict(opener()) == {"a": 1, "b": 2}
 
 
 def test_a_segment_left_over_from_before_its_first_use_is_removed(opener, tmp_path):

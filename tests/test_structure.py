@@ -39,6 +39,7 @@ LAYERS = [
     ["extensions", *SAMPLED],
     ["conversion"],
     ["advisor", "config", "files", "keys", "codec", "expiry", "record"],
+    ["mark"],
     ["compression", "entries", "arena", "journal", "snapshot"],
     ["heap"],
     ["environment", "hot", "write_buffer", "recovery", "retention"],

@@ -32,7 +32,7 @@ from typing import Any
 from tiered import process
 from tiered.errors import LockedError, StoreFullError
 
-CURRENT, CURRENT_NEW, HOT = "CURRENT", "CURRENT.new", "HOT"
+CURRENT, CURRENT_NEW, HOT, SYNCED = "CURRENT", "CURRENT.new", "HOT", "SYNCED"
 LOCK, APPLY, PREPARED, CONTROL = "LOCK", "APPLY", "journal-prepared.log", "control-"
 _SEGMENT = re.compile(r"journal-(\d{8}|[1-9]\d{8,})\.log")
 _DAMAGED = re.compile(r"damaged-(\d{4}|[1-9]\d{4,})")
@@ -89,7 +89,7 @@ def identity(path: Path) -> tuple[int, int]:
 
 def is_store_file(name: str) -> bool:
     """Whether a file of this name may lie in a store's directory."""
-    known = name in (CURRENT, CURRENT_NEW, HOT, LOCK, APPLY, PREPARED) or name.startswith(CONTROL)
+    known = name in (CURRENT, CURRENT_NEW, HOT, SYNCED, LOCK, APPLY, PREPARED) or name.startswith(CONTROL)
     return known or any(pattern.fullmatch(name) for pattern in (_SEGMENT, _COLD, _DAMAGED))
 
 

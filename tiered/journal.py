@@ -1,9 +1,8 @@
 """The journal: every acknowledged write since the last checkpoint, in numbered segments.
 
-A segment is one file, preallocated with zeros and written through a mapping, so that
-a write costs half a microsecond and survives the death of the process.  Where
-preallocation does not reserve the space (`files.reserves_space`) it is written with
-`pwrite` instead, since a mapped write to a full disk is SIGBUS and not an error.
+A segment is one file, preallocated with zeros and written through a mapping, so that a write costs half a microsecond
+and survives the death of the process. Where preallocation does not reserve the space (`files.reserves_space`) it is
+written with `pwrite` instead, since a mapped write to a full disk is SIGBUS and not an error.
 
 Segment header, 64 bytes, written when the segment becomes the active one:
 
@@ -32,25 +31,20 @@ Record, 40 bytes and then key and payload:
     24      8     highest sequence number known to be synced
     32      8     deadline in milliseconds since the epoch, 0 for none
 
-A put holds a key's complete new state, never a change to it, so that applying a
-segment twice is the same as once.  A setting has its name as key and its value in
-msgpack as payload.  A close ends a segment and holds the program's time as its
-deadline.  A clear deletes every key with a lower sequence number.  Numbers are little-endian, and
-sequence numbers consecutive within and across segments.  A batch never crosses
-segments.
+A put holds a key's complete new state, never a change to it, so that applying a segment twice is the same as once. A
+setting has its name as key and its value in msgpack as payload. A close ends a segment and holds the program's time
+as its deadline. A clear deletes every key with a lower sequence number. Numbers are little-endian, and sequence
+numbers consecutive within and across segments. A batch never crosses segments.
 
-Crash argument.  When only the process dies, the kernel still has every mapped byte;
-at most the record or batch being written is incomplete, and it was not acknowledged.  In which order its
-bytes are written does not matter: a record lacking any of them fails its checksum, and what follows an
-incomplete record is not read.  When the
-machine dies, any subset of the sectors changed since the last sync is lost.  A bad
-record whose number is above every synced mark that can be found is such a torn tail:
-it and all that follows is dropped.  One at or below a mark was on the disk once, so
-it is damage.  The seed keeps bytes inside values, or left from an older file in the
-same blocks, from looking like records.  A header lies in one sector, so a power cut
-leaves it whole or zeros, and anything else is damage.  Downsides: records lost at the very end, with
-no later record to carry a mark, cannot be told from ones never synced.  Nor can a segment that somebody put in
-the place of another be told from it, if number and first record are the same: it does not say of which store it is.
+Crash argument. When only the process dies, the kernel still has every mapped byte; at most the record or batch being
+written is incomplete, and it was not acknowledged. In which order its bytes are written does not matter: a record
+lacking any of them fails its checksum, and what follows an incomplete record is not read. When the machine dies, any
+subset of the sectors changed since the last sync is lost. A bad record whose number is above every synced mark that
+can be found is such a torn tail: it and all that follows is dropped. One at or below a mark was on the disk once, so
+it is damage. The seed keeps bytes inside values, or left from an older file in the same blocks, from looking like
+records. A header lies in one sector, so a power cut leaves it whole or zeros, and anything else is damage. Of what
+comes last no later record says that it was synced: that is noted outside (`mark`). Downside: a segment put in the
+place of another with the same number and first record cannot be told from it.
 """
 
 from __future__ import annotations
@@ -69,6 +63,7 @@ from tiered import files
 from tiered.errors import CorruptionError, FormatError, ReentrantError, StoreError, StoreFullError
 from tiered.group_commit import GroupCommit
 from tiered.log import LOG
+from tiered.mark import Mark
 from tiered.native import native
 
 HEADER = struct.Struct("<8sHHIQQQI")
@@ -228,6 +223,7 @@ class Journal:
         self._prepared: Segment | None = None
         self._unsynced: list[Segment] = []
         self._opened: files.Descriptor | None = None  # The directory.
+        self._mark = Mark(directory)
         self._directory_changes = self._directory_synced = 0
         self._sync_failure: OSError | None = None
         self._group = GroupCommit()
@@ -242,6 +238,7 @@ class Journal:
         with self._prepare_lock:
             # Here, where nothing is lost if it fails, and not when a sync needs it.
             self._opened = self._opened or files.open_directory(self.directory)
+            self._mark.open()
             segment, self._prepared = self._prepared, None
             if segment is not None and segment.capacity < needed:
                 segment.path.unlink()
@@ -367,7 +364,7 @@ class Journal:
             raise OSError(self._sync_failure.errno, f"an earlier sync failed: {self._sync_failure.strerror}")
         target, changes = self.last, self._directory_changes
         try:
-            if changes != self._directory_synced and (opened := self._opened) is not None:
+            if (fresh := changes != self._directory_synced) and (opened := self._opened) is not None:
                 files.sync_directory(opened)
                 self._directory_synced = changes
             for segment in list(self._unsynced):
@@ -378,6 +375,7 @@ class Journal:
             self._sync_failure = error
             raise
         self.synced = max(self.synced, target)
+        self._mark.note(self.synced, fresh)
 
     def discard_empty(self) -> None:
         """Remove the active and the prepared segment where nothing needs them any more."""
@@ -385,10 +383,12 @@ class Journal:
             for segment in (self.active, self._prepared):
                 if segment is not None:
                     segment.path.unlink(missing_ok=True)
+        self._mark.remove()
 
     def let_go(self) -> None:
         """Forget all segments; each is closed when the last thread that uses it is done."""
         self.active = self._prepared = self._opened = None
+        self._mark.let_go()
         self._unsynced.clear()
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tiered import files, recovery
+from tiered import files, mark, recovery
 from tiered.checkpoint import Applier
 from tiered.clock import Clock
 from tiered.cold import Cold
@@ -225,6 +225,7 @@ def _create(directory: Path, number: int, settings: Settings) -> Cold:
 
 def _emptied(directory: Path, settings: Settings) -> Cold:
     """A new cold tier in the place of all there is: whoever is stopped leaves what was there, or nothing."""
+    mark.give_up(directory)
     for number in reversed(files.segment_numbers(directory)):  # Without its end it is still what it was at one moment.
         files.segment_path(directory, number).unlink()
     for damaged in files.damaged_paths(directory):
@@ -234,7 +235,7 @@ def _emptied(directory: Path, settings: Settings) -> Cold:
 
 
 def _remove_contents(directory: Path) -> None:
-    for name in (files.CURRENT, files.PREPARED, files.HOT):
+    for name in (files.CURRENT, files.SYNCED, files.PREPARED, files.HOT):
         (directory / name).unlink(missing_ok=True)
     for number in files.segment_numbers(directory):
         files.segment_path(directory, number).unlink()
@@ -276,7 +277,7 @@ def _recover(directory: Path, cold: Cold, explicit: Mapping[str, object], lock: 
     if state.moved:
         with cold.update() as update:
             update.current.moved = False
-    for name in (files.PREPARED, files.CURRENT_NEW):
+    for name in (files.SYNCED, files.PREPARED, files.CURRENT_NEW):
         (directory / name).unlink(missing_ok=True)
     numbers = files.segment_numbers(directory)
     for number in numbers:

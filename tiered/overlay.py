@@ -40,11 +40,11 @@ from typing import Any
 
 import msgpack
 
-from tiered import files, keys
+from tiered import files, keys, mark
 from tiered.errors import CorruptionError
 from tiered.journal import CLEAR, CLOSE, DELETE, HEADER_BYTES, MORE, PUT, RECORD, SETTING, Entry, Segment, SegmentFile
 from tiered.native import native
-from tiered.recovery import refuse_damage, refuse_damaged_header
+from tiered.recovery import refuse_damage, refuse_damaged_header, refuse_missing
 from tiered.write_buffer import WriteBuffer
 
 UNBOUNDED = 1 << 62
@@ -166,6 +166,7 @@ class Overlay:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.last = -1  # Nothing is known yet.
+        self._synced = mark.read(directory)  # Before the first look, which so finds all that was synced by now.
         self.tails: list[Tail] = []
         self._spent: list[SegmentFile] = []  # Let go of, but still named in the directory.
         self._judged: tuple[Tail, int, int] | None = None
@@ -255,6 +256,8 @@ class Overlay:
         Raises `CorruptionError`.  The last segment, where a live writer goes on, is looked at
         through to its end only when the store is opened.
         """
+        # Read again: a store made anew in this place (`flag="n"`) has numbers of its own.
+        synced = min(self._synced, mark.read(self.directory)) if at_open else 0
         for index, tail in enumerate(self.tails):
             rest = self.tails[index:]
             refuse_damaged_header(tail.file)
@@ -265,14 +268,17 @@ class Overlay:
                     continue
                 for entry in tail.rest():
                     position, last = entry.end, max(last, entry.sequence)
-            return self._judge([each.file for each in rest], position, last + 1, (tail, position, len(rest)))
+            return self._judge([each.file for each in rest], position, last + 1, (tail, position, len(rest)), synced)
+        refuse_missing(self.directory, self.last, synced)
         return False
 
-    def _judge(self, segments: list[SegmentFile], position: int, sequence: int, judged: tuple[Tail, int, int]) -> bool:
+    def _judge(
+        self, segments: list[SegmentFile], position: int, sequence: int, judged: tuple[Tail, int, int], synced: int
+    ) -> bool:
         if judged == self._judged:
             return False
         try:
-            refuse_damage(segments, position, sequence)
+            refuse_damage(segments, position, sequence, synced)
         except CorruptionError:
             # Beside a live writer, what was not there just now may be there and synced.
             if self.news(1) is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tiered import files
+from tiered import files, mark
 from tiered.errors import CorruptionError
 from tiered.journal import HEADER_BYTES, MORE, SegmentFile
 
@@ -25,6 +25,7 @@ class Plan:
     def __init__(self, until: int = 0) -> None:
         self.segments: list[SegmentFile] = []
         self.until = until
+        self.synced = 0
         self.dropped_bytes = 0
         self.torn_at = ""
         self.damage: CorruptionError | None = None
@@ -38,21 +39,25 @@ def plan(directory: Path, applied: int, salvage: bool = False) -> Plan:
     `salvage` the plan ends there, and names the damage and the segments from there on.
     """
     result = Plan(until=applied)
+    synced = mark.read(directory)
     try:
-        _read(result, directory, applied)
+        _read(result, directory, applied, synced)
+        refuse_missing(directory, result.until, synced)
     except CorruptionError as damage:
         if not salvage:
             raise
         result.damage = damage
         numbers = files.segment_numbers(directory)
-        first = next(number for number in numbers if str(files.segment_path(directory, number)) == damage.path)
-        result.damaged = [SegmentFile(files.segment_path(directory, number)) for number in numbers if number >= first]
+        paths = [files.segment_path(directory, number) for number in numbers]
+        first = next((at for at, path in enumerate(paths) if str(path) == damage.path), len(paths))
+        result.damaged = list(map(SegmentFile, paths[first:]))
     return result
 
 
-def _read(result: Plan, directory: Path, applied: int) -> None:
+def _read(result: Plan, directory: Path, applied: int, synced: int) -> None:
     segments = [SegmentFile(files.segment_path(directory, number)) for number in files.segment_numbers(directory)]
     misplaced = [at for at, segment in enumerate(segments) if segment.misplaced]
+    result.synced = 0 if misplaced else synced  # Else that one is the damage, and not where reading ends before it.
     _read_in_order(result, segments[: misplaced[0]] if misplaced else segments, applied)
     if misplaced:
         refuse_damaged_header(segments[misplaced[0]])
@@ -91,10 +96,20 @@ def refuse_damaged_header(segment: SegmentFile) -> None:
         raise CorruptionError(segment.path, f"{named}. {_WHAT_TO_DO}", 0)
 
 
-def refuse_damage(segments: Sequence[SegmentFile], position: int, sequence: int) -> None:
+def refuse_missing(directory: Path, until: int, synced: int) -> None:
+    """Raise `CorruptionError` if operations up to number `synced` were on the disk, and now they end at `until`."""
+    if until < synced:
+        raise CorruptionError(
+            directory / files.SYNCED,
+            f"operations up to number {synced:,} were on the disk, and what is there ends at number {until:,}: "
+            f"a segment (journal-*.log) is missing or cut short. {_WHAT_TO_DO}",
+        )
+
+
+def refuse_damage(segments: Sequence[SegmentFile], position: int, sequence: int, synced: int = 0) -> None:
     """Raise `CorruptionError` if record `sequence`, bad at `position` in the first of `segments`, was synced once."""
     first = segments[0]
-    highest = max([first.highest_synced(position), *(segment.highest_synced(0) for segment in segments[1:])])
+    highest = max([synced, first.highest_synced(position), *(segment.highest_synced(0) for segment in segments[1:])])
     if highest >= sequence:
         raise CorruptionError(
             first.path,
@@ -106,7 +121,7 @@ def refuse_damage(segments: Sequence[SegmentFile], position: int, sequence: int)
 def _judge_tail(result: Plan, segments: Sequence[SegmentFile], position: int, sequence: int) -> None:
     """Where reading stopped, `position` in the first of `segments`: the end, torn, or damaged?"""
     first = segments[0]
-    refuse_damage(segments, position, sequence)
+    refuse_damage(segments, position, sequence, result.synced)
     if result.until < sequence - 1:
         result.torn_at = f"{first.path.name}, in the middle of a batch"
     left = [first] if not first.blank_after(position) else []

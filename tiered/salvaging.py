@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tiered import files, keys, record, recovery
+from tiered import files, keys, mark, record, recovery
 from tiered.check import Findings, check_cold
 from tiered.checkpoint import COPY_BYTES, COPY_RECORDS, Applier
 from tiered.cold import Cold
@@ -280,3 +280,4 @@ class _Salvage:
         for segment in plan.damaged:
             self.dropped_bytes += segment.written_bytes(0)
             self._put_aside(segment.path)
+        mark.give_up(self.directory)

@@ -202,7 +202,7 @@ def _verify_journal(directory: Path, findings: Findings) -> None:
     Beside a writer it changes while it is read, and what looks like damage may be that:
     it is believed when it is found twice in the same place.
     """
-    before: tuple[str, int | None] | None = None
+    before: tuple[str, int | None, str] | None = None
     for _ in range(TRIES):
         with _opened(directory) as reader:
             applied = reader.state().applied
@@ -211,10 +211,10 @@ def _verify_journal(directory: Path, findings: Findings) -> None:
         except FileNotFoundError:
             continue  # Applied meanwhile.
         except CorruptionError as error:
-            if before == (error.path, error.offset):
+            if before == (found := (error.path, error.offset, error.message)):
                 findings.add("damaged journal", error.path, error.message)
                 return
-            before = error.path, error.offset
+            before = found
             continue
         for segment in plan.segments:
             for entry in segment.entries():
