@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ from programs import helper_pid, line_of, running, wait_until
 
 import tiered
 from tiered import checkpoint, files
+from tiered.checkpointer import HelperCheckpointer, InlineCheckpointer
 from tiered.cold_update import Update
 from tiered.helper import Job
 
@@ -349,3 +351,48 @@ def test_a_compaction_that_fails_at_its_last_step_marks_nothing_as_moved(
     store.save()
     store.compact()
     assert len(store) == 301
+
+
+@pytest.mark.parametrize(
+    ("helper", "end"), [(False, "followed"), (True, "followed"), (True, "closed"), (True, "the helper dies")]
+)
+def test_a_compaction_whose_copy_cannot_be_opened_for_want_of_descriptors_is_followed_later(
+    opener: Any, monkeypatch: pytest.MonkeyPatch, helper: bool, end: str
+) -> None:
+    store = opener(helper=helper, save="", memory="4MB")
+    store.update((number, f"old {number}") for number in range(500))
+    store.save()
+    old = store._engine.cold.directory
+
+    def lacking(*arguments: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InlineCheckpointer, "reopened", lacking)
+        patch.setattr(HelperCheckpointer, "reopened", lacking)
+        for _ in range(2):
+            with pytest.raises(tiered.StoreError, match="too many open files"):
+                store.compact()
+            store.update((number, f"new {number}") for number in range(100, 200))
+            del store[0]
+            with pytest.raises(tiered.StoreError, match="too many open files"):
+                store.save()
+            store._engine.hot.clear()
+            right = {n: f"new {n}" if 100 <= n < 200 else f"old {n}" for n in range(1, 500)}
+            assert dict(store) == right, "from the old cold tier, and the buffers"
+            assert (store.stats().state, store._engine.cold.directory) == ("held up", old)
+            store[0] = "again"
+        if end == "closed":
+            with pytest.raises(tiered.StoreError, match="journal keeps what was written"):
+                store.close()
+    if end == "closed":
+        store = opener(helper=helper)
+    elif end == "the helper dies":
+        os.kill(helper_pid(store), signal.SIGKILL)
+    store["last"] = 1
+    wait_until(lambda: store.tick() >= 0 and store.stats().state == "open")
+    store.save()
+    store.compact()
+    store._engine.hot.clear()
+    assert dict(store) == {"last": 1, 0: "again", **right}
+    assert len(list(Path(store.path).glob("cold-*"))) == 1

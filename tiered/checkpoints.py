@@ -17,7 +17,7 @@ from tiered import files
 from tiered.checkpointer import Checkpointer, HelperCheckpointer, InlineCheckpointer
 from tiered.cold_state import State
 from tiered.errors import CorruptionError, StoreError, StoreFullError
-from tiered.helper import LACKING, Event
+from tiered.helper import LACKING, Event, lacks_descriptors
 from tiered.log import LOG
 from tiered.maintenance import MAINTENANCE
 from tiered.tiers import Tiers
@@ -168,8 +168,8 @@ class Checkpoints(Tiers):
 
     def _on_applied(self, event: Event) -> None:
         assert self.journal is not None
-        if self._moved:
-            self._follow_compaction()
+        if self._moved and not self._follow_compaction():
+            return  # Nothing is forgotten: when it can be, all of it is handed over again.
         until = event["until"]
         self.state = State(**event["state"])
         while self._aside and self._aside[0].segment.last <= until:
@@ -209,20 +209,39 @@ class Checkpoints(Tiers):
     def _on_compacted(self, event: Event) -> None:
         self._compacting = False
         self._moved = True
-        self._follow_compaction()
+        if not self._follow_compaction():
+            self._compaction_failure = StoreError(self.directory, f"compacted, but not in use yet: {self.full}")
+            return
         self._compactions += 1
         LOG.debug("%s: compacted into %s, %d bytes used", self.directory, self.cold.directory, self.cold_used_bytes)
 
-    def _follow_compaction(self) -> None:
-        """Read the new cold tier.  Until then no buffer is forgotten, since what is applied is not in the old one."""
+    def _follow_compaction(self) -> bool:
+        """Read the new cold tier.  Until then no buffer is forgotten, since what is applied is not in the old one.
+
+        False where there are too many files open: then it is tried again later (`full`).
+        """
         assert self.checkpointer is not None
-        live = files.read_current(self.directory)
-        # One compaction may have followed another before its word was heard.
-        if live is None or files.cold_path(self.directory, live) != self.cold.directory:
-            self.cold = self.checkpointer.reopened()
+        try:
+            live = files.read_current(self.directory)
+            # One compaction may have followed another before its word was heard.
+            if live is None or files.cold_path(self.directory, live) != self.cold.directory:
+                self.cold = self.checkpointer.reopened()
+        except (StoreError, OSError) as error:
+            if not lacks_descriptors(error):
+                raise
+            self._moved = True
+            self._hold_up(files.TOO_MANY_FILES, StoreError)
+            return False
         self._moved = False
         self.generation += 1
         self.cold_used_bytes = self.cold.used_bytes()
+        return True
+
+    def _hold_up(self, reason: str, kind: type[StoreError]) -> None:
+        """Have checkpoints wait for what is lacking, and whoever waits for them told."""
+        self.full, self.full_kind = reason, kind
+        self._full_since = self.clock.monotonic()
+        LOG.warning("%s: checkpoint put off: %s", self.directory, reason)
 
     def _on_closed(self, event: Event) -> None:
         self._finished = True
@@ -231,9 +250,7 @@ class Checkpoints(Tiers):
         if self._compacting:  # The checkpointer began anew, without it.
             self._on_compaction_failed(event)
         if event["error"] in _PASSING:
-            self.full, self.full_kind = event["message"], _PASSING[event["error"]]
-            self._full_since = self.clock.monotonic()
-            LOG.warning("%s: checkpoint put off: %s", self.directory, self.full)
+            self._hold_up(event["message"], _PASSING[event["error"]])
         else:
             self.poison(f"a checkpoint failed: {event['error']}: {event['path']}: {event['message']}")
 
@@ -263,12 +280,13 @@ class Checkpoints(Tiers):
         checkpointer = self.checkpointer
         with self.lock:
             if isinstance(checkpointer, HelperCheckpointer) and checkpointer.process.dead and not self.poisoned:
+                if not self._follow_compaction():  # One that it had done, and did not come to tell of.
+                    return
                 self._helper_deaths += 1
                 if self._helper_deaths > HELPER_DEATHS_MAX:
                     self.poison(f"the helper process died {self._helper_deaths} times")
                     return
                 LOG.warning("%s: the helper process died; starting another", self.directory)
-                self._follow_compaction()  # One that it had done, and did not come to tell of.
                 checkpointer = self._make_checkpointer()
                 self.time_sent_ms = 0
                 self._resubmit()
@@ -282,7 +300,8 @@ class Checkpoints(Tiers):
         """Hand over again what a full disk held up."""
         if self.full:
             self.full = ""
-            self._resubmit()
+            if not self._moved or self._follow_compaction():
+                self._resubmit()
 
     def _remove_old_colds(self) -> None:
         """Remove cold tiers that are not the live one any more; whoever still reads one keeps its mapping."""

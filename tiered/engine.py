@@ -459,10 +459,8 @@ class Engine(Snapshots):
             limit = self.clock.monotonic() + CLOSE_SECONDS_MAX
             checkpointer = self.checkpointer
             self.wait_for(lambda: self._finished or checkpointer.ended or self.clock.monotonic() > limit, closing=True)
-        if self._aside and not self.poisoned:
+        if self._aside and not self.poisoned and (self.checkpointer is None or self._follow_compaction()):
             # The helper died meanwhile: what it left is applied here, to the cold tier that it left.
-            if self.checkpointer is not None:
-                self._follow_compaction()
             self.checkpointer = InlineCheckpointer(self.directory, self.cold, self.settings.compression, self.on_event)
             self._resubmit()
             self._unlocked(self.checkpointer.finish)

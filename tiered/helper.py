@@ -72,6 +72,12 @@ _CODE = (
 Event = dict[str, Any]
 
 
+def lacks_descriptors(error: Exception) -> bool:
+    """Whether an error is gone when fewer files are open."""
+    too_many = getattr(error, "message", "") == files.TOO_MANY_FILES
+    return too_many or getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE)
+
+
 class Copying:
     """One snapshot being made, at a step's end or in the queue."""
 
@@ -228,7 +234,7 @@ class Job:
         message = error.message if isinstance(error, StoreError) else repr(error)
         if isinstance(error, OSError) and files.is_full(error):
             name, message = StoreFullError.__name__, "the disk is full; free some space"
-        if message == files.TOO_MANY_FILES or getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE):
+        if lacks_descriptors(error):
             name, message = LACKING, files.TOO_MANY_FILES
         if isinstance(error, MemoryError):
             name, message = LACKING, "not enough memory for a checkpoint; it is tried again"
