@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import msgpack
 import numpy as np
 import pytest
 from command_lines import call, calling, made
@@ -307,13 +308,43 @@ def test_tables_of_others(tmp_path: Path) -> None:
     assert call("load", tmp_path / "c", tmp_path / "t.csv", "--key", "nope")[0] == 2
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("broken", ["cut", "garbage"])
+def test_of_a_msgpack_stream_that_breaks_off_all_before_is_written_and_the_status_says_that_not_all_is(
+    tmp_path: Path, broken: str, strict: bool
+) -> None:
+    given = b"".join(msgpack.packb([number, f"value {number}"]) for number in range(1500))
+    given = given[:-3] if broken == "cut" else given + b"\xc1" * 20
+    options = ["--strict"] if strict else []
+    status, out, errors = call("load", tmp_path / "a", "--format", "msgpack", *options, given=given)
+    whole = 1499 if broken == "cut" else 1500
+    assert status == 6
+    assert f"record {whole + 1}: ValueError: " in errors
+    assert f"{whole + 1:,} rows read, {whole:,} written, 1 not taken" in out.decode()
+    with tiered.open(tmp_path / "a", "r") as store:
+        assert len(store) == whole
+
+
+def test_a_load_that_ends_half_way_has_the_status_of_one_that_wrote_something(tmp_path: Path) -> None:
+    tiered.open(tmp_path / "a", disk="500KB", compression="none").close()
+    given = b"".join(b'[%d, "%s"]\n' % (number, b"x" * 1000) for number in range(5000))
+    status, out, errors = call("load", tmp_path / "a", "--memory", "1MB", given=given)
+    assert (status, out, errors.count("\n")) == (6, b"", 1)
+    assert "has reached the cap" in errors
+    assert "the rows before it are written" in errors
+    with tiered.open(tmp_path / "a", "r") as store:
+        written = list(store)
+    assert 0 < len(written) < 5000
+    assert written == list(range(len(written)))
+
+
 def test_a_msgpack_stream_of_others_and_one_that_is_torn(tmp_path: Path) -> None:
     given = b"\x92\xa1a\x01" + b"\x93\xa1b\xca\x3f\xc0\x00\x00\xc0" + b"\x07" + b"\x92\xa1c"
     status, _, errors = call("load", tmp_path / "b", "--format", "msgpack", given=given)
-    assert status == 1
-    assert "in the middle of record 4" in errors
+    assert status == 6
+    assert "record 4: ValueError: the stream ends in the middle of this record" in errors
     with tiered.open(tmp_path / "b", "r") as store:
-        assert dict(store) == {}  # The batch is not written that has no end.
+        assert dict(store) == {"a": 1, "b": 1.5}
     status, _, errors = call("load", tmp_path / "b", "--format", "msgpack", given=given[:-3])
     assert status == 6
     assert "record 3: ValueError" in errors

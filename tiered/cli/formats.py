@@ -178,10 +178,25 @@ def _read_msgpack(file: IO[bytes], key: str | None, numbers: bool) -> Iterator[R
             raise ValueError("not an array of key, value and expiry")
         return Made(found[0], found[1], _expiry(found[2] if len(found) == 3 else None))
 
-    return (
-        Row(number, lambda data=data: parse(data))  # type: ignore[misc]
-        for number, data in enumerate(_objects(file), 1)
-    )
+    return _msgpack_rows(file, parse)
+
+
+def _msgpack_rows(file: IO[bytes], parse: Callable[[bytes], Made]) -> Iterator[Row]:
+    """A row for each object of the stream; where it breaks off, one more that says so, in its turn."""
+    number = 0
+    try:
+        for data in _objects(file):
+            number += 1
+            yield Row(number, lambda data=data: parse(data))  # type: ignore[misc]
+    except ValueError as error:
+        if not number:
+            raise Failure(str(error)) from None
+        reason = error
+
+        def broken() -> Made:
+            raise reason
+
+        yield Row(number + 1, broken)
 
 
 def _unknown(data: bytes) -> Made:
@@ -203,9 +218,9 @@ def _unknown(data: bytes) -> Made:
 
 
 def _objects(file: IO[bytes]) -> Iterator[bytes]:
-    """One object of the stream after another, as bytes."""
+    """One object of the stream after another, as bytes.  Raises ValueError where it breaks off."""
     unpacker = Unpacker(max_buffer_size=0)
-    pending, begin, number = bytearray(), 0, 0
+    pending, begin = bytearray(), 0
     while chunk := file.read(CHUNK_BYTES):
         pending += chunk
         unpacker.feed(chunk)
@@ -214,16 +229,15 @@ def _objects(file: IO[bytes]) -> Iterator[bytes]:
             while True:
                 unpacker.skip()
                 end = unpacker.tell() - begin
-                number += 1
                 yield bytes(pending[done:end])
                 done = end
         except OutOfData:
             del pending[:done]
             begin += done
         except (UnpackException, ValueError) as error:
-            raise Failure(f"no msgpack stream after record {number:,}: {error or type(error).__name__}") from None
+            raise ValueError(f"no msgpack from here on: {error or type(error).__name__}") from None
     if pending:
-        raise Failure(f"the stream ends in the middle of record {number + 1:,}; those before it were read")
+        raise ValueError("the stream ends in the middle of this record")
 
 
 # CSV

@@ -28,7 +28,7 @@ from tiered.errors import CorruptionError, TieredError
 DONE, FAILED, USAGE, DAMAGED, ABSENT, ADVICE, PARTLY, INTERRUPTED, PIPE = 0, 1, 2, 3, 4, 5, 6, 130, 141
 STATUS = (
     "Exit status: 0 done, 1 not done and nothing changed, 2 called wrongly, 3 damage found, 4 no such key, "
-    "5 doctor's advice, 6 some rows not taken."
+    "5 doctor's advice, 6 not all rows taken."
 )
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 MAKE_ONE = "check the path; 'tiered-cli load' makes a store"

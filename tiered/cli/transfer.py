@@ -132,17 +132,25 @@ def load_command(store: str, file: str, memory: str, strict: bool, quiet: bool, 
     """Write what FILE holds, or stdin (-), into STORE, which is made if there is none.
 
     Reads what 'dump' writes, JSON lines and CSV of others (--key), and shelve, diskcache and sqlitedict (--from).
-    Rows that cannot be taken are reported, and the rest is written; the exit status is 6 then. No other program may
-    have the store open for writing.
+    Rows that cannot be taken are reported, and the rest is written; the exit status is 6 then, as where FILE breaks
+    off. No other program may have the store open for writing.
     """
     import tiered
+    from tiered.errors import CorruptionError, StoreError
 
     with (
         _source(file, **given) as (run, position),  # First: no store is made for a file that is not there.
         tiered.open(store, memory=memory) as writer,
         running.bar(f"loading {store}", quiet) as progress,
     ):
-        result = run(writer, progress, strict)
+        before = writer.stats().last_sequence
+        try:
+            result = run(writer, progress, strict)
+        except StoreError as error:
+            if isinstance(error, CorruptionError) or writer.stats().last_sequence == before:
+                raise
+            said = running.in_words_of_the_command_line(str(error))
+            raise running.Failure(f"{said}; the rows before it are written", running.PARTLY) from None
     _report(result, position, file, strict)
     if as_json:
         rows = [row._asdict() for row in result.bad_rows]
