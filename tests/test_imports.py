@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -99,3 +100,22 @@ def test_what_is_imported_when_asked_for_is_there_as_everything_else() -> None:
     assert tiered.verify is tiered.verify
     with pytest.raises(AttributeError, match="no attribute 'verfy'"):
         tiered.verfy  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize("helper", [True, False])
+def test_the_operations_of_an_open_store_import_nothing_where_ctrl_c_could_leave_an_import_half_way(
+    tmp_path: Path, helper: bool
+) -> None:
+    code = f"""
+import tiered
+store = tiered.open({str(tmp_path / "store")!r}, memory="1MB", helper={helper})
+before = set(sys.modules)
+store.update((number, b"x" * 100) for number in range(3000))
+store.set("a", {{"x": [1]}}, ttl=100)
+store.get_many([1, 2]), store["a"], list(store.keys()), len(store), store.incr("n"), store.pop("n")
+with store.transaction() as txn:
+    txn["b"] = 1
+store.save(), store.sync(), store.compact(), store.view().close(), store.stats(), store.reclaim()
+store["c"] = 1
+store.close()"""
+    assert modules_after(code) == set()

@@ -96,7 +96,7 @@ def is_store_file(name: str) -> bool:
 def read_current(directory: Path) -> int | None:
     """Number of the live cold tier, None if the store was never finished.  Raises ValueError for nonsense."""
     try:
-        text = (directory / CURRENT).read_text("ascii", "replace").strip()
+        text = (directory / CURRENT).read_bytes().decode("ascii", "replace").strip()  # Without a codec to import.
     except FileNotFoundError:
         return None
     if not (match := _COLD.fullmatch(text)):

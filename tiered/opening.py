@@ -257,6 +257,16 @@ def _apply(directory: Path, cold: Cold, plan: recovery.Plan, applied: int, compr
     LOG.info("%s: recovered", directory)
 
 
+def _import_ahead() -> None:
+    """Import what operations of a store that is written will need (`process`, `files`, `helper`), and then do not.
+
+    Ctrl-C in an import may leave the interpreter's lock of that module held, and the background would wait for it.
+    """
+    import ctypes  # noqa: F401
+    import shutil  # noqa: F401
+    import subprocess  # noqa: F401
+
+
 def _recover(directory: Path, cold: Cold, explicit: Mapping[str, object], lock: files.FileLock, clock: Clock) -> Engine:
     """Apply what the journal holds, remove its segments, and start the engine after it."""
     with cold.read() as reader:
@@ -293,6 +303,7 @@ def _recover(directory: Path, cold: Cold, explicit: Mapping[str, object], lock: 
         LOG.warning("%s: holds damaged files that were put aside; remove it when they are of no use any more", kept)
     plan.segments = []
     settings = Settings.resolve(explicit, remembered)
+    _import_ahead()
     journal = Journal(directory, plan.until + 1, numbers[-1] + 1 if numbers else 1, plan.until)
     engine = Engine(directory, settings, cold, journal, lock, clock, plan)
     changed = {
