@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from typing import Any
+
+import pytest
 
 from tiered.clock import Clock, ManualClock
 
@@ -70,3 +74,44 @@ def test_an_expired_key_stays_dead_when_the_wall_clock_is_set_back_before_reopen
     assert list(again) == ["stays"]
     again.set("key", "value", ttl=1)
     assert again.ttl("key") == 1
+
+
+def test_a_clock_set_back_is_logged_once_told_by_the_doctor_and_over_when_it_has_caught_up(
+    opener: Any, clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = opener(clock=clock, stepwise=True)
+    store.set("session", 1, ttl=10)
+    store.tick()
+    clock.set_back(4)
+    store.tick()
+    assert (caplog.records, store.doctor()) == ([], []), "clocks are corrected by so much"
+    clock.set_back(96)
+    with caplog.at_level(logging.WARNING, "tiered"):
+        store.tick()
+        store.tick()
+        assert [record.getMessage().partition("clock is ")[2] for record in caplog.records] == [
+            "behind the store's time, by 100.0 seconds: until it has caught up, nothing expires"
+        ]
+        [told] = store.doctor()
+        assert told.what == "the clock is behind the store's time"
+        assert "by 100.0 seconds" in told.evidence
+        assert "until it shows 2023-11-14 22:13:20 UTC" in told.evidence
+        clock.sleep(99)
+        assert store.ttl("session") == 10
+        store.tick()
+        assert "right again" in caplog.records[-1].getMessage()
+    assert store.doctor() == []
+    clock.sleep(12)
+    assert "session" not in store
+
+
+def test_a_store_that_was_open_while_the_clock_was_ahead_says_so_when_it_is_opened(
+    opener: Any, clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opener(clock=clock) as store:
+        store["a"] = 1
+    behind = ManualClock(clock.wall_ms() - 86_400_000)
+    with caplog.at_level(logging.WARNING, "tiered"):
+        store = opener(clock=behind)
+    assert "by 86400.0 seconds" in caplog.text
+    assert [found.what for found in store.doctor()] == ["the clock is behind the store's time"]

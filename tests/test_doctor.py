@@ -29,6 +29,10 @@ def put_off(store: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(store._engine, "full", "the disk is full")
 
 
+def set_back(store: Any, patch: pytest.MonkeyPatch) -> None:
+    store._engine.clock.advance(store._engine.clock.wall_ms() + 86_400_000)
+
+
 def damaged(store: Any, patch: pytest.MonkeyPatch) -> None:
     kept = os.path.join(store.path, "damaged-0001")
     os.mkdir(kept)
@@ -112,6 +116,7 @@ def nearly_what_memory_holds(store: Any, patch: pytest.MonkeyPatch) -> None:
 SIGNS: dict[str, tuple[Sign, str]] = {
     "writes are refused": (poisoned, "the disk said no"),
     "checkpoints are put off": (put_off, "the disk is full"),
+    "the clock is behind the store's time": (set_back, "by 86,"),
     "damaged files are kept": (damaged, r"1\d,\d{3} bytes"),
     "snapshots fail": (snapshots_failed, "no such directory"),
     "memory drifts": (drifting, r"grew by 3\d,\d{3},\d{3} bytes in 20 minutes"),

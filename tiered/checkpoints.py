@@ -24,6 +24,8 @@ from tiered.tiers import Tiers
 
 HELPER_DEATHS_MAX = 3
 FULL_RETRY_SECONDS = 1.0
+CLOCK_BEHIND_MS_MAX = 5000
+"""Less is what clocks are corrected by."""
 _PASSING = {StoreFullError.__name__: StoreFullError, LACKING: StoreError}
 """Failures that pass, as there may be room, memory or descriptors again; and what those who wait for it get."""
 
@@ -39,6 +41,8 @@ ALONE = _references_of_one_variable()
 
 class Checkpoints(Tiers):
     """The tiers, and how what is dirty gets into the cold one."""
+
+    _clock_behind = False
 
     def rotate(self) -> int:
         """Close the active segment and hand it over; returns the sequence number up to which all is handed over."""
@@ -275,9 +279,22 @@ class Checkpoints(Tiers):
         """Note whether a write has something to do after it, without the lock."""
         self.attended = self.always or (self.checkpointer is not None and self.checkpointer.name == "inline")
 
+    def look_at_clock(self) -> None:
+        """Log when the system's clock falls behind the store's time, and when it has caught up."""
+        behind_ms = self.clock.behind_ms()
+        if (behind := behind_ms > CLOCK_BEHIND_MS_MAX) is not self._clock_behind:
+            self._clock_behind = behind
+            text = "behind the store's time, by %.1f seconds: until it has caught up, nothing expires"
+            LOG.warning(
+                f"%s: the system's clock is {text if behind else 'right again, behind by %.1f seconds'}",
+                self.directory,
+                behind_ms / 1000,
+            )
+
     def _check_helper(self, now: float) -> None:
         """Start a dead helper again, and hand over again what a full disk held up."""
         checkpointer = self.checkpointer
+        self.look_at_clock()
         with self.lock:
             if isinstance(checkpointer, HelperCheckpointer) and checkpointer.process.dead and not self.poisoned:
                 if not self._follow_compaction():  # One that it had done, and did not come to tell of.

@@ -7,9 +7,11 @@ comes with its evidence and with what to do.  Each sign has a bound below, above
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from tiered.checkpoints import CLOCK_BEHIND_MS_MAX
 from tiered.memory_cap import limit_bytes, live_bytes
 
 if TYPE_CHECKING:
@@ -65,6 +67,15 @@ def _condition(engine: Engine, stats: Stats) -> Signs:
         yield "writes are refused", engine.poisoned, "close the store, see to the cause, and open it again"
     if engine.full:
         yield "checkpoints are put off", engine.full, "until then the journal grows, and writers are refused in the end"
+    behind_ms = engine.clock.behind_ms()
+    if behind_ms > CLOCK_BEHIND_MS_MAX:
+        until = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(engine.clock.now_ms() / 1000))
+        yield (
+            "the clock is behind the store's time",
+            f"by {behind_ms / 1000:,.1f} seconds: it was set back, or was ahead once; until it shows {until} UTC, "
+            "times to live stand still, and nothing expires",
+            "set it right if it is wrong; if it was ahead by mistake, delete what is not to live until then",
+        )
     if stats.damaged_bytes:
         evidence = f"{stats.damaged_bytes:,} bytes that `salvage` put aside"
         yield "damaged files are kept", evidence, f"remove {stats.path}/damaged-* when you need them no more"

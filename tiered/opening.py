@@ -306,6 +306,7 @@ def _recover(directory: Path, cold: Cold, explicit: Mapping[str, object], lock: 
     _import_ahead()
     journal = Journal(directory, plan.until + 1, numbers[-1] + 1 if numbers else 1, plan.until)
     engine = Engine(directory, settings, cold, journal, lock, clock, plan)
+    engine.look_at_clock()
     changed = {
         name: value
         for name, value in settings.remembered().items()
