@@ -38,6 +38,7 @@ from tiered.maintenance import MAINTENANCE, TICK_SECONDS_MAX
 from tiered.recovery import Plan
 from tiered.schedule import is_due
 from tiered.snapshots import Snapshots
+from tiered.watermark import shrink
 from tiered.write_buffer import Pinning
 from tiered.writing import UNSET
 
@@ -160,10 +161,7 @@ class Engine(Snapshots):
         if name == "spill" and self.bounded:
             with contextlib.suppress(StoreError):  # Where there is no checkpoint now, more is counted until there is.
                 self.save()
-        shrunk = False
-        while not shrunk:
-            with self.lock:
-                shrunk = self.hot.shrink()
+        shrink(self.hot, self.lock)
 
     def sync(self, sequence: int) -> None:
         """Return when the journal is on the disk up to `sequence`."""

@@ -13,7 +13,6 @@
 #include <structmember.h>
 #include <string.h>
 
-#define GHOST_SHARE 16 /* As in tiered/eviction/policy.py. */
 #define ASCII 0x10 /* A text that is ASCII. */
 #define RECORD_BYTES 24 /* Of a record beside key and value, about. */
 
@@ -460,6 +459,8 @@ arena_shrink_method(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
         return NULL;
     bool objects = self->objects.used_bytes <= self->objects.bytes_max || objects_make_room(&self->objects, 0);
     tiered_arena_divide(self, 0);
+    if (!tiered_arena_fit_policy(self))
+        return NULL;
     size_t taken = self->objects.used_bytes, budget = self->arena.budget_bytes, wanted = bytes > taken ? bytes - taken : 0;
     if (self->policy != NULL && tiered_arena_ask_to_leave(self, 0, wanted < budget ? budget - wanted : 0) < 0)
         return NULL;
@@ -536,7 +537,7 @@ get_capacity(ArenaObject *self, void *closure)
 static PyObject *
 get_ghost_bytes(ArenaObject *self, void *closure)
 {
-    return PyLong_FromSize_t(self->arena.budget_bytes / GHOST_SHARE);
+    return PyLong_FromSize_t(self->arena.budget_bytes / TIERED_GHOST_SHARE);
 }
 
 static PyObject *

@@ -59,6 +59,9 @@ class Line:
     def adopt(self) -> None:
         """Nothing to ask."""
 
+    def fit(self) -> None:
+        """Nothing is remembered."""
+
     def leave(self) -> list[tuple[Any, Any]]:
         """Evict the oldest."""
         return [self.table.popitem(last=False)] if self.table else []
@@ -179,6 +182,12 @@ class Queues:
         self._left.clear()
         return left
 
+    def fit(self) -> None:
+        """Have what is remembered fit the capacity, which may be smaller than it was."""
+        if self._sketch is not None:
+            self._sketch.fit(0, self.ghost_bytes)
+        self.policy.fit(self.ghost_bytes)
+
     def table_bytes(self) -> int:
         """Memory of the queues, of what the policy remembers, and of the table."""
         queues = sum(map(sys.getsizeof, self._queues)) + len(self.table) * _RECORD_BYTES
@@ -298,7 +307,7 @@ class Queues:
     def see(self, fingerprint: int) -> None:
         """Count an access in the sketch."""
         if self._sketch is not None:
-            self._sketch.grow(len(self.table))
+            self._sketch.fit(len(self.table), self.ghost_bytes)
             self._sketch.add(fingerprint)
 
     def seen(self, fingerprint: int) -> int:

@@ -8,7 +8,8 @@ enough for every policy here, and there is nothing to be looked up that may have
 threads, so that the oldest may be another one by the time it is dropped; of an empty queue nothing is dropped or
 shifted.
 
-What a policy remembers about records that have left is bounded (`GHOST_SHARE`) and counted in the budget.
+What a policy remembers about records that have left is bounded (`GHOST_SHARE`) and counted in the budget, and so is the
+sketch of those that have one; where the budget gets smaller, both are made to fit before anything is evicted.
 """
 
 from __future__ import annotations
@@ -85,6 +86,9 @@ class Policy:
     def memory_bytes(self) -> int:
         """Memory of what is remembered of records that have left."""
         return 0
+
+    def fit(self, memory_bytes: int) -> None:
+        """Keep that within so much memory, which may be less than it was."""
 
 
 def counts(uses: int, chance: float) -> bool:
