@@ -13,11 +13,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tiered.eviction.sketch import RECORDS_MIN
-
 MARKS = 64
 """So many marks are set while the capacity leaves, and so many are remembered."""
-SLOT_BYTES = 4
+SLOT_BYTES, SLOTS_MIN = 4, 64
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
@@ -33,7 +31,7 @@ class Flow:
     """The records that left while at most the capacity did."""
 
     def __init__(self) -> None:
-        self._slots = array("I", bytes(SLOT_BYTES * RECORDS_MIN))
+        self._slots = array("I", bytes(SLOT_BYTES * SLOTS_MIN))
         self._shift = 64 - 6
         self._marks: deque[Mark] = deque(maxlen=MARKS)
         self._number = MARKS  # Of the last mark; an empty slot's is too far back.

@@ -9,13 +9,12 @@ from tiered.eviction.sampled import Sampled
 class LFU(Sampled):
     """Evict a record that was used least, of a sample.
 
-    A record counts its uses in six bits, in quarters, up to 15.75: a new one has half a use, so that it has a
-    chance to be used again, and above five the more it has, the rarer it counts one more.  Both are Redis' ideas
-    (`LFU_INIT_VAL`, `lfu-log-factor`), whose counters age by the clock, though.  These age when it matters: where nobody in a sample is
+    A record counts its uses in six bits, in quarters, up to 15.75: a new one has half a use, so that it has a chance to
+    be used again, and above five the more it has, the rarer it counts one more.  Both are Redis' ideas (`LFU_INIT_VAL`,
+    `lfu-log-factor`), whose counters age by the clock, though.  These age when it matters: where nobody in a sample is
     down to nothing, all who stay lose a quarter of a use, as the predictions of RRIP do (Jaleel, Theobald, Steely and
-    Emer, ISCA 2010).  So what was used much, and is no more, leaves in the end: when all that is used less
-    has been replaced about twice for each use it has.  Of those used equally often the one that came last stays, more or less.  An
-    eviction looks at `SAMPLE` records, and ages as many.
+    Emer, ISCA 2010).  So what was used much, and is no more, leaves in the end: when all that is used less has been
+    replaced about twice for each use that it has.  An eviction looks at `SAMPLE` records, and ages as many.
     """
 
     uses_max = 63
