@@ -158,17 +158,17 @@ def test_with_second_a_value_becomes_hot_at_its_second_read(opener: Any) -> None
 
 
 def test_a_scan_does_not_flush_the_hot_tier_where_the_second_read_promotes(opener: Any) -> None:
-    kept = {}
+    kept = {}  # 200 keys: of more, some would meet in the memory of what was seen, by the chance of their hashes.
     for promotion in ("first", "second"):
         store = filled(opener, 20_000, 200, promotion=promotion, path=promotion)
-        for key in [*range(500)] * 2:
+        for key in [*range(200)] * 2:
             assert store[key]
-        assert len(hot_keys(store)) > 490
+        assert len(hot_keys(store)) > 190
         for key in range(1000, 20_000):
             assert store[key]
-        kept[promotion] = len(set(hot_keys(store)) & set(range(500)))
+        kept[promotion] = len(set(hot_keys(store)) & set(range(200)))
     assert kept["first"] == 0
-    assert kept["second"] > 490
+    assert kept["second"] > 190
 
 
 def test_what_was_seen_is_bounded_counted_and_forgets(opener: Any) -> None:

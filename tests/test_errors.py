@@ -400,7 +400,7 @@ def test_a_checkpoint_that_lacks_memory_is_called_that_and_tried_again(
         with pytest.raises(tiered.StoreError, match="not enough memory") as raised:
             store.save()
         assert not isinstance(raised.value, tiered.StoreFullError)
-    assert store.stats().state == "short of memory"
+    assert store.stats().state == "held up"
     with pytest.raises(tiered.StoreError, match="not enough memory") as raised:  # noqa: PT012
         for number in range(1000):
             store[number] = "x" * 1000
@@ -410,6 +410,23 @@ def test_a_checkpoint_that_lacks_memory_is_called_that_and_tried_again(
     monkeypatch.undo()
     store.save()
     assert (store.stats().state, dict(store) == written) == ("open", True)
+
+
+def test_a_segment_that_cannot_be_made_ahead_is_made_when_it_is_needed(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(stepwise=True, save="")
+    engine = store._engine
+
+    def lacking() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(engine.journal, "prepare", lacking)
+    for number in range(200):
+        store[number] = "x" * 1000
+        store.tick()
+    assert not engine.journal.prepared
+    assert len(store) == 200
 
 
 @pytest.mark.parametrize("helper", [False, True])

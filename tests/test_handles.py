@@ -973,6 +973,55 @@ def test_more_files_than_the_limit_allows_are_a_named_error_and_the_stores_open_
     assert succeed(code, quick_path) == "1 []"
 
 
+@pytest.mark.parametrize("free", range(4))
+def test_a_program_that_has_too_many_files_open_is_told_so_and_goes_on_when_it_has_fewer(
+    quick_path: Path, free: int
+) -> None:
+    code = """
+        import logging, os, resource, sys, tiered
+        logging.disable()
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        store = tiered.open(sys.argv[1] + "/store", memory="1MB", helper=False, save="", durability="always")
+        store["first"] = 1
+        taken = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 20, hard))
+        try:
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            pass
+        for _ in range(int(sys.argv[2])):
+            os.close(taken.pop())
+        store["synced"] = 2  # Which names no file that is not open.
+        acknowledged = 0
+        for number in range(400):
+            try:
+                store[number] = "x" * 5000
+                acknowledged += 1
+            except tiered.StoreError as error:
+                assert "oo many open files" in str(error), error
+        for call in (store.save, store.compact):
+            try:
+                call()
+            except tiered.StoreError as error:
+                assert "oo many open files" in str(error), error
+        assert acknowledged < 400 and store["first"] == 1
+        try:
+            store.stats()
+        except tiered.StoreError as error:
+            assert "oo many open files" in str(error), error
+        for fd in taken:
+            os.close(fd)
+        store["last"] = 3
+        store.save()
+        assert store.stats().state == "open"
+        store.close()
+        with tiered.open(sys.argv[1] + "/store", memory="1MB") as store:
+            print(store["first"], store["synced"], store["last"], len(store) - acknowledged, store.check())
+    """
+    assert succeed(code, quick_path, free) == "1 2 3 3 []"
+
+
 def test_opening_using_and_closing_leaks_no_memory_descriptor_thread_slot_or_process(quick_path: Path) -> None:
     path = quick_path / "store.tiered"
 

@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 import os
+import pickle
 import random
 import struct
 import subprocess
@@ -936,6 +937,27 @@ def test_what_a_default_factory_raises_reaches_the_caller():
     version("point", x=field(), y=field(), names=field(), z=field(default_factory=fail))
     with pytest.raises(ValueError, match=r"^mine$"):
         codec.decode(*encoded)
+
+
+class Opaque:
+    """Of no kind that `register` knows."""
+
+    def __init__(self, inside):
+        self.inside = inside
+
+
+def test_who_wants_pickle_says_so_for_a_class_and_only_that_class_is_pickled(opener):
+    store = opener(path="pickled")
+    with pytest.raises(TypeError, match="Opaque"):
+        store["a"] = Opaque([1, {2: (3,)}])
+    tiered.register("opaque", Opaque, pack=pickle.dumps, unpack=pickle.loads)
+    store["a"] = [Opaque([1, {2: (3,)}])]
+    with pytest.raises(TypeError, match="range"):
+        store["b"] = range(3)
+    store.save()
+    evict(store)
+    assert type(store["a"][0]) is Opaque
+    assert store["a"][0].inside == [1, {2: (3,)}]
 
 
 def test_functions_may_use_the_store(opener, awkward):

@@ -17,15 +17,15 @@ from tiered import files
 from tiered.checkpointer import Checkpointer, HelperCheckpointer, InlineCheckpointer
 from tiered.cold_state import State
 from tiered.errors import CorruptionError, StoreError, StoreFullError
-from tiered.helper import Event
+from tiered.helper import LACKING, Event
 from tiered.log import LOG
 from tiered.maintenance import MAINTENANCE
 from tiered.tiers import Tiers
 
 HELPER_DEATHS_MAX = 3
 FULL_RETRY_SECONDS = 1.0
-_PASSING = {StoreFullError.__name__: StoreFullError, MemoryError.__name__: StoreError}
-"""Failures that pass, as the disk may have room again, and memory too; and what those who wait for it get."""
+_PASSING = {StoreFullError.__name__: StoreFullError, LACKING: StoreError}
+"""Failures that pass, as there may be room, memory or descriptors again; and what those who wait for it get."""
 
 
 def _references_of_one_variable() -> int:

@@ -271,7 +271,7 @@ class Engine(Snapshots):
                 self.rotate()
             active = self._active
         if active is not None and not journal.prepared and active.segment.position * 2 > active.segment.capacity:
-            with contextlib.suppress(StoreFullError):
+            with contextlib.suppress(StoreFullError, OSError):  # Who needs it says why there is none.
                 journal.prepare()
         self._empty_applied()
         self._snapshot_when_due()

@@ -134,13 +134,14 @@ def sync_data(fd: int) -> None:
         os.fdatasync(fd)
 
 
-def sync_directory(directory: Path) -> None:
+def open_directory(directory: Path) -> Descriptor:
+    """For `sync_directory`, at a moment when it may fail."""
+    return Descriptor(os.open(directory, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def sync_directory(directory: Path | Descriptor) -> None:
     """Wait until the names in `directory` are on the disk."""
-    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    os.fsync(open_directory(directory) if isinstance(directory, Path) else directory)
 
 
 def preallocate(path: Path, size: int) -> int:
@@ -493,8 +494,6 @@ def disk_bytes(directory: Path) -> int:
     total = 0
     for folder, _, names in os.walk(directory):
         for name in names:
-            try:
+            with contextlib.suppress(FileNotFoundError):  # Removed by a checkpoint meanwhile.
                 total += os.stat(os.path.join(folder, name)).st_blocks * 512
-            except FileNotFoundError:
-                continue  # Removed by a checkpoint meanwhile.
     return total

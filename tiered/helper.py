@@ -30,6 +30,7 @@ inline checkpointer drives one in the caller.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import resource
@@ -60,6 +61,8 @@ COPYING_SHARE = 0.3
 """While checkpoints wait, copying a snapshot takes this much time of what each of them took."""
 COPIED_SECONDS = 0.1
 """How often to tell how far a snapshot is."""
+LACKING = "Lacking"
+"""The name of errors that pass when there is memory again, or a descriptor."""
 _IDLE_SECONDS = 0.25
 _CODE = (
     "import sys, json; sys.path[:0] = json.loads(sys.argv[1]); "
@@ -172,8 +175,10 @@ class Job:
         if self._ended:  # The cold tier may be closed at any moment, or be somebody else's.
             finished, self._finished = self._finished, None
             return finished or False
+        waiting = self._waiting and not self._held
+        if self._slices_held and not (waiting or self._finished or self._compaction_wanted or self._copyings):
+            return False  # Not even the lock is tried: that may be what failed.
         try:
-            waiting = self._waiting and not self._held
             if not self._lock.held and (waiting or not self._finished):
                 self._lock.acquire(APPLY_WAIT_SECONDS)
             if self._compaction_wanted:
@@ -223,8 +228,10 @@ class Job:
         message = error.message if isinstance(error, StoreError) else repr(error)
         if isinstance(error, OSError) and files.is_full(error):
             name, message = StoreFullError.__name__, "the disk is full; free some space"
+        if message == files.TOO_MANY_FILES or getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE):
+            name, message = LACKING, files.TOO_MANY_FILES
         if isinstance(error, MemoryError):
-            message = "not enough memory for a checkpoint; it is tried again"
+            name, message = LACKING, "not enough memory for a checkpoint; it is tried again"
         return self._event(event, error=name, path=path, message=message, **details)
 
     def _apply(self) -> Event:

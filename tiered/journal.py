@@ -227,8 +227,8 @@ class Journal:
         self._capacity = SEGMENT_BYTES_MIN
         self._prepared: Segment | None = None
         self._unsynced: list[Segment] = []
-        self._directory_changes = 0
-        self._directory_synced = 0
+        self._opened: files.Descriptor | None = None  # The directory.
+        self._directory_changes = self._directory_synced = 0
         self._sync_failure: OSError | None = None
         self._group = GroupCommit()
         # Entered again by a signal handler: a segment is not begun while another is being made.
@@ -240,6 +240,8 @@ class Journal:
         if self._prepare_lock._is_owned():  # type: ignore[attr-defined]
             raise ReentrantError(self.directory, "used by a signal handler while a segment was being made; try again")
         with self._prepare_lock:
+            # Here, where nothing is lost if it fails, and not when a sync needs it.
+            self._opened = self._opened or files.open_directory(self.directory)
             segment, self._prepared = self._prepared, None
             if segment is not None and segment.capacity < needed:
                 segment.path.unlink()
@@ -365,8 +367,8 @@ class Journal:
             raise OSError(self._sync_failure.errno, f"an earlier sync failed: {self._sync_failure.strerror}")
         target, changes = self.last, self._directory_changes
         try:
-            if changes != self._directory_synced:
-                files.sync_directory(self.directory)
+            if changes != self._directory_synced and (opened := self._opened) is not None:
+                files.sync_directory(opened)
                 self._directory_synced = changes
             for segment in list(self._unsynced):
                 files.sync_data(segment.fd)
@@ -386,7 +388,7 @@ class Journal:
 
     def let_go(self) -> None:
         """Forget all segments; each is closed when the last thread that uses it is done."""
-        self.active = self._prepared = None
+        self.active = self._prepared = self._opened = None
         self._unsynced.clear()
 
 
@@ -477,12 +479,10 @@ class SegmentFile:
             )
             middle = start + key_size
             end = middle + payload_size
-            if magic != _MAGIC or end > size or sequence != expected:
+            whole = magic == _MAGIC and end <= size and sequence == expected
+            if not whole or crc32(data[start - _REST.size : end], seed) != crc:
                 return
-            if crc32(data[start - _REST.size : end], seed) != crc:
-                return
-            key = mapping[start:middle]
-            yield new(Entry, (kind, flags, sequence, synced, deadline, codec, key, middle, end, self))
+            yield new(Entry, (kind, flags, sequence, synced, deadline, codec, mapping[start:middle], middle, end, self))
             start, expected = end + RECORD.size, expected + 1
 
     def written_bytes(self, position: int) -> int:

@@ -104,7 +104,7 @@ METRICS = (
     Metric("helper_peak_rss_anon_bytes", "helper_peak_rss_anon_bytes", "most anonymous memory of the helper process"),
 )
 UP, STATE = "tiered_up", "tiered_state"
-STATES = ("open", "read-only", "poisoned", "full", "short of memory")
+STATES = ("open", "read-only", "poisoned", "full", "held up")
 
 
 class StoreCollector(Collector):

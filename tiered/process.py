@@ -50,7 +50,10 @@ def _malloc_trim() -> Callable[[int], int] | None:
 
 def trim_heap() -> None:
     """Have the C library give its whole free pages back, where it can (glibc)."""
-    trim = _malloc_trim()
+    try:
+        trim = _malloc_trim()
+    except OSError:  # No descriptor is left to import ctypes with.
+        return
     if trim is not None:
         trim(0)
 

@@ -201,7 +201,7 @@ def state_name(engine: Engine) -> str:
     if engine.poisoned:
         return "poisoned"
     if engine.full or engine.capped:
-        return "full" if engine.capped or engine.full_kind is StoreFullError else "short of memory"
+        return "full" if engine.capped or engine.full_kind is StoreFullError else "held up"
     return "read-only" if engine.readonly else "open"
 
 

@@ -25,6 +25,7 @@ from tiered.handle import Ended, Inherited
 from tiered.journal import Dirty, record_bytes
 from tiered.mapping import ABSENT, ONE, Pairs, RangedMapping, keys_of, pairs_of
 from tiered.moment import passing
+from tiered.opening import named_errors
 from tiered.reading import CHUNK_RECORDS, Reads
 from tiered.sharing import TEMPORARY
 from tiered.snapshot import SnapshotInfo
@@ -443,7 +444,8 @@ class Store(Reads[K, V], RangedMapping[K, V], MutableMapping[K, V]):
 
     def stats(self) -> Stats:
         """Figures of the store now.  Costs as much as `len`."""
-        return stats_of(self._engine, len(self), self._hits)
+        with named_errors(self._engine.directory):
+            return stats_of(self._engine, len(self), self._hits)
 
     def memory_stats(self) -> MemoryStats:
         """Where the store's memory is."""

@@ -96,17 +96,46 @@ tiered_stored_key(const TieredKey *key)
 }
 
 bool
-tiered_is_clean(PyObject *engine, PyObject *stored_key)
+tiered_unsaved(PyObject *engine, Unsaved *unsaved)
 {
     PyObject *buffers = ATTRIBUTE(engine, buffers);
-    bool clean = buffers && PyTuple_CheckExact(buffers);
-    for (Py_ssize_t i = 0; clean && i < PyTuple_GET_SIZE(buffers); i++) {
+    bool known = buffers && PyTuple_CheckExact(buffers) && PyTuple_GET_SIZE(buffers) <= BUFFERS_MAX;
+    unsaved->count = 0;
+    for (Py_ssize_t i = 0; known && i < PyTuple_GET_SIZE(buffers); i++) {
         PyObject *buffer = PyTuple_GET_ITEM(buffers, i), *positions = ATTRIBUTE(buffer, positions);
-        clean = positions && PyDict_CheckExact(positions) && PyDict_Contains(positions, stored_key) == 0
-            && !tiered_is_true(buffer, NAME_cleared) && !PyErr_Occurred();
-        Py_XDECREF(positions);
+        known = positions && PyDict_CheckExact(positions) && !tiered_is_true(buffer, NAME_cleared) && !PyErr_Occurred();
+        if (positions)
+            unsaved->positions[unsaved->count++] = positions;
     }
     Py_XDECREF(buffers);
+    if (!known)
+        tiered_unsaved_end(unsaved);
+    return known;
+}
+
+void
+tiered_unsaved_end(Unsaved *unsaved)
+{
+    while (unsaved->count)
+        Py_DECREF(unsaved->positions[--unsaved->count]);
+}
+
+bool
+tiered_is_saved(const Unsaved *unsaved, PyObject *stored_key)
+{
+    for (int i = 0; i < unsaved->count; i++)
+        if (PyDict_Contains(unsaved->positions[i], stored_key) != 0)
+            return false;
+    return true;
+}
+
+/* Whether no write buffer has anything of the key: then the cold tier alone knows. */
+static bool
+is_clean(PyObject *engine, PyObject *stored_key)
+{
+    Unsaved unsaved;
+    bool clean = tiered_unsaved(engine, &unsaved) && tiered_is_saved(&unsaved, stored_key);
+    tiered_unsaved_end(&unsaved);
     return clean;
 }
 
@@ -297,12 +326,11 @@ tiered_unlock(PyObject *lock)
 }
 
 bool
-tiered_is_newest(PyObject *engine, PyObject *generation, PyObject *stored_key)
+tiered_is_newest(PyObject *engine, PyObject *generation)
 {
     PyObject *now = ATTRIBUTE(engine, generation);
-    bool same = now == generation;
     Py_XDECREF(now);
-    return same && !tiered_is_true(engine, NAME_closed) && tiered_is_clean(engine, stored_key);
+    return now == generation && !tiered_is_true(engine, NAME_closed);
 }
 
 /* `Tiers.promote`; false with an error set. */
@@ -327,7 +355,7 @@ keep(ArenaObject *arena, PyObject *engine, PyObject *generation, PyObject *key, 
     if (!tiered_lock(engine, &lock))
         return !PyErr_Occurred();
     bool done = true;
-    if (tiered_is_newest(engine, generation, stored_key)) {
+    if (tiered_is_newest(engine, generation) && is_clean(engine, stored_key)) {
         const unsigned char *data = (unsigned char *)PyBytes_AS_STRING(payload);
         done = tiered_arena_put(arena, key, record->codec, data, (size_t)PyBytes_GET_SIZE(payload), record->deadline) >= 0
             && tiered_count(engine, NAME_promotions, 1) && (!arena->arena.evictions || tiered_is_attended(engine));
@@ -384,7 +412,7 @@ cold_value(ArenaObject *arena, PyObject *engine, PyObject *key, PyObject *stored
     PyObject *generation = ATTRIBUTE(engine, generation), *background = generation ? ATTRIBUTE(engine, _background) : NULL;
     PyObject *cold = NULL, *data = NULL;
     int came = LOAD_PYTHON;
-    if (background == Py_None && tiered_is_clean(engine, stored_key) && (cold = ATTRIBUTE(engine, cold)) != NULL) {
+    if (background == Py_None && is_clean(engine, stored_key) && (cold = ATTRIBUTE(engine, cold)) != NULL) {
         data = cold_record(cold, stored_key);
         if (data && PyBytes_CheckExact(data))
             came = value_of(arena, engine, generation, key, stored_key, data, value);

@@ -53,8 +53,18 @@ bool tiered_is_true(PyObject *object, int name);
 bool tiered_count(PyObject *engine, int name, Py_ssize_t more);
 /* The key in the cold tier; NULL, perhaps without an error, if it is not the encoded key itself. */
 PyObject *tiered_stored_key(const TieredKey *key);
+/* What the write buffers have, as long as Python does not run. */
+enum { BUFFERS_MAX = 8 };
+typedef struct {
+    PyObject *positions[BUFFERS_MAX];
+    int count;
+} Unsaved;
+
+/* False, perhaps with an error set, and then empty: the twin has to look. */
+bool tiered_unsaved(PyObject *engine, Unsaved *unsaved);
+void tiered_unsaved_end(Unsaved *unsaved);
 /* Whether no write buffer has anything of the key: then the cold tier alone knows. */
-bool tiered_is_clean(PyObject *engine, PyObject *stored_key);
+bool tiered_is_saved(const Unsaved *unsaved, PyObject *stored_key);
 /* Whether a deadline is over by the store's clock; -1 with an error set. */
 int tiered_is_over(PyObject *engine, int64_t deadline);
 /* Has the maintenance thread serve the store, if it does not yet; false with an error set. */
@@ -67,8 +77,8 @@ PyObject *tiered_found(const TieredRecord *record, PyObject *payload);
 /* Takes the store's lock, to be given back; false where this thread has it, and so keeps nothing, or with an error set. */
 bool tiered_lock(PyObject *engine, PyObject **lock);
 bool tiered_unlock(PyObject *lock);
-/* Under the lock: whether what was read in that generation is still the newest. */
-bool tiered_is_newest(PyObject *engine, PyObject *generation, PyObject *stored_key);
+/* Under the lock: whether what was read in that generation is the newest, unless a write buffer has it. */
+bool tiered_is_newest(PyObject *engine, PyObject *generation);
 
 /* A read transaction, with its note among the users of the cold tier as long as it is there. */
 typedef struct {

@@ -45,23 +45,25 @@ by_stored_key(const void *one, const void *other)
 static bool
 gather(Batch *batch, PyObject *keys)
 {
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(keys); i++) {
+    Unsaved unsaved;
+    bool done = tiered_unsaved(batch->engine, &unsaved);
+    for (Py_ssize_t i = 0; done && i < PyList_GET_SIZE(keys); i++) {
         TieredKey encoded;
         Item *item = &batch->items[batch->count];
         *item = (Item){.key = PyList_GET_ITEM(keys, i), .state = ASKED};
-        if (!tiered_key(item->key, &encoded))
-            continue;
-        item->stored_key = tiered_stored_key(&encoded);
-        tiered_key_end(&encoded);
-        if (item->stored_key && tiered_is_clean(batch->engine, item->stored_key))
+        if (tiered_key(item->key, &encoded)) {
+            item->stored_key = tiered_stored_key(&encoded);
+            tiered_key_end(&encoded);
+        }
+        if (item->stored_key && tiered_is_saved(&unsaved, item->stored_key))
             batch->count++;
         else
             Py_CLEAR(item->stored_key);
-        if (PyErr_Occurred())
-            return false;
+        done = !PyErr_Occurred();
     }
+    tiered_unsaved_end(&unsaved);
     qsort(batch->items, (size_t)batch->count, sizeof *batch->items, by_stored_key);
-    return true;
+    return !PyErr_Occurred();
 }
 
 /* The keys that have no record yet; `at` says which items they are of. */
@@ -278,16 +280,20 @@ promote(const Batch *batch, PyObject *generation)
     uint64_t most = arena->arena.evictions + EVICTIONS_MAX;
     PyObject *lock;
     if (done && plainly && tiered_lock(batch->engine, &lock)) {
-        for (Py_ssize_t i = 0; done && i < batch->count && arena->arena.evictions < most; i++) {
+        Unsaved unsaved;
+        bool newest = tiered_is_newest(batch->engine, generation) && tiered_unsaved(batch->engine, &unsaved);
+        for (Py_ssize_t i = 0; done && newest && i < batch->count && arena->arena.evictions < most; i++) {
             const Item *item = &batch->items[i];
             size_t size;
             const unsigned char *payload = payload_of(item, &size);
             if (item->data && item->state == DECODED && (Py_ssize_t)size <= size_max
-                && tiered_is_newest(batch->engine, generation, item->stored_key)) {
+                && tiered_is_saved(&unsaved, item->stored_key)) {
                 done = tiered_arena_put(arena, item->key, item->record.codec, payload, size, item->record.deadline) >= 0;
                 promotions++;
             }
         }
+        if (newest)
+            tiered_unsaved_end(&unsaved);
         done = done && tiered_count(batch->engine, NAME_promotions, promotions)
             && (!arena->arena.evictions || tiered_is_attended(batch->engine));
         done = tiered_unlock(lock) && done;
@@ -310,6 +316,11 @@ load_all(Batch *batch, PyObject *keys)
 static PyObject *
 left_of(const Batch *batch, PyObject *keys)
 {
+    Py_ssize_t decoded = 0;
+    while (decoded < batch->count && batch->items[decoded].state == DECODED)
+        decoded++;
+    if (decoded == PyList_GET_SIZE(keys))
+        return PyList_New(0);
     PyObject *done = PySet_New(NULL), *left = done ? PyList_New(0) : NULL;
     for (Py_ssize_t i = 0; left && i < batch->count; i++)
         if (batch->items[i].state == DECODED && PySet_Add(done, batch->items[i].key) < 0)
