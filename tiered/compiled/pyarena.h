@@ -56,6 +56,7 @@ bool tiered_arena_fit_policy(ArenaObject *self);
 int tiered_arena_ask_to_leave(ArenaObject *self, size_t bytes, size_t outside);
 PyObject *tiered_arena_steer(ArenaObject *self, PyObject *args);
 PyObject *tiered_arena_queue_bytes(ArenaObject *self, PyObject *queue);
+PyObject *tiered_arena_queue_hits(ArenaObject *self, PyObject *queue);
 PyObject *tiered_arena_oldest(ArenaObject *self, PyObject *queue);
 PyObject *tiered_arena_shift(ArenaObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *tiered_arena_drop(ArenaObject *self, PyObject *queue);

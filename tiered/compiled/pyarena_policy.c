@@ -122,7 +122,7 @@ ask(ArenaObject *self, PyObject *policy, const ArenaKey *key, size_t size, int64
     bool known = queue != NULL && queue_number(queue, &number);
     Py_XDECREF(queue);
     if (known)
-        a->entering = (uint8_t)(number << 6);
+        a->entering = arena_state_new(&a->rules, number);
     return known ? 0 : -1;
 }
 
@@ -142,6 +142,13 @@ tiered_arena_queue_bytes(ArenaObject *self, PyObject *object)
 {
     unsigned queue;
     return queue_number(object, &queue) ? PyLong_FromUnsignedLongLong(self->arena.queues[queue].bytes) : NULL;
+}
+
+PyObject *
+tiered_arena_queue_hits(ArenaObject *self, PyObject *object)
+{
+    unsigned queue;
+    return queue_number(object, &queue) ? PyLong_FromUnsignedLongLong(self->arena.hits[queue]) : NULL;
 }
 
 static PyObject *

@@ -19,6 +19,8 @@ from typing import ClassVar, NamedTuple, Protocol
 QUEUES = 3
 USES_MAX = 63
 """A record counts its uses up to this, in six bits."""
+USE_WORTH, USE_NEW = 4, 2
+"""What a use adds, and what a new record has, where uses are counted sparingly; ageing takes away one."""
 GHOST_SHARE = 16
 """What a policy remembers of records that have left takes no more than the capacity divided by this."""
 
@@ -39,10 +41,9 @@ class Records(Protocol):
     def capacity_bytes(self) -> int: ...
     @property
     def ghost_bytes(self) -> int: ...
-    @property
-    def policy_hits(self) -> int: ...
     def __len__(self) -> int: ...
     def queue_bytes(self, queue: int) -> int: ...
+    def queue_hits(self, queue: int) -> int: ...
     def oldest(self, queue: int) -> tuple[int, int, int, int] | None: ...
     def shift(self, queue: int, to: int, uses: int) -> None: ...
     def drop(self, queue: int) -> None: ...
@@ -63,7 +64,7 @@ class Policy:
     uses_max: ClassVar[int] = 0
     """Hits are counted in a record up to this."""
     sparing: ClassVar[bool] = False
-    """Whether the more a record has counted, the rarer it counts one more (`counts`)."""
+    """Whether a new record has `USE_NEW`, and a use adds `USE_WORTH`, the rarer the more there is (`counts`)."""
     hit_to: ClassVar[tuple[int, int, int]] = (-1, -1, -1)
     """By queue: to the front of which one a hit moves a record; -1: it stays where it is."""
     sketched: ClassVar[bool] = False
@@ -92,5 +93,5 @@ class Policy:
 
 
 def counts(uses: int, chance: float) -> bool:
-    """Whether a record that has counted so many uses counts one more: one in 1 + 10 · (uses - 5), as Redis has it."""
-    return uses < 5 or chance * (10 * (uses - 5) + 1) < 1
+    """Whether a record that counts sparingly counts a use: one in 1 + 10 · (uses - 5), as Redis has it."""
+    return chance * (10 * max(uses / USE_WORTH - 5, 0) + 1) < 1
