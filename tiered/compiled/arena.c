@@ -711,7 +711,8 @@ arena_crowded(const Arena *a, size_t bytes, size_t outside)
 size_t
 arena_capacity(const Arena *a)
 {
-    return live_limit(a, segments_allowed(a, 0)) + a->outside_bytes;
+    size_t limit = live_limit(a, segments_allowed(a, 0)), lost = a->segments.tail_bytes;
+    return (limit > lost ? limit - lost : 0) + a->outside_bytes;
 }
 
 /* One of a bucket's chain.  Each record is as likely as any other: a place in the chain is drawn with the bucket, and if

@@ -46,6 +46,12 @@ class Flow:
             self._slots = doubled
             self._shift -= 1
 
+    def fit(self, memory_bytes: int) -> None:
+        """Keep within that memory, which may be less than it was: of two slots that become one, one is kept."""
+        while self.memory_bytes > memory_bytes and len(self._slots) > SLOTS_MIN:
+            self._slots = array("I", map(max, self._slots[::2], self._slots[1::2]))
+            self._shift += 1
+
     def add(self, fingerprint: int, size: int, capacity_bytes: int, counters: Sequence[int]) -> None:
         """A record leaves."""
         if not self._marks or self.left_bytes - self._marks[-1].left_bytes >= capacity_bytes // MARKS:

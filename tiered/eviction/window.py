@@ -64,6 +64,10 @@ class Window:
         """Memory of what is remembered of records that have left."""
         return self._flow.memory_bytes
 
+    def fit(self, memory_bytes: int) -> None:
+        """Keep that within so much memory."""
+        self._flow.fit(memory_bytes)
+
     def miss(self, records: Records, fingerprint: int, full: bool) -> None:
         """Something was read that is not there, perhaps any more."""
         if not self._began:

@@ -36,6 +36,10 @@ class WTinyLFU(Policy):
         """Memory of what the window is measured by."""
         return self.window.memory_bytes
 
+    def fit(self, memory_bytes: int) -> None:
+        """Forget some of what left."""
+        self.window.fit(memory_bytes)
+
     def enter(self, records: Records, fingerprint: int, size: int) -> None:
         """Into the window; what that has no room for goes on probation, as long as nothing must leave for it."""
         records.see(fingerprint)
