@@ -421,6 +421,22 @@ def test_less_memory_is_kept_to_at_once_and_hot_values_come_again(opener: Any, n
     assert store.check() == []
 
 
+@compiled
+@pytest.mark.parametrize("name", ["arc", "s3fifo", "wtinylfu"])
+def test_what_a_policy_remembers_fits_a_smaller_budget_before_records_leave_for_it(name: str) -> None:
+    tier = ArenaTier(name, 16 << 20)
+    payload = codec.encode("x" * 60)
+    for number in range(200_000):
+        tier.put(number, *payload, 0)
+    tier.budget_bytes = 1 << 20
+    slices = 0
+    while not tier.shrink():
+        slices += 1
+        assert slices < 3000
+    assert tier.used_bytes <= 1 << 20
+    assert tier.entry_bytes > 0.7 * (1 << 20)
+
+
 @pytest.mark.parametrize("name", ["arc", "s3fifo", "wtinylfu"])
 def test_what_is_in_use_now_becomes_hot_though_all_that_is_hot_was_used_more(opener: Any, name: str) -> None:
     store = opener(stepwise=True, memory="1MB", eviction=name)
