@@ -19,11 +19,13 @@ and what stays all the same is `doctor`'s to tell.
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager
 
 from tiered.hot import HotTier
 from tiered.jitter import Bounds, drawn
 
+YIELD_SECONDS = 50e-6
 FRUITLESS_SLICES_MAX = 20
 """Where so many slices change nothing, what is left is tables: the watermark lies below them."""
 
@@ -36,6 +38,7 @@ def shrink(hot: HotTier, lock: AbstractContextManager[object]) -> None:
             before = hot.evictions, hot.used_bytes
             done = hot.shrink()
             fruitless = fruitless + 1 if before == (hot.evictions, hot.used_bytes) else 0
+        time.sleep(YIELD_SECONDS)  # Who waits for the lock is not as quick as who has just had it.
 
 
 class Watermark:
