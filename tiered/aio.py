@@ -36,6 +36,7 @@ from tiered.awaited import AsyncMapping, AsyncMutableMapping, finished, refusing
 from tiered.check import Finding
 from tiered.doctor import Diagnosis
 from tiered.errors import ConflictError
+from tiered.events import Event
 from tiered.journal import record_bytes
 from tiered.memoize import Memoizer, Options
 from tiered.sharing import TEMPORARY
@@ -198,6 +199,16 @@ class AsyncStore(AsyncMutableMapping[K, V]):
             yield AsyncView(view)
         finally:
             await finished(view.close)
+
+    def on(self, kind: str, callback: Callable[[Event], object]) -> Callable[[], None]:
+        """As `Store.on`; `callback` is called in the event loop that runs now, as long as it does."""
+        loop = asyncio.get_running_loop()
+
+        def tell(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # The loop is closed.
+                loop.call_soon_threadsafe(callback, event)
+
+        return self._store.on(kind, tell)
 
     def memoize(
         self,
