@@ -149,6 +149,43 @@ def test_a_callback_that_raises_is_logged_and_breaks_nothing(opener: Any, caplog
     assert store.stats().state == "open"
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_callback_that_would_end_the_background_thread_is_logged_and_the_thread_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    store, other = (tiered.open(tmp_path / name, memory="1MB") for name in "so")
+
+    def ending(event: Event) -> None:
+        raise error
+
+    store.on("checkpoint", ending)
+    events, others = heard(store, "checkpoint"), heard(other, "checkpoint")
+    [thread] = [found for found in threading.enumerate() if found.name == "tiered-maintenance"]
+    store["a"] = other["a"] = 1
+    store.save()
+    wait_until(lambda: events)
+    other.save()
+    wait_until(lambda: others)
+    assert thread.is_alive()
+    for each in (store, other):
+        each.close()
+    assert {record.getMessage() for record in caplog.records} == {f"{store.path}: a callback for 'checkpoint' raised"}
+
+
+def test_ctrl_c_in_a_callback_that_the_main_thread_calls_is_the_programs(opener: Any) -> None:
+    store = opener(stepwise=True)
+
+    def interrupted(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    off = store.on("checkpoint", interrupted)
+    store["a"] = 1
+    store.save()
+    with pytest.raises(KeyboardInterrupt):
+        store.tick()
+    off()
+
+
 def test_a_callback_may_use_the_store_and_holds_no_lock(opener: Any) -> None:
     store = opener(stepwise=True)
     seen: list[Any] = []

@@ -115,6 +115,7 @@ class Checkpoints(Tiers):
             self._unlocked(lambda: MAINTENANCE.pump(0.01))
         else:
             try:
+                MAINTENANCE.revive()
                 self.changed.wait(0.5)
             finally:
                 if not self.owned():  # An interrupt between letting go of it and waiting.

@@ -86,8 +86,9 @@ class Listeners:
             self._snapshots.append((file, error))
 
     def tell(self, path: str, counts: Callable[[], Mapping[str, int]], last: bool = False) -> None:
-        """Call those who listen for what has happened since the last time.  What they raise is logged.
+        """Call those who listen for what has happened since the last time.
 
+        What they raise is logged, `SystemExit` too, but not Ctrl-C in the main thread.
         `last` waits for its turn, where it is not what a callback does.
         """
         me = threading.get_ident()
@@ -101,14 +102,19 @@ class Listeners:
             self._caller = me
             for callbacks, event in self._due(path, counts()):
                 for callback in callbacks:
-                    try:
-                        callback(event)
-                    except Exception:
-                        LOG.exception("%s: a callback for %r raised", path, event.kind)
+                    self._call(callback, event)
         finally:
             if taken:
                 self._caller = 0
                 self._turn.release()
+
+    def _call(self, callback: Callback, event: Event) -> None:
+        try:
+            callback(event)
+        except BaseException as error:  # A `SystemExit` would end the thread, which serves all stores.
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise
+            LOG.exception("%s: a callback for %r raised", event.path, event.kind)
 
     def _due(self, path: str, counts: Mapping[str, int]) -> list[tuple[list[Callback], Event]]:
         due: list[tuple[list[Callback], Event]] = []
