@@ -320,7 +320,7 @@ def test_early_one_caller_computes_before_a_result_expires(opener: Any, clock: A
 
     assert [f(), f()] == [1, 1]
     key = f.cache_key()
-    store.set(key, [1, 10.0], 100)  # As if it had taken ten seconds.
+    store.set(key, f._packed(1, 10.0), 100)  # As if it had taken ten seconds.
     assert not any(f._is_due(100.0, 0.001) for _ in range(1000))
     due = sum(f._is_due(10.0, 10.0) for _ in range(4000)) / 4000
     assert 0.32 < due < 0.42, "e to the power of -1"
@@ -329,6 +329,30 @@ def test_early_one_caller_computes_before_a_result_expires(opener: Any, clock: A
     clock.sleep(60)
     assert f() == 2
     assert f.cache_info().early == 1
+
+
+@pytest.mark.parametrize("result", [["a", "b"], 2, None, "text", [2.5, 1.5], ["tiered.memoize", 1.0, "own"]])
+def test_what_was_kept_stays_right_where_early_comes_or_goes(store: Any, result: Any) -> None:
+    calls: list[int] = []
+
+    def f(number: int) -> Any:
+        calls.append(number)
+        return result
+
+    plain, early = store.memoize(name="f"), store.memoize(name="f", ttl=600, early=1.0)
+    for number, (before, after) in enumerate([(plain, early), (early, plain), (plain, plain), (early, early)]):
+        assert [before(f)(number), after(f)(number)] == [result, result]
+    assert calls == [0, 1, 2, 3]
+
+
+def test_a_list_of_arrays_is_a_result_like_any_other(store: Any) -> None:
+    numpy = pytest.importorskip("numpy")
+
+    @store.memoize(name="f")
+    def f() -> Any:
+        return [numpy.zeros(2), 1, 2]
+
+    assert [repr(f()) for _ in range(2)] == ["[array([0., 0.]), 1, 2]"] * 2
 
 
 def test_async_functions_are_memoized_and_tasks_wait_for_one(opener: Any) -> None:

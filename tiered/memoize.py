@@ -4,6 +4,10 @@ The key of a call is `("memoize", name, arguments)`: the name of the function, w
 restarts, and the arguments as bytes, in which types are told apart (1, True and 1.0 differ, though they are equal) and
 the order of dicts and sets makes no difference; above 64 bytes a digest of them, BLAKE2b of 32 bytes.
 
+What is kept is the result itself; with `early` a list, `["tiered.memoize", seconds, result]`, of how long computing it
+took.  A result that looks like one is kept in such a list as well, so each form is read as what it is, whether the
+function has `early` now or had it then.
+
 One caller computes.  What is being computed is a `Flight`; who comes meanwhile waits for it.  An exception of the
 function is given to all who wait: their own calls would have met it, and computing anew one after the other would make
 the last one wait for all.  It is not kept, so the next call computes.  What ends the caller itself (Ctrl-C, a cancelled
@@ -44,6 +48,7 @@ from tiered.writing import UNSET
 P = ParamSpec("P")
 T = TypeVar("T")
 PREFIX = "memoize"
+TIMED = "tiered.memoize"
 ARGUMENT_BYTES_MAX = 64
 _GONE_SECONDS = 1.0
 _LOCK = threading.RLock()
@@ -112,6 +117,12 @@ def name_of(function: Callable[..., Any]) -> str:
     return name
 
 
+def is_timed(found: Any) -> bool:
+    """Whether this is a result with how long computing it took, as it is kept."""
+    # Asked for its type first: what an array or an object of the user's says to `==` is its own matter.
+    return type(found) is list and len(found) == 3 and type(found[0]) is str and found[0] == TIMED
+
+
 class Memoized(Generic[P, T]):
     """What functions and async functions have in common."""
 
@@ -161,13 +172,11 @@ class Memoized(Generic[P, T]):
             self._flights.clear()
         return self._store.sub(PREFIX, self.name)
 
-    # What is kept: the value, or with `early` also how long computing it took.
-
     def _unpacked(self, found: Any) -> tuple[Any, float]:
-        return (found, 0.0) if found is ABSENT or not self._options.early else (found[0], found[1])
+        return (found[2], found[1]) if is_timed(found) else (found, 0.0)
 
     def _packed(self, value: Any, seconds: float) -> Any:
-        return [value, seconds] if self._options.early else value
+        return [TIMED, seconds, value] if self._options.early or is_timed(value) else value
 
     def _is_due(self, left: float | None, seconds: float) -> bool:
         """Whether a value is to be computed anew though it has so many seconds left."""
