@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 from programs import wait_until
 
@@ -179,6 +180,58 @@ def test_what_another_has_computed_since_the_look_is_not_computed_again(store: A
     assert calls == [1]
 
 
+def waited_for(memoized: Any) -> threading.Event:
+    """Set as soon as somebody waits for a result that another computes."""
+    waiting, awaited = threading.Event(), memoized._awaited
+    memoized._awaited = lambda key, flight: (waiting.set(), awaited(key, flight))[1]
+    return waiting
+
+
+def test_who_computed_and_who_waited_have_each_a_result_of_their_own(store: Any) -> None:
+    begun, go, made = threading.Event(), threading.Event(), []
+
+    @store.memoize(name="f")
+    def f() -> Any:
+        begun.set()
+        assert go.wait(10)
+        made.append({"items": []})
+        return made[0]
+
+    waiting = waited_for(f)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(f)
+        assert begun.wait(10)
+        second = pool.submit(f)
+        assert waiting.wait(10)
+        go.set()
+        results = [first.result(10), second.result(10), f()]
+    assert f.cache_info() == (1, 1, 1, 0)
+    for number, result in enumerate([*made, *results]):
+        result["items"].append(number)
+    assert [result["items"] for result in results] == [[1], [2], [3]]
+
+
+def test_tasks_that_waited_have_each_a_result_of_their_own(store: Any) -> None:
+    @store.memoize(name="f")
+    async def f() -> list[int]:
+        await asyncio.sleep(0.01)
+        return []
+
+    async def run() -> None:
+        results = await asyncio.gather(f(), f(), f())
+        for number, result in enumerate(results):
+            result.append(number)
+        assert results == [[0], [1], [2]]
+
+    asyncio.run(run())
+    assert f.cache_info().waits > 0
+
+
+def test_who_computed_gets_what_a_read_gives(store: Any) -> None:
+    zeros = store.memoize(name="zeros")(lambda: np.zeros(3))
+    assert [zeros().flags.writeable for _ in range(3)] == [False] * 3
+
+
 def test_an_exception_is_given_to_all_who_wait_and_not_kept(store: Any) -> None:
     calls, go = [], threading.Event()
 
@@ -190,9 +243,7 @@ def test_an_exception_is_given_to_all_who_wait_and_not_kept(store: Any) -> None:
             raise OSError("no")
         return 5
 
-    waiting = threading.Event()
-    awaited = failing._awaited
-    failing._awaited = lambda key, flight: (waiting.set(), awaited(key, flight))[1]
+    waiting = waited_for(failing)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(failing)
         wait_until(lambda: bool(calls))
@@ -217,9 +268,7 @@ def test_who_waits_computes_where_the_caller_ends_itself(store: Any) -> None:
             raise SystemExit
         return 5
 
-    waiting = threading.Event()
-    awaited = stopped._awaited
-    stopped._awaited = lambda key, flight: (waiting.set(), awaited(key, flight))[1]
+    waiting = waited_for(stopped)
 
     def call() -> None:
         with pytest.raises(SystemExit):
@@ -346,11 +395,9 @@ def test_what_was_kept_stays_right_where_early_comes_or_goes(store: Any, result:
 
 
 def test_a_list_of_arrays_is_a_result_like_any_other(store: Any) -> None:
-    numpy = pytest.importorskip("numpy")
-
     @store.memoize(name="f")
     def f() -> Any:
-        return [numpy.zeros(2), 1, 2]
+        return [np.zeros(2), 1, 2]
 
     assert [repr(f()) for _ in range(2)] == ["[array([0., 0.]), 1, 2]"] * 2
 

@@ -8,7 +8,8 @@ What is kept is the result itself; with `early` a list, `["tiered.memoize", seco
 took.  A result that looks like one is kept in such a list as well, so each form is read as what it is, whether the
 function has `early` now or had it then.
 
-One caller computes.  What is being computed is a `Flight`; who comes meanwhile waits for it.  An exception of the
+One caller computes.  What is being computed is a `Flight`; who comes meanwhile waits for it.  Each of them, the one who
+computed too, gets a result of his own, made of the bytes that are kept, as a read would give it.  An exception of the
 function is given to all who wait: their own calls would have met it, and computing anew one after the other would make
 the last one wait for all.  It is not kept, so the next call computes.  What ends the caller itself (Ctrl-C, a cancelled
 task, `SystemExit`) is nobody else's: one of those who wait computes then.
@@ -73,14 +74,14 @@ class Flight:
         self.done = threading.Event()
         self.futures: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self.waits_for: list[Flight] = []
-        self.value: Any = _RETRY
+        self.packed: tuple[int, bytes] | None = None
         self.error: Exception | None = None
 
     def result(self) -> Any:
-        """What came of it, `_RETRY` if its caller ended without; raises what the function raised."""
+        """What came of it, each time anew; `_RETRY` if its caller ended without.  Raises what the function raised."""
         if self.error is not None:
             raise self.error
-        return self.value
+        return _RETRY if self.packed is None else codec.decode(*self.packed)
 
     def leads_to(self, flights: tuple[Flight, ...]) -> bool:
         """Whether it waits, in however many steps, for one of these."""
@@ -285,16 +286,16 @@ class MemoizedFunction(Memoized[P, T]):
             value = ABSENT if early else self._kept(key)[0]
             if value is not ABSENT:
                 self._hits += 1
-            else:
-                cleared, began = self._cleared, time.monotonic()
-                value = self._function(*args, **kwargs)
-                self._misses += 1
-                self._early += early
-                self._store.set(key, self._packed(value, time.monotonic() - began), self._ttl())
-                if cleared != self._cleared:
-                    self._store.pop(key, None)
-            flight.value = value
-            return cast(T, value)
+                return cast(T, value)
+            cleared, began = self._cleared, time.monotonic()
+            value = self._function(*args, **kwargs)
+            self._misses += 1
+            self._early += early
+            self._store.set(key, self._packed(value, time.monotonic() - began), self._ttl())
+            if cleared != self._cleared:
+                self._store.pop(key, None)
+            flight.packed = codec.encode(value)
+            return cast(T, flight.result())
 
     def _awaited(self, key: Any, flight: Flight) -> Any:
         try:
@@ -351,16 +352,16 @@ class MemoizedCoroutine(Memoized[P, T]):
             value = ABSENT if early else self._unpacked(await self._store.get(key, ABSENT))[0]
             if value is not ABSENT:
                 self._hits += 1
-            else:
-                cleared, began = self._cleared, time.monotonic()
-                value = await self._function(*args, **kwargs)
-                self._misses += 1
-                self._early += early
-                await self._store.set(key, self._packed(value, time.monotonic() - began), self._ttl())
-                if cleared != self._cleared:
-                    await self._store.pop(key, None)
-            flight.value = value
-            return cast(T, value)
+                return cast(T, value)
+            cleared, began = self._cleared, time.monotonic()
+            value = await self._function(*args, **kwargs)
+            self._misses += 1
+            self._early += early
+            await self._store.set(key, self._packed(value, time.monotonic() - began), self._ttl())
+            if cleared != self._cleared:
+                await self._store.pop(key, None)
+            flight.packed = codec.encode(value)
+            return cast(T, flight.result())
 
     async def _awaited(self, key: Any, flight: Flight) -> Any:
         loop = asyncio.get_running_loop()
