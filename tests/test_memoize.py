@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -298,6 +299,74 @@ def test_a_thread_that_is_gone_leaves_nobody_waiting(store: Any) -> None:
     thread.join()
     f._flights[f.cache_key()] = gone[0]
     assert f() == 5
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_an_event_loop_that_stopped_half_way_leaves_nobody_waiting(store: Any, closed: bool) -> None:
+    calls: list[int] = []
+
+    @store.memoize(name="f")
+    async def f(number: int) -> int:
+        calls.append(number)
+        if len(calls) == 1:
+            await asyncio.Event().wait()
+        return number
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(f(1))
+
+    async def begun() -> None:
+        while not calls:
+            await asyncio.sleep(0.001)
+
+    loop.run_until_complete(begun())
+    if closed:
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+    assert asyncio.run(asyncio.wait_for(f(1), 10)) == 1
+    assert calls == [1, 1]
+    if closed:
+        del task
+        gc.collect()
+    else:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            loop.run_until_complete(task)
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+    assert asyncio.run(f(1)) == 1
+    assert f._flights == {}
+
+
+def test_who_waits_for_a_loop_that_stops_then_computes(store: Any) -> None:
+    calls: list[int] = []
+
+    @store.memoize(name="f")
+    async def f() -> int:
+        calls.append(1)
+        if len(calls) == 1:
+            await asyncio.Event().wait()
+        return 5
+
+    async def until_somebody_waits() -> None:
+        leading = asyncio.ensure_future(f())
+        while not leading.done() and not any(flight.futures for flight in f._flights.values()):
+            if calls:
+                begun.set()
+            await asyncio.sleep(0.001)
+
+    begun = threading.Event()
+    loop = asyncio.new_event_loop()
+    with ThreadPoolExecutor(2) as pool:
+        stopping = pool.submit(loop.run_until_complete, until_somebody_waits())
+        assert begun.wait(10)
+        assert pool.submit(asyncio.run, asyncio.wait_for(f(), 10)).result(20) == 5
+        stopping.result(10)  # Its thread lives on, as that of a notebook does.
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(asyncio.sleep(0.01))
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
 
 
 def test_recursion_and_functions_that_wait_for_each_other_come_to_an_end(store: Any) -> None:

@@ -16,8 +16,8 @@ task, `SystemExit`) is nobody else's: one of those who wait computes then.
 
 Nobody waits for himself.  The flights that a call belongs to are in a context variable, so that tasks and threads
 started by `asyncio` belong to them as well, and each flight knows for which others its function waits.  A call that
-would wait in a circle computes without waiting.  A thread that is gone without ending its flight, as in a forked child,
-is noticed within a second.
+would wait in a circle computes without waiting.  A flight whose thread is gone without ending it, as in a forked child,
+or whose event loop has stopped, is noticed by the next to come, and by who waits for it within a second.
 
 Early recomputation: with a chance that grows as the deadline comes near, and with how long computing took, one caller
 computes a value anew before it expires (Vattani, Chierichetti, Lowenstein: "Optimal Probabilistic Cache Stampede
@@ -69,8 +69,9 @@ class CacheInfo(NamedTuple):
 class Flight:
     """One result being computed."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.thread = threading.current_thread()
+        self.loop = loop
         self.done = threading.Event()
         self.futures: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self.waits_for: list[Flight] = []
@@ -82,6 +83,10 @@ class Flight:
         if self.error is not None:
             raise self.error
         return _RETRY if self.packed is None else codec.decode(*self.packed)
+
+    def is_lost(self) -> bool:
+        """Whether nobody is there who would end it."""
+        return not self.thread.is_alive() or (self.loop is not None and not self.loop.is_running())
 
     def leads_to(self, flights: tuple[Flight, ...]) -> bool:
         """Whether it waits, in however many steps, for one of these."""
@@ -225,8 +230,9 @@ class Memoized(Generic[P, T]):
             flight.error = error
             raise
         finally:
-            _FLIGHTS.reset(token)
             self._end(key, flight)
+            with contextlib.suppress(ValueError):  # A coroutine that was abandoned is ended in some other context.
+                _FLIGHTS.reset(token)
 
     def _end(self, key: Any, flight: Flight) -> None:
         with _LOCK:
@@ -299,9 +305,10 @@ class MemoizedFunction(Memoized[P, T]):
 
     def _awaited(self, key: Any, flight: Flight) -> Any:
         try:
-            while not flight.done.wait(_GONE_SECONDS):
-                if not flight.thread.is_alive():
+            while not flight.done.is_set():
+                if flight.is_lost():
                     self._end(key, flight)
+                flight.done.wait(_GONE_SECONDS)
         finally:
             self._leave(flight)
         value = flight.result()
@@ -326,7 +333,7 @@ class MemoizedCoroutine(Memoized[P, T]):
             if value is not ABSENT and not early:
                 self._hits += 1
                 return cast(T, value)
-            fresh = Flight()
+            fresh = Flight(asyncio.get_running_loop())
             try:
                 flight = self._board(key, fresh)
                 if flight is None:
@@ -371,9 +378,9 @@ class MemoizedCoroutine(Memoized[P, T]):
                 if not flight.done.is_set():
                     flight.futures.append((loop, future))
             while not flight.done.is_set():
-                await asyncio.wait([future], timeout=_GONE_SECONDS)
-                if not flight.thread.is_alive():
+                if flight.is_lost():
                     self._end(key, flight)
+                await asyncio.wait([future], timeout=_GONE_SECONDS)
         finally:
             self._leave(flight)
         value = flight.result()
