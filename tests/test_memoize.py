@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import wait_until
+from programs import succeed, wait_until
 
 import tiered
 from tiered import aio
@@ -83,6 +84,69 @@ def test_types_are_told_apart_and_order_makes_no_difference_where_there_is_none(
     assert kind(1, 2) == "int (2,) []"
     assert kind(1, a=2) == kind(1, a=2) == "int () ['a']"
     assert len(store) == 8
+
+
+def test_the_key_of_a_call_is_the_same_in_every_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+        import dataclasses, enum, typing, tiered
+        from tiered.memoize import told_apart
+
+        @tiered.register("query")
+        @dataclasses.dataclass(frozen=True)
+        class Query:
+            tags: frozenset
+            more: object = None
+
+        @tiered.register("pair")
+        class Pair(typing.NamedTuple):
+            one: object
+            two: object
+
+        @tiered.register("color")
+        class Color(enum.Enum):
+            RED = 1
+
+        @tiered.register("bag", pack=lambda bag: bag.held, unpack=lambda held: Bag())
+        class Bag:
+            held = {"x", "y", "z", "u", "v"}
+
+        tags = frozenset(["a", "b", "c", "d", ("e", frozenset("fgh"))])
+        print(told_apart((tags, Query(tags, {Color.RED: [Pair(tags, Bag())]}), {Query(tags)})).hex())
+    """
+    keys = set()
+    for seed in "123":
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        keys.add(succeed(code))
+    assert len(keys) == 1
+
+
+def test_registered_objects_are_told_apart_by_class_and_state(store: Any) -> None:
+    @tiered.register("memoize one")
+    @dataclasses.dataclass
+    class One:
+        held: Any
+
+    @tiered.register("memoize two")
+    @dataclasses.dataclass
+    class Two:
+        held: Any
+
+    def refusing(value: Any) -> Any:
+        raise OSError("no")
+
+    @tiered.register("memoize three", pack=refusing, unpack=refusing)
+    class Three:
+        pass
+
+    different = [One(1), One(True), Two(1), One([1]), One({1}), One(One(1)), {"held": 1}, ["memoize one", {"held": 1}]]
+    assert len({told_apart(value) for value in different}) == len(different)
+    more = One(1)
+    more.other = 2  # type: ignore[attr-defined]
+    for wrong in (more, One(more), One(object())):
+        with pytest.raises(TypeError, match="key="):
+            store.memoize(name="f")(lambda one: 1)(wrong)
+    with pytest.raises(OSError, match="no"):
+        told_apart([Three()])
 
 
 def test_methods_need_a_key_where_the_object_cannot_be_kept(store: Any) -> None:

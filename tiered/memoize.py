@@ -2,7 +2,8 @@
 
 The key of a call is `("memoize", name, arguments)`: the name of the function, which has to stay when the program
 restarts, and the arguments as bytes, in which types are told apart (1, True and 1.0 differ, though they are equal) and
-the order of dicts and sets makes no difference; above 64 bytes a digest of them, BLAKE2b of 32 bytes.
+the order of dicts and sets makes no difference, also inside objects of registered classes, whose states are looked at;
+above 64 bytes a digest of them, BLAKE2b of 32 bytes.
 
 What is kept is the result itself; with `early` a list, `["tiered.memoize", seconds, result]`, of how long computing it
 took.  A result that looks like one is kept in such a list as well, so each form is read as what it is, whether the
@@ -41,9 +42,10 @@ from datetime import timedelta
 from functools import update_wrapper
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast, overload
 
-from tiered import codec, keys
+from tiered import codec, keys, registry
 from tiered.jitter import drawn
 from tiered.mapping import ABSENT
+from tiered.refusal import Refused
 from tiered.writing import UNSET
 
 P = ParamSpec("P")
@@ -109,10 +111,22 @@ def told_apart(value: Any) -> bytes:
     elif isinstance(value, type):
         parts = [f"{value.__module__}.{value.__qualname__}".encode()]
         kind = type
+    elif (registered := registry.of(kind)) is not None:
+        parts = [registered.name.encode(), told_apart(_state(registered, value))]
+        kind = registry.Registered
     else:
         number, payload = codec.encode(value)
         return bytes((number,)) + payload
     return b"\xff%s(%d)" % (kind.__name__.encode(), len(parts)) + b"".join(b"%d:%s" % (len(p), p) for p in parts)
+
+
+def _state(registered: registry.Registered, value: object) -> object:
+    try:
+        return registered.state(value)
+    except Refused as refused:
+        raise TypeError(str(refused)) from None
+    except registry.Failed as failed:
+        raise failed.error from None
 
 
 def name_of(function: Callable[..., Any]) -> str:
