@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from programs import succeed, wait_until
+from programs import ROOT, succeed, wait_until
 
 import tiered
 from tiered import aio
@@ -179,6 +183,57 @@ def test_functions_that_others_may_be_called_like_need_a_name(store: Any) -> Non
     for wrong in ({"jitter": 1.0}, {"jitter": -0.1}, {"early": -1.0}):
         with pytest.raises(ValueError, match="jitter"):
             store.memoize(**wrong)
+
+
+def test_the_module_of_a_script_is_its_file_as_where_it_is_imported(tmp_path: Path) -> None:
+    script = """
+import tiered, sys
+
+def compute(number):
+    return __file__.endswith("one.py")
+
+with tiered.open("shared.tiered", helper=False) as store:
+    memoized = store.memoize()(compute)
+    print(memoized.name, memoized(5), memoized.cache_info().misses)
+"""
+    for name in ("one.py", "two.py"):
+        (tmp_path / name).write_text(script)
+    said = [
+        subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": ROOT},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout.strip()
+        for command in (["one.py"], ["two.py"], ["-m", "two"], ["-c", "import one"])
+    ]
+    assert said == ["one.compute True 1", "two.compute False 1", "two.compute False 0", "one.compute True 0"]
+    unnamed = "import tiered\ndef f(): pass\nwith tiered.open() as store: print(store.memoize()(f).name)"
+    assert succeed(unnamed) == "__main__.f"
+
+
+def test_a_name_that_another_function_has_is_refused_and_one_defined_anew_replaces_itself(opener: Any) -> None:
+    def define() -> Any:
+        def f() -> int:
+            return 1
+
+        return f
+
+    def g() -> int:
+        return 2
+
+    store = opener()
+    assert store.memoize(name="f")(define())() == store.memoize(name="f", ttl=5)(define())() == 1
+    with pytest.raises(tiered.ConfigError, match=r"define.<locals>.f are kept as 'f'.*another name="):
+        store.memoize(name="f")(g)
+    with pytest.raises(tiered.ConfigError, match="another name="):
+        aio.AsyncStore(store).memoize(name="f")(asyncio.sleep)
+    assert store.memoize(name="g")(g)() == 2
+    store.close()
+    assert opener().memoize(name="g")(define())() == 2  # As where a function has moved since the last time.
 
 
 def test_results_expire_with_jitter(opener: Any, clock: Any) -> None:

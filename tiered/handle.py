@@ -170,6 +170,7 @@ class Handle:
         self._arrived = True  # Interrupted before it is open, it is nobody's to close, and goes by itself as well.
         self._allow_network = allow_network
         self._hits = 0
+        self._memoized: dict[str, str] = {}  # Which function has which name.
         HANDLES.open(self, path, flag, settings, lock_timeout, clock)
         self._arrived = isinstance(settings, Arrived)
 

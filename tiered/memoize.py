@@ -1,9 +1,9 @@
 """Functions whose results are kept in a store: computed once, by one caller, while the others wait.
 
 The key of a call is `("memoize", name, arguments)`: the name of the function, which has to stay when the program
-restarts, and the arguments as bytes, in which types are told apart (1, True and 1.0 differ, though they are equal) and
-the order of dicts and sets makes no difference, also inside objects of registered classes, whose states are looked at;
-above 64 bytes a digest of them, BLAKE2b of 32 bytes.
+restarts (so the module of a script is its file, as where it is imported), and the arguments as bytes, in which types
+are told apart (1, True and 1.0 differ, though they are equal) and the order of dicts and sets makes no difference, also
+inside objects of registered classes, whose states are looked at; above 64 bytes a digest of them, BLAKE2b of 32 bytes.
 
 What is kept is the result itself; with `early` a list, `["tiered.memoize", seconds, result]`, of how long computing it
 took.  A result that looks like one is kept in such a list as well, so each form is read as what it is, whether the
@@ -33,6 +33,7 @@ import asyncio
 import contextlib
 import hashlib
 import inspect
+import sys
 import threading
 import time
 import types
@@ -40,9 +41,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextvars import ContextVar
 from datetime import timedelta
 from functools import update_wrapper
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast, overload
 
 from tiered import codec, keys, registry
+from tiered.errors import ConfigError
 from tiered.jitter import drawn
 from tiered.mapping import ABSENT
 from tiered.refusal import Refused
@@ -129,12 +132,23 @@ def _state(registered: registry.Registered, value: object) -> object:
         raise failed.error from None
 
 
+def place_of(function: Callable[..., Any]) -> str:
+    """Module and name of a function, or of the class of an object that can be called."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    module = named.__module__
+    if module in ("__main__", "__mp_main__"):  # The latter in processes that `multiprocessing` has spawned.
+        main = sys.modules.get(module)
+        spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+        module = spec.name if spec is not None else Path(file).stem if file else "__main__"
+    return f"{module}.{named.__qualname__}"
+
+
 def name_of(function: Callable[..., Any]) -> str:
     """The name under which a function's results are kept.  Raises `TypeError` where another may have the same."""
-    name = f"{function.__module__}.{function.__qualname__}"
-    if "<" in function.__qualname__:
-        raise TypeError(f"{name}: another function may be called so; give memoize() a name=")
-    return name
+    place = place_of(function)
+    if "<" in place or not hasattr(function, "__qualname__"):
+        raise TypeError(f"{place}: another function may be called so; give memoize() a name=")
+    return place
 
 
 def is_timed(found: Any) -> bool:
@@ -445,8 +459,9 @@ class _Threaded:
 class Memoizer:
     """The decorator that `memoize` gives."""
 
-    def __init__(self, store: Any, options: Options, awaited: bool) -> None:
+    def __init__(self, store: Any, names: dict[str, str], options: Options, awaited: bool) -> None:
         self._store = store
+        self._names = names
         self._options = options.checked()
         self._awaited = awaited
 
@@ -455,9 +470,22 @@ class Memoizer:
     @overload
     def __call__(self, function: Callable[P, T]) -> MemoizedFunction[P, T]: ...
     def __call__(self, function: Callable[..., Any]) -> Any:
-        """The function, with its results kept.  Raises `TypeError` where it has no name of its own."""
+        """The function, with its results kept.
+
+        Raises `TypeError` where it has no name of its own, `ConfigError` where another function has it.
+        """
+        memoized: Memoized[Any, Any]
         if inspect.iscoroutinefunction(function):
-            return MemoizedCoroutine(self._store if self._awaited else _Threaded(self._store), function, self._options)
-        if self._awaited:
+            memoized = MemoizedCoroutine(
+                self._store if self._awaited else _Threaded(self._store), function, self._options
+            )
+        elif self._awaited:
             raise TypeError(f"{function!r} is no async function: use memoize() of the store that `tiered.open` gives")
-        return MemoizedFunction(self._store, function, self._options)
+        else:
+            memoized = MemoizedFunction(self._store, function, self._options)
+        # A function defined anew in the same place, as by a notebook cell run again, replaces itself.
+        place = place_of(function)
+        taken = self._names.setdefault(memoized.name, place)
+        if taken != place:
+            raise ConfigError(f"the results of {taken} are kept as {memoized.name!r}; give {place} another name=")
+        return memoized

@@ -362,7 +362,7 @@ class Store(Reads[K, V], RangedMapping[K, V], MutableMapping[K, V]):
         """
         from tiered.memoize import Memoizer, Options
 
-        return Memoizer(self, Options(ttl, key, name, jitter, early), awaited=False)
+        return Memoizer(self, self._memoized, Options(ttl, key, name, jitter, early), awaited=False)
 
     # Durability
 
