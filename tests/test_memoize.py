@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import gc
 import os
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -180,9 +182,28 @@ def test_functions_that_others_may_be_called_like_need_a_name(store: Any) -> Non
     with pytest.raises(TypeError, match="name="):
         store.memoize()(lambda: 1)
     assert store.memoize()(told_apart).name == "tiered.memoize.told_apart"
+    with pytest.raises(TypeError, match=r"functools.partial.*name="):
+        store.memoize()(functools.partial(pow, 2))
+    assert store.memoize(name="power")(functools.partial(pow, 2))(5) == 32
+
+
+def test_what_memoize_cannot_do_is_refused_before_there_is_a_function(store: Any) -> None:
     for wrong in ({"jitter": 1.0}, {"jitter": -0.1}, {"early": -1.0}):
         with pytest.raises(ValueError, match="jitter"):
             store.memoize(**wrong)
+    for ttl in ("60", 0, -1, True):
+        with pytest.raises(tiered.ConfigError, match="ttl="):
+            store.memoize(ttl=ttl)
+        with pytest.raises(tiered.ConfigError, match="ttl="):
+            aio.AsyncStore(store).memoize(ttl=ttl)
+    with pytest.raises(TypeError, match=r"write @store.memoize\(\)"):
+
+        @store.memoize
+        def bare() -> int:
+            return 1
+
+    assert store.memoize(ttl=timedelta(seconds=60), name="f")(lambda: 1)() == 1
+    assert 54 <= store.ttl(("memoize", "f", told_apart(()))) <= 60
 
 
 def test_the_module_of_a_script_is_its_file_as_where_it_is_imported(tmp_path: Path) -> None:
@@ -654,6 +675,32 @@ def test_a_plain_store_memoizes_async_functions_too(store: Any) -> None:
 
     asyncio.run(run())
     assert calls == [1, 2, 1]
+
+
+def test_objects_with_an_async_call_and_partials_of_async_functions_are_async(opener: Any) -> None:
+    calls = []
+
+    class Doubling:
+        async def __call__(self, number: int) -> int:
+            calls.append(number)
+            return 2 * number
+
+    async def times(factor: int, number: int) -> int:
+        return await Doubling()(number * factor)
+
+    async def run() -> None:
+        store = opener()
+        async with aio.AsyncStore(store) as awaited:
+            for each in (store, awaited):
+                doubling = each.memoize(name="doubling")(Doubling())
+                assert [await doubling(2), await doubling(2)] == [4, 4]
+                partly = each.memoize(name="partly")(functools.partial(times, 3))
+                assert [await partly(2), await partly(2)] == [12, 12]
+                again = each.memoize(name="again")(functools.partial(Doubling()))
+                assert [await again(5), await again(5)] == [10, 10]
+
+    asyncio.run(run())
+    assert calls == [2, 6, 5]
 
 
 def test_a_handle_that_cannot_write_says_so(opener: Any) -> None:

@@ -40,11 +40,12 @@ import types
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextvars import ContextVar
 from datetime import timedelta
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast, overload
 
 from tiered import codec, keys, registry
+from tiered.config import parse_ttl
 from tiered.errors import ConfigError
 from tiered.jitter import drawn
 from tiered.mapping import ABSENT
@@ -130,6 +131,13 @@ def _state(registered: registry.Registered, value: object) -> object:
         raise TypeError(str(refused)) from None
     except registry.Failed as failed:
         raise failed.error from None
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether a call is to be awaited: of an async function, an object with such a `__call__`, a `partial` of these."""
+    while isinstance(function, partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def place_of(function: Callable[..., Any]) -> str:
@@ -430,7 +438,11 @@ class Options(NamedTuple):
     early: float
 
     def checked(self) -> Options:
-        """These; raises `ValueError` for numbers out of bounds."""
+        """These; raises `ValueError` for numbers out of bounds, `ConfigError` for what is no time to live."""
+        if callable(self.ttl):
+            raise TypeError("memoize() takes the function afterwards: write @store.memoize(), with parentheses")
+        if self.ttl is not UNSET:
+            parse_ttl(self.ttl)
         if not 0 <= self.jitter < 1 or not self.early >= 0:
             raise ValueError(f"jitter={self.jitter!r} is to be from 0 to below 1, early={self.early!r} 0 or more")
         if self.name is not None:
@@ -475,7 +487,7 @@ class Memoizer:
         Raises `TypeError` where it has no name of its own, `ConfigError` where another function has it.
         """
         memoized: Memoized[Any, Any]
-        if inspect.iscoroutinefunction(function):
+        if is_async(function):
             memoized = MemoizedCoroutine(
                 self._store if self._awaited else _Threaded(self._store), function, self._options
             )
