@@ -244,6 +244,32 @@ def test_what_on_returns_ends_it_and_the_others_go_on(opener: Any) -> None:
     assert (total(first), total(second)) == (0, 1)
 
 
+def test_a_callback_that_is_registered_twice_is_called_twice_and_each_is_ended_by_itself(opener: Any) -> None:
+    store = opener(stepwise=True)
+    events: list[Event] = []
+    callback = events.append
+    offs = [store.on("checkpoint", callback) for _ in range(2)]
+    for number, calls in enumerate((2, 3, 3)):
+        store["a"] = number
+        store.save()
+        store.tick()
+        assert len(events) == calls
+        if offs:
+            offs.pop()()
+
+
+def test_evictions_are_told_of_after_the_policy_was_switched(opener: Any) -> None:
+    store = opener(stepwise=True)
+    events = heard(store, "eviction")
+    for policy in ("sieve", "arc", "wtinylfu", "s3fifo", "lru"):
+        store.update((number, bytes(1000)) for number in range(3000))
+        before = store.stats().evictions
+        store.config_set("eviction", policy)
+        store.update((number, bytes(1000)) for number in range(3000))
+        store.tick()
+        assert total(events) == store.stats().evictions > before
+
+
 def test_a_reader_tells_of_its_own_evictions(opener: Any) -> None:
     store = opener(stepwise=True)
     store.update((number, bytes(1000)) for number in range(3000))

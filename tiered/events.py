@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from tiered.errors import ConfigError
@@ -68,11 +69,12 @@ class Listeners:
             if kind not in self._callbacks:
                 self._told[kind] = counts.get(kind, 0)
             # A list of its own each time: `tell` goes through one without the lock.
-            self._callbacks[kind] = [*self._callbacks.get(kind, ()), callback]
+            added = partial(callback)  # Not the same as any other, as the callback may be.
+            self._callbacks[kind] = [*self._callbacks.get(kind, ()), added]
 
         def off() -> None:
             with self._lock:
-                left = [other for other in self._callbacks.get(kind, ()) if other is not callback]
+                left = [other for other in self._callbacks.get(kind, ()) if other is not added]
                 if left:
                     self._callbacks[kind] = left
                 else:
