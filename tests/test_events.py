@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from beside import beside
 from conftest import without_background
-from programs import wait_until
+from programs import succeed, wait_until
 
 import tiered
 from tiered.checkpoint import EXPIRE_RECORDS
@@ -231,6 +231,87 @@ def test_the_background_thread_tells_and_close_tells_the_last(tmp_path: Path) ->
     assert total(events) == 2
 
 
+@pytest.mark.parametrize("helper", [False, True])
+def test_what_close_tells_is_told_while_the_store_can_be_used(opener: Any, caplog: Any, helper: bool) -> None:
+    store = opener(helper=helper)
+    seen: list[Any] = []
+
+    def use(event: Event) -> None:
+        seen.append(store["a"])
+        store["told"] = len(seen)
+
+    store.on("checkpoint", use)
+    store["a"] = 1
+    store.close()
+    assert (seen, caplog.records) == ([1], [])
+    with opener(helper=helper) as again:
+        assert again["told"] == 1
+
+
+def test_a_store_that_is_closed_by_the_end_of_the_program_can_be_used_by_what_it_tells(tmp_path: Path) -> None:
+    code = """
+        import sys, tiered
+        store = tiered.open(sys.argv[1], helper=False)
+        store.on("checkpoint", lambda event: print("told", store["a"]))
+        store["a"] = 1
+    """
+    assert succeed(code, tmp_path / "store") == "told 1"
+
+
+def test_only_the_last_handle_that_is_closed_tells(opener: Any) -> None:
+    store, other = opener(stepwise=True), opener()
+    events = heard(store, "checkpoint")
+    store["a"] = 1
+    store.close()
+    assert events == []
+    other.close()
+    assert total(events) == 1
+
+
+def test_close_says_what_keeps_it_from_a_last_checkpoint_and_tells_what_else_happened(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(stepwise=True, durability="checkpoint")
+    events = heard(store, "checkpoint")
+    store["a"] = 1
+    store.save()
+    store["a"] = 2
+    store._engine.poison("of the test")
+    with pytest.raises(tiered.PoisonedError, match="of the test"):
+        store.close()
+    assert total(events) == 1
+    assert store._engine.closed
+
+
+def test_the_background_thread_may_close_the_store_in_a_callback_while_the_program_does(tmp_path: Path) -> None:
+    store = tiered.open(tmp_path / "store", memory="1MB", helper=False)
+    entered, go = threading.Event(), threading.Event()
+
+    def closing(event: Event) -> None:
+        entered.set()
+        assert go.wait(10)
+        store.close()
+
+    store.on("checkpoint", closing)
+    listeners = store._engine.listeners
+    tell = listeners.tell
+
+    def told(*arguments: Any) -> None:
+        if threading.current_thread() is program:
+            go.set()
+        tell(*arguments)
+
+    store["a"] = 1
+    store.save()
+    assert entered.wait(10)
+    listeners.tell = told  # type: ignore[method-assign]
+    program = threading.Thread(target=store.close, daemon=True)
+    program.start()
+    program.join(10)
+    assert not program.is_alive()
+    assert store._engine.closed
+
+
 def test_what_on_returns_ends_it_and_the_others_go_on(opener: Any) -> None:
     store = opener(stepwise=True)
     first: list[Event] = []
@@ -281,6 +362,10 @@ def test_a_reader_tells_of_its_own_evictions(opener: Any) -> None:
             reader[number]
         reader.tick()
         assert total(events) == reader.stats().evictions > 100
+        for number in range(2000):
+            reader[number]
+        reader._engine.take_leave()  # As its close does first.
+        assert total(events) == reader.stats().evictions
     finally:
         reader._engine.close()
 

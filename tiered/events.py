@@ -6,9 +6,9 @@ Nothing is noted as it happens, except snapshots, which are rare: `tell` compare
 were the last time.  So events cost nothing where nobody listens, and next to nothing where somebody does: a million
 evictions are one event.
 
-Locking: `tell` is called by `tick`, in the background thread or by the program, and once more when the store is
-closed, each time without the store's lock, so that a callback may use the store.  `_lock` covers what was told, and no
-callback is called under it.  `_turn` lets one thread call at a time: what happens meanwhile, also by what a callback
+Locking: `tell` is called by `tick`, in the background thread or by the program, and for the last time before the store
+is closed, each time without the store's lock, so that a callback may use the store.  `_lock` covers what was told, and
+no callback is called under it.  `_turn` lets one thread call at a time: what happens meanwhile, also by what a callback
 does, is told the next time.
 """
 
@@ -91,7 +91,7 @@ class Listeners:
         """Call those who listen for what has happened since the last time.
 
         What they raise is logged, `SystemExit` too, but not Ctrl-C in the main thread.
-        `last` waits for its turn, where it is not what a callback does.
+        `last` waits for its turn, where it is not what a callback does, and nobody is told of anything afterwards.
         """
         me = threading.get_ident()
         if self._caller == me:
@@ -107,6 +107,8 @@ class Listeners:
                     self._call(callback, event)
         finally:
             if taken:
+                if last:
+                    self._callbacks = {}
                 self._caller = 0
                 self._turn.release()
 
