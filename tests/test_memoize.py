@@ -21,7 +21,7 @@ from programs import ROOT, succeed, wait_until
 
 import tiered
 from tiered import aio
-from tiered.memoize import told_apart
+from tiered.calls import told_apart
 
 
 def test_a_result_is_computed_once_and_survives_a_restart(opener: Any) -> None:
@@ -95,7 +95,7 @@ def test_types_are_told_apart_and_order_makes_no_difference_where_there_is_none(
 def test_the_key_of_a_call_is_the_same_in_every_program(monkeypatch: pytest.MonkeyPatch) -> None:
     code = """
         import dataclasses, enum, typing, tiered
-        from tiered.memoize import told_apart
+        from tiered.calls import told_apart
 
         @tiered.register("query")
         @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,7 @@ def test_methods_need_a_key_where_the_object_cannot_be_kept(store: Any) -> None:
 def test_functions_that_others_may_be_called_like_need_a_name(store: Any) -> None:
     with pytest.raises(TypeError, match="name="):
         store.memoize()(lambda: 1)
-    assert store.memoize()(told_apart).name == "tiered.memoize.told_apart"
+    assert store.memoize()(told_apart).name == "tiered.calls.told_apart"
     with pytest.raises(TypeError, match=r"functools.partial.*name="):
         store.memoize()(functools.partial(pow, 2))
     assert store.memoize(name="power")(functools.partial(pow, 2))(5) == 32

@@ -39,7 +39,7 @@ LAYERS = [
     ["extensions", *SAMPLED],
     ["conversion"],
     ["advisor", "config", "files", "keys", "codec", "expiry", "record"],
-    ["compression", "entries", "arena", "journal", "snapshot"],
+    ["calls", "compression", "entries", "arena", "journal", "snapshot"],
     ["heap"],
     ["environment", "hot", "write_buffer", "recovery", "retention"],
     ["admission", "cold_state", "hot_keys", "watermark"],
