@@ -381,6 +381,26 @@ def test_whoever_waits_for_a_background_thread_that_has_ended_starts_it_again(
     assert opener(flag="w")["k"] == 2
 
 
+def test_a_checkpoint_whose_word_an_interrupt_took_does_not_keep_save_and_close_waiting(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(stepwise=True)
+    store["k"] = 1
+
+    def interrupted(event: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._engine, "_on_applied", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.save()
+    saving = threading.Thread(target=store.save, daemon=True)
+    saving.start()
+    saving.join(10)
+    assert not saving.is_alive()
+    assert store.stats().applied_sequence == store.stats().last_sequence
+
+
 def test_what_failed_while_it_was_opened_leaves_no_thread_and_no_helper(
     opener: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
