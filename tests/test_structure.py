@@ -42,7 +42,7 @@ LAYERS = [
     ["conversion"],
     ["config", "files", "keys", "codec", "expiry", "record"],
     ["advisor"],
-    ["compression", "entries", "arena", "journal", "snapshot"],
+    ["calls", "compression", "entries", "arena", "journal", "snapshot"],
     ["heap"],
     ["environment", "hot", "write_buffer", "recovery", "retention"],
     ["admission", "cold_state", "hot_keys", "watermark"],

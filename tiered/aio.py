@@ -220,7 +220,7 @@ class AsyncStore(AsyncMutableMapping[K, V]):
         early: float = 0.0,
     ) -> Memoizer:
         """As `Store.memoize`, of async functions."""
-        return Memoizer(self, Options(ttl, key, name, jitter, early), awaited=True)
+        return Memoizer(self, self._store._memoized, Options(ttl, key, name, jitter, early), awaited=True)
 
     async def save(self) -> None:
         await self._run(self._store.save)
