@@ -47,5 +47,6 @@ def beside(store: tiered.Store[Any, Any], **settings: object) -> tiered.Store[An
     reader._arrived = True
     reader._allow_network = False
     reader._hits = 0
+    reader._memoized = {}
     reader._adopt(Shared(str(id(engine)), engine))
     return reader

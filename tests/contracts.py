@@ -332,7 +332,7 @@ class PolicyContract:
         for number in range(10_000):
             for each in (tier, plain):
                 self.put(each, number, bytes(150))
-        assert len(tier) > len(plain) * (0.8 if tier.in_budget else 0.5)
+        assert len(tier) > len(plain) * (0.8 if tier.in_budget else 0.3)  # The heap's tables come in a few sizes only.
 
 
 def stored_bytes_of(store: Any, key: Any) -> dict[str, bytes]:

@@ -962,3 +962,26 @@ def test_without_a_path_it_is_a_temporary_store() -> None:
             return Path(store.path)
 
     assert not asyncio.run(main()).exists()
+
+
+def test_events_are_told_in_the_event_loop(opened: Opened) -> None:
+    async def main() -> list[tuple[str, bool]]:
+        told: list[tuple[str, bool]] = []
+        here = threading.get_ident()
+        arrived = asyncio.Event()
+
+        def callback(event: Any) -> None:
+            told.append((event.kind, threading.get_ident() == here))
+            arrived.set()
+
+        async with opened() as store:
+            end = store.on("checkpoint", callback)
+            await store.set("k", 1)
+            await store.save()
+            await asyncio.wait_for(arrived.wait(), 30)
+            end()
+            await store.set("k", 2)
+            await store.save()
+        return told
+
+    assert asyncio.run(main()) == [("checkpoint", True)]

@@ -649,3 +649,13 @@ def test_more_memory_than_there_is_address_space_is_refused_and_changes_nothing(
 def _plain(value):
     """Remembered tuples come back as lists."""
     return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_a_wrong_value_is_refused_by_the_name_of_its_setting(name: str) -> None:
+    if name == "snapshot_dir":
+        wrong: object = 3
+    else:
+        wrong = ("no", "such", "value")
+    with pytest.raises(ConfigError, match=f"^{name}="):
+        SETTINGS[name].parse(wrong)

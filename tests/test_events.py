@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from beside import beside
 from conftest import without_background
-from programs import wait_until
+from programs import succeed, wait_until
 
 import tiered
 from tiered.checkpoint import EXPIRE_RECORDS
@@ -149,6 +149,43 @@ def test_a_callback_that_raises_is_logged_and_breaks_nothing(opener: Any, caplog
     assert store.stats().state == "open"
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_callback_that_would_end_the_background_thread_is_logged_and_the_thread_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    store, other = (tiered.open(tmp_path / name, memory="1MB") for name in "so")
+
+    def ending(event: Event) -> None:
+        raise error
+
+    store.on("checkpoint", ending)
+    events, others = heard(store, "checkpoint"), heard(other, "checkpoint")
+    [thread] = [found for found in threading.enumerate() if found.name == "tiered-maintenance"]
+    store["a"] = other["a"] = 1
+    store.save()
+    wait_until(lambda: events)
+    other.save()
+    wait_until(lambda: others)
+    assert thread.is_alive()
+    for each in (store, other):
+        each.close()
+    assert {record.getMessage() for record in caplog.records} == {f"{store.path}: a callback for 'checkpoint' raised"}
+
+
+def test_ctrl_c_in_a_callback_that_the_main_thread_calls_is_the_programs(opener: Any) -> None:
+    store = opener(stepwise=True)
+
+    def interrupted(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    off = store.on("checkpoint", interrupted)
+    store["a"] = 1
+    store.save()
+    with pytest.raises(KeyboardInterrupt):
+        store.tick()
+    off()
+
+
 def test_a_callback_may_use_the_store_and_holds_no_lock(opener: Any) -> None:
     store = opener(stepwise=True)
     seen: list[Any] = []
@@ -194,6 +231,87 @@ def test_the_background_thread_tells_and_close_tells_the_last(tmp_path: Path) ->
     assert total(events) == 2
 
 
+@pytest.mark.parametrize("helper", [False, True])
+def test_what_close_tells_is_told_while_the_store_can_be_used(opener: Any, caplog: Any, helper: bool) -> None:
+    store = opener(helper=helper)
+    seen: list[Any] = []
+
+    def use(event: Event) -> None:
+        seen.append(store["a"])
+        store["told"] = len(seen)
+
+    store.on("checkpoint", use)
+    store["a"] = 1
+    store.close()
+    assert (seen, caplog.records) == ([1], [])
+    with opener(helper=helper) as again:
+        assert again["told"] == 1
+
+
+def test_a_store_that_is_closed_by_the_end_of_the_program_can_be_used_by_what_it_tells(tmp_path: Path) -> None:
+    code = """
+        import sys, tiered
+        store = tiered.open(sys.argv[1], helper=False)
+        store.on("checkpoint", lambda event: print("told", store["a"]))
+        store["a"] = 1
+    """
+    assert succeed(code, tmp_path / "store") == "told 1"
+
+
+def test_only_the_last_handle_that_is_closed_tells(opener: Any) -> None:
+    store, other = opener(stepwise=True), opener()
+    events = heard(store, "checkpoint")
+    store["a"] = 1
+    store.close()
+    assert events == []
+    other.close()
+    assert total(events) == 1
+
+
+def test_close_says_what_keeps_it_from_a_last_checkpoint_and_tells_what_else_happened(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(stepwise=True, durability="checkpoint")
+    events = heard(store, "checkpoint")
+    store["a"] = 1
+    store.save()
+    store["a"] = 2
+    store._engine.poison("of the test")
+    with pytest.raises(tiered.PoisonedError, match="of the test"):
+        store.close()
+    assert total(events) == 1
+    assert store._engine.closed
+
+
+def test_the_background_thread_may_close_the_store_in_a_callback_while_the_program_does(tmp_path: Path) -> None:
+    store = tiered.open(tmp_path / "store", memory="1MB", helper=False)
+    entered, go = threading.Event(), threading.Event()
+
+    def closing(event: Event) -> None:
+        entered.set()
+        assert go.wait(10)
+        store.close()
+
+    store.on("checkpoint", closing)
+    listeners = store._engine.listeners
+    tell = listeners.tell
+
+    def told(*arguments: Any) -> None:
+        if threading.current_thread() is program:
+            go.set()
+        tell(*arguments)
+
+    store["a"] = 1
+    store.save()
+    assert entered.wait(10)
+    listeners.tell = told  # type: ignore[method-assign]
+    program = threading.Thread(target=store.close, daemon=True)
+    program.start()
+    program.join(10)
+    assert not program.is_alive()
+    assert store._engine.closed
+
+
 def test_what_on_returns_ends_it_and_the_others_go_on(opener: Any) -> None:
     store = opener(stepwise=True)
     first: list[Event] = []
@@ -207,6 +325,32 @@ def test_what_on_returns_ends_it_and_the_others_go_on(opener: Any) -> None:
     assert (total(first), total(second)) == (0, 1)
 
 
+def test_a_callback_that_is_registered_twice_is_called_twice_and_each_is_ended_by_itself(opener: Any) -> None:
+    store = opener(stepwise=True)
+    events: list[Event] = []
+    callback = events.append
+    offs = [store.on("checkpoint", callback) for _ in range(2)]
+    for number, calls in enumerate((2, 3, 3)):
+        store["a"] = number
+        store.save()
+        store.tick()
+        assert len(events) == calls
+        if offs:
+            offs.pop()()
+
+
+def test_evictions_are_told_of_after_the_policy_was_switched(opener: Any) -> None:
+    store = opener(stepwise=True)
+    events = heard(store, "eviction")
+    for policy in ("sieve", "arc", "wtinylfu", "s3fifo", "lru"):
+        store.update((number, bytes(1000)) for number in range(3000))
+        before = store.stats().evictions
+        store.config_set("eviction", policy)
+        store.update((number, bytes(1000)) for number in range(3000))
+        store.tick()
+        assert total(events) == store.stats().evictions > before
+
+
 def test_a_reader_tells_of_its_own_evictions(opener: Any) -> None:
     store = opener(stepwise=True)
     store.update((number, bytes(1000)) for number in range(3000))
@@ -218,6 +362,10 @@ def test_a_reader_tells_of_its_own_evictions(opener: Any) -> None:
             reader[number]
         reader.tick()
         assert total(events) == reader.stats().evictions > 100
+        for number in range(2000):
+            reader[number]
+        reader._engine.take_leave()  # As its close does first.
+        assert total(events) == reader.stats().evictions
     finally:
         reader._engine.close()
 

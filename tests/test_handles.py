@@ -263,8 +263,8 @@ def test_every_method_of_an_engine_is_one_that_a_reader_may_call_or_one_that_it_
     """A new one that only reads goes into `READS` of `handle`, another here."""
     writes = """
         begin_work bound check_writable clear close compact deadline_after dismiss disown has_room_now observe on_event
-        poison put put_many put_setting reclaim reserve rotate save serve share_objects sync tell unwatch wait_for watch
-        write
+        poison put put_many put_setting reclaim reserve rotate save serve share_objects sync take_leave tell unwatch
+        wait_for watch write
     """
     public = {name for name in dir(Engine) if not name.startswith("_") and callable(getattr(Engine, name))}
     assert public == one.READS | set(writes.split())

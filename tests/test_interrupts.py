@@ -365,7 +365,7 @@ def test_an_iterator_left_half_way_and_collected_in_another_thread_keeps_nothing
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-@pytest.mark.parametrize("what", ["open", "open with a journal", "close", "with"])
+@pytest.mark.parametrize("what", ["open", "open with a journal", "close", "close and tell", "with"])
 def test_an_interrupt_while_opening_or_closing_leaves_a_store_that_opens_and_holds_everything(
     quick_path: Path, what: str, error: type[BaseException]
 ) -> None:
@@ -386,8 +386,10 @@ def test_an_interrupt_while_opening_or_closing_leaves_a_store_that_opens_and_hol
             shutil.copytree(left, path)
         if what == "with":
             reached = interrupter.run(opened_and_closed, at)
-        elif what == "close":
+        elif what in ("close", "close and tell"):
             store = tiered.open(path, helper=False)
+            if what == "close and tell":
+                store.on("checkpoint", lambda event, store=store: store.get("k"))
             store["k"] = "old"
             reached = interrupter.run(store.close, at)
             store.close()

@@ -336,6 +336,71 @@ def test_an_event_that_cannot_be_heeded_poisons_its_store_and_no_other(
         store.close()
 
 
+def test_the_background_thread_outlives_whatever_is_raised_in_it(
+    opener: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = opener(helper=True)
+    store["k"] = 1
+    store.save()
+    [thread] = [found for found in threading.enumerate() if found.name == "tiered-maintenance"]
+    raised = threading.Event()
+
+    def chore() -> None:
+        if not raised.is_set():
+            raised.set()
+            raise SystemExit
+
+    monkeypatch.setattr(MAINTENANCE, "chores", [chore])
+    MAINTENANCE.wake()
+    assert raised.wait(10)
+    store["k"] = 2
+    store.save()
+    assert thread.is_alive()
+    assert "background work failed" in caplog.text
+
+
+def test_whoever_waits_for_a_background_thread_that_has_ended_starts_it_again(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(helper=True)
+    store["k"] = 1
+    store.save()
+    thread = MAINTENANCE._thread
+    assert thread is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(MAINTENANCE, "_thread", None)
+        MAINTENANCE.wake()
+        thread.join(10)
+    assert not thread.is_alive()
+    assert MAINTENANCE._thread is thread
+    store["k"] = 2
+    closing = threading.Thread(target=store.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive()
+    assert opener(flag="w")["k"] == 2
+
+
+def test_a_checkpoint_whose_word_an_interrupt_took_does_not_keep_save_and_close_waiting(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(stepwise=True)
+    store["k"] = 1
+
+    def interrupted(event: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._engine, "_on_applied", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.save()
+    saving = threading.Thread(target=store.save, daemon=True)
+    saving.start()
+    saving.join(10)
+    assert not saving.is_alive()
+    assert store.stats().applied_sequence == store.stats().last_sequence
+
+
 def test_what_failed_while_it_was_opened_leaves_no_thread_and_no_helper(
     opener: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

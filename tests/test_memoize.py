@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
+import gc
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from programs import wait_until
+from programs import ROOT, succeed, wait_until
 
 import tiered
 from tiered import aio
-from tiered.memoize import told_apart
+from tiered.calls import told_apart
 
 
 def test_a_result_is_computed_once_and_survives_a_restart(opener: Any) -> None:
@@ -83,6 +92,69 @@ def test_types_are_told_apart_and_order_makes_no_difference_where_there_is_none(
     assert len(store) == 8
 
 
+def test_the_key_of_a_call_is_the_same_in_every_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+        import dataclasses, enum, typing, tiered
+        from tiered.calls import told_apart
+
+        @tiered.register("query")
+        @dataclasses.dataclass(frozen=True)
+        class Query:
+            tags: frozenset
+            more: object = None
+
+        @tiered.register("pair")
+        class Pair(typing.NamedTuple):
+            one: object
+            two: object
+
+        @tiered.register("color")
+        class Color(enum.Enum):
+            RED = 1
+
+        @tiered.register("bag", pack=lambda bag: bag.held, unpack=lambda held: Bag())
+        class Bag:
+            held = {"x", "y", "z", "u", "v"}
+
+        tags = frozenset(["a", "b", "c", "d", ("e", frozenset("fgh"))])
+        print(told_apart((tags, Query(tags, {Color.RED: [Pair(tags, Bag())]}), {Query(tags)})).hex())
+    """
+    keys = set()
+    for seed in "123":
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        keys.add(succeed(code))
+    assert len(keys) == 1
+
+
+def test_registered_objects_are_told_apart_by_class_and_state(store: Any) -> None:
+    @tiered.register("memoize one")
+    @dataclasses.dataclass
+    class One:
+        held: Any
+
+    @tiered.register("memoize two")
+    @dataclasses.dataclass
+    class Two:
+        held: Any
+
+    def refusing(value: Any) -> Any:
+        raise OSError("no")
+
+    @tiered.register("memoize three", pack=refusing, unpack=refusing)
+    class Three:
+        pass
+
+    different = [One(1), One(True), Two(1), One([1]), One({1}), One(One(1)), {"held": 1}, ["memoize one", {"held": 1}]]
+    assert len({told_apart(value) for value in different}) == len(different)
+    more = One(1)
+    more.other = 2  # type: ignore[attr-defined]
+    for wrong in (more, One(more), One(object())):
+        with pytest.raises(TypeError, match="key="):
+            store.memoize(name="f")(lambda one: 1)(wrong)
+    with pytest.raises(OSError, match="no"):
+        told_apart([Three()])
+
+
 def test_methods_need_a_key_where_the_object_cannot_be_kept(store: Any) -> None:
     class Reader:
         def __init__(self, number: int) -> None:
@@ -109,10 +181,80 @@ def test_methods_need_a_key_where_the_object_cannot_be_kept(store: Any) -> None:
 def test_functions_that_others_may_be_called_like_need_a_name(store: Any) -> None:
     with pytest.raises(TypeError, match="name="):
         store.memoize()(lambda: 1)
-    assert store.memoize()(told_apart).name == "tiered.memoize.told_apart"
+    assert store.memoize()(told_apart).name == "tiered.calls.told_apart"
+    with pytest.raises(TypeError, match=r"functools.partial.*name="):
+        store.memoize()(functools.partial(pow, 2))
+    assert store.memoize(name="power")(functools.partial(pow, 2))(5) == 32
+
+
+def test_what_memoize_cannot_do_is_refused_before_there_is_a_function(store: Any) -> None:
     for wrong in ({"jitter": 1.0}, {"jitter": -0.1}, {"early": -1.0}):
         with pytest.raises(ValueError, match="jitter"):
             store.memoize(**wrong)
+    for ttl in ("60", 0, -1, True):
+        with pytest.raises(tiered.ConfigError, match="ttl="):
+            store.memoize(ttl=ttl)
+        with pytest.raises(tiered.ConfigError, match="ttl="):
+            aio.AsyncStore(store).memoize(ttl=ttl)
+    with pytest.raises(TypeError, match=r"write @store.memoize\(\)"):
+
+        @store.memoize
+        def bare() -> int:
+            return 1
+
+    assert store.memoize(ttl=timedelta(seconds=60), name="f")(lambda: 1)() == 1
+    assert 54 <= store.ttl(("memoize", "f", told_apart(()))) <= 60
+
+
+def test_the_module_of_a_script_is_its_file_as_where_it_is_imported(tmp_path: Path) -> None:
+    script = """
+import tiered, sys
+
+def compute(number):
+    return __file__.endswith("one.py")
+
+with tiered.open("shared.tiered", helper=False) as store:
+    memoized = store.memoize()(compute)
+    print(memoized.name, memoized(5), memoized.cache_info().misses)
+"""
+    for name in ("one.py", "two.py"):
+        (tmp_path / name).write_text(script)
+    said = [
+        subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": ROOT},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout.strip()
+        for command in (["one.py"], ["two.py"], ["-m", "two"], ["-c", "import one"])
+    ]
+    assert said == ["one.compute True 1", "two.compute False 1", "two.compute False 0", "one.compute True 0"]
+    unnamed = "import tiered\ndef f(): pass\nwith tiered.open() as store: print(store.memoize()(f).name)"
+    assert succeed(unnamed) == "__main__.f"
+
+
+def test_a_name_that_another_function_has_is_refused_and_one_defined_anew_replaces_itself(opener: Any) -> None:
+    def define() -> Any:
+        def f() -> int:
+            return 1
+
+        return f
+
+    def g() -> int:
+        return 2
+
+    store = opener()
+    assert store.memoize(name="f")(define())() == store.memoize(name="f", ttl=5)(define())() == 1
+    with pytest.raises(tiered.ConfigError, match=r"define.<locals>.f are kept as 'f'.*another name="):
+        store.memoize(name="f")(g)
+    with pytest.raises(tiered.ConfigError, match="another name="):
+        aio.AsyncStore(store).memoize(name="f")(asyncio.sleep)
+    assert store.memoize(name="g")(g)() == 2
+    store.close()
+    assert opener().memoize(name="g")(define())() == 2  # As where a function has moved since the last time.
 
 
 def test_results_expire_with_jitter(opener: Any, clock: Any) -> None:
@@ -179,6 +321,58 @@ def test_what_another_has_computed_since_the_look_is_not_computed_again(store: A
     assert calls == [1]
 
 
+def waited_for(memoized: Any) -> threading.Event:
+    """Set as soon as somebody waits for a result that another computes."""
+    waiting, awaited = threading.Event(), memoized._awaited
+    memoized._awaited = lambda key, flight: (waiting.set(), awaited(key, flight))[1]
+    return waiting
+
+
+def test_who_computed_and_who_waited_have_each_a_result_of_their_own(store: Any) -> None:
+    begun, go, made = threading.Event(), threading.Event(), []
+
+    @store.memoize(name="f")
+    def f() -> Any:
+        begun.set()
+        assert go.wait(10)
+        made.append({"items": []})
+        return made[0]
+
+    waiting = waited_for(f)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(f)
+        assert begun.wait(10)
+        second = pool.submit(f)
+        assert waiting.wait(10)
+        go.set()
+        results = [first.result(10), second.result(10), f()]
+    assert f.cache_info() == (1, 1, 1, 0)
+    for number, result in enumerate([*made, *results]):
+        result["items"].append(number)
+    assert [result["items"] for result in results] == [[1], [2], [3]]
+
+
+def test_tasks_that_waited_have_each_a_result_of_their_own(store: Any) -> None:
+    @store.memoize(name="f")
+    async def f() -> list[int]:
+        await asyncio.sleep(0.01)
+        return []
+
+    async def run() -> None:
+        results = await asyncio.gather(f(), f(), f())
+        for number, result in enumerate(results):
+            result.append(number)
+        assert results == [[0], [1], [2]]
+
+    asyncio.run(run())
+    assert f.cache_info().waits > 0
+
+
+def test_who_computed_gets_what_a_read_gives(store: Any) -> None:
+    zeros = store.memoize(name="zeros")(lambda: np.zeros(3))
+    assert [zeros().flags.writeable for _ in range(3)] == [False] * 3
+
+
 def test_an_exception_is_given_to_all_who_wait_and_not_kept(store: Any) -> None:
     calls, go = [], threading.Event()
 
@@ -190,9 +384,7 @@ def test_an_exception_is_given_to_all_who_wait_and_not_kept(store: Any) -> None:
             raise OSError("no")
         return 5
 
-    waiting = threading.Event()
-    awaited = failing._awaited
-    failing._awaited = lambda key, flight: (waiting.set(), awaited(key, flight))[1]
+    waiting = waited_for(failing)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(failing)
         wait_until(lambda: bool(calls))
@@ -217,9 +409,7 @@ def test_who_waits_computes_where_the_caller_ends_itself(store: Any) -> None:
             raise SystemExit
         return 5
 
-    waiting = threading.Event()
-    awaited = stopped._awaited
-    stopped._awaited = lambda key, flight: (waiting.set(), awaited(key, flight))[1]
+    waiting = waited_for(stopped)
 
     def call() -> None:
         with pytest.raises(SystemExit):
@@ -249,6 +439,74 @@ def test_a_thread_that_is_gone_leaves_nobody_waiting(store: Any) -> None:
     thread.join()
     f._flights[f.cache_key()] = gone[0]
     assert f() == 5
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_an_event_loop_that_stopped_half_way_leaves_nobody_waiting(store: Any, closed: bool) -> None:
+    calls: list[int] = []
+
+    @store.memoize(name="f")
+    async def f(number: int) -> int:
+        calls.append(number)
+        if len(calls) == 1:
+            await asyncio.Event().wait()
+        return number
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(f(1))
+
+    async def begun() -> None:
+        while not calls:
+            await asyncio.sleep(0.001)
+
+    loop.run_until_complete(begun())
+    if closed:
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+    assert asyncio.run(asyncio.wait_for(f(1), 10)) == 1
+    assert calls == [1, 1]
+    if closed:
+        del task
+        gc.collect()
+    else:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            loop.run_until_complete(task)
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+    assert asyncio.run(f(1)) == 1
+    assert f._flights == {}
+
+
+def test_who_waits_for_a_loop_that_stops_then_computes(store: Any) -> None:
+    calls: list[int] = []
+
+    @store.memoize(name="f")
+    async def f() -> int:
+        calls.append(1)
+        if len(calls) == 1:
+            await asyncio.Event().wait()
+        return 5
+
+    async def until_somebody_waits() -> None:
+        leading = asyncio.ensure_future(f())
+        while not leading.done() and not any(flight.futures for flight in f._flights.values()):
+            if calls:
+                begun.set()
+            await asyncio.sleep(0.001)
+
+    begun = threading.Event()
+    loop = asyncio.new_event_loop()
+    with ThreadPoolExecutor(2) as pool:
+        stopping = pool.submit(loop.run_until_complete, until_somebody_waits())
+        assert begun.wait(10)
+        assert pool.submit(asyncio.run, asyncio.wait_for(f(), 10)).result(20) == 5
+        stopping.result(10)  # Its thread lives on, as that of a notebook does.
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(asyncio.sleep(0.01))
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
 
 
 def test_recursion_and_functions_that_wait_for_each_other_come_to_an_end(store: Any) -> None:
@@ -320,7 +578,7 @@ def test_early_one_caller_computes_before_a_result_expires(opener: Any, clock: A
 
     assert [f(), f()] == [1, 1]
     key = f.cache_key()
-    store.set(key, [1, 10.0], 100)  # As if it had taken ten seconds.
+    store.set(key, f._packed(1, 10.0), 100)  # As if it had taken ten seconds.
     assert not any(f._is_due(100.0, 0.001) for _ in range(1000))
     due = sum(f._is_due(10.0, 10.0) for _ in range(4000)) / 4000
     assert 0.32 < due < 0.42, "e to the power of -1"
@@ -329,6 +587,28 @@ def test_early_one_caller_computes_before_a_result_expires(opener: Any, clock: A
     clock.sleep(60)
     assert f() == 2
     assert f.cache_info().early == 1
+
+
+@pytest.mark.parametrize("result", [["a", "b"], 2, None, "text", [2.5, 1.5], ["tiered.memoize", 1.0, "own"]])
+def test_what_was_kept_stays_right_where_early_comes_or_goes(store: Any, result: Any) -> None:
+    calls: list[int] = []
+
+    def f(number: int) -> Any:
+        calls.append(number)
+        return result
+
+    plain, early = store.memoize(name="f"), store.memoize(name="f", ttl=600, early=1.0)
+    for number, (before, after) in enumerate([(plain, early), (early, plain), (plain, plain), (early, early)]):
+        assert [before(f)(number), after(f)(number)] == [result, result]
+    assert calls == [0, 1, 2, 3]
+
+
+def test_a_list_of_arrays_is_a_result_like_any_other(store: Any) -> None:
+    @store.memoize(name="f")
+    def f() -> Any:
+        return [np.zeros(2), 1, 2]
+
+    assert [repr(f()) for _ in range(2)] == ["[array([0., 0.]), 1, 2]"] * 2
 
 
 def test_async_functions_are_memoized_and_tasks_wait_for_one(opener: Any) -> None:
@@ -395,6 +675,32 @@ def test_a_plain_store_memoizes_async_functions_too(store: Any) -> None:
 
     asyncio.run(run())
     assert calls == [1, 2, 1]
+
+
+def test_objects_with_an_async_call_and_partials_of_async_functions_are_async(opener: Any) -> None:
+    calls = []
+
+    class Doubling:
+        async def __call__(self, number: int) -> int:
+            calls.append(number)
+            return 2 * number
+
+    async def times(factor: int, number: int) -> int:
+        return await Doubling()(number * factor)
+
+    async def run() -> None:
+        store = opener()
+        async with aio.AsyncStore(store) as awaited:
+            for each in (store, awaited):
+                doubling = each.memoize(name="doubling")(Doubling())
+                assert [await doubling(2), await doubling(2)] == [4, 4]
+                partly = each.memoize(name="partly")(functools.partial(times, 3))
+                assert [await partly(2), await partly(2)] == [12, 12]
+                again = each.memoize(name="again")(functools.partial(Doubling()))
+                assert [await again(5), await again(5)] == [10, 10]
+
+    asyncio.run(run())
+    assert calls == [2, 6, 5]
 
 
 def test_a_handle_that_cannot_write_says_so(opener: Any) -> None:

@@ -30,6 +30,7 @@ from array import array
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tiered.config import MEMORY_BYTES_MIN
 from tiered.errors import ConfigError
 from tiered.native import native
 
@@ -248,6 +249,6 @@ def advice_of(tiers: Tiers) -> Advice:
     best, enough = curve[-1].hit_ratio, curve[-1]
     for bucket, ratio in enumerate(ratios):
         if ratio >= best - NEAR_BEST:
-            enough = min(enough, Estimate(max(1, int(bucket_start(bucket) / room * memory)), ratio))
+            enough = min(enough, Estimate(max(MEMORY_BYTES_MIN, int(bucket_start(bucket) / room * memory)), ratio))
             break
     return Advice(memory, curve, enough, shards.reads, len(shards), shards.limit / HASHES)

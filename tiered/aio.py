@@ -36,6 +36,7 @@ from tiered.awaited import AsyncMapping, AsyncMutableMapping, finished, refusing
 from tiered.check import Finding
 from tiered.doctor import Diagnosis
 from tiered.errors import ConflictError
+from tiered.events import Event
 from tiered.journal import record_bytes
 from tiered.memoize import Memoizer, Options
 from tiered.sharing import TEMPORARY
@@ -199,6 +200,16 @@ class AsyncStore(AsyncMutableMapping[K, V]):
         finally:
             await finished(view.close)
 
+    def on(self, kind: str, callback: Callable[[Event], object]) -> Callable[[], None]:
+        """As `Store.on`; `callback` is called in the event loop that runs now, as long as it does."""
+        loop = asyncio.get_running_loop()
+
+        def tell(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # The loop is closed.
+                loop.call_soon_threadsafe(callback, event)
+
+        return self._store.on(kind, tell)
+
     def memoize(
         self,
         ttl: float | timedelta | None = UNSET,
@@ -209,7 +220,7 @@ class AsyncStore(AsyncMutableMapping[K, V]):
         early: float = 0.0,
     ) -> Memoizer:
         """As `Store.memoize`, of async functions."""
-        return Memoizer(self, Options(ttl, key, name, jitter, early), awaited=True)
+        return Memoizer(self, self._store._memoized, Options(ttl, key, name, jitter, early), awaited=True)
 
     async def save(self) -> None:
         await self._run(self._store.save)

@@ -25,6 +25,8 @@ class Checkpointer(Protocol):
 
     @property
     def entered(self) -> bool: ...
+    @property
+    def idle(self) -> bool: ...
     def submit(self, segment: int, until: int) -> None: ...
     def compact(self) -> None: ...
     def snapshot(self, request: int, until: int, wish: Wish) -> None: ...
@@ -52,6 +54,11 @@ class InlineCheckpointer:
     def entered(self) -> bool:
         """Whether this thread is in the middle of applying."""
         return bool(self._working._is_owned())  # type: ignore[attr-defined]
+
+    @property
+    def idle(self) -> bool:
+        """Whether no segment waits."""
+        return not self._job.urgent
 
     def submit(self, segment: int, until: int) -> None:
         """Queue a closed segment; `run` applies it."""
@@ -127,6 +134,11 @@ class HelperCheckpointer:
     @property
     def entered(self) -> bool:
         """Never: applying is another process's."""
+        return False
+
+    @property
+    def idle(self) -> bool:
+        """Never known: applying is another process's."""
         return False
 
     def submit(self, segment: int, until: int) -> None:

@@ -115,10 +115,13 @@ class Checkpoints(Tiers):
         checkpointer = self.checkpointer
         if checkpointer is not None and checkpointer.name == "inline":
             self._unlocked(checkpointer.run)
+            if self._aside and checkpointer.idle and not (self.closed or self.full or self.poisoned):
+                self._resubmit()  # They were applied, but an interrupt took the word.
         elif MAINTENANCE.in_thread:
             self._unlocked(lambda: MAINTENANCE.pump(0.01))
         else:
             try:
+                MAINTENANCE.revive()
                 self.changed.wait(0.5)
             finally:
                 if not self.owned():  # An interrupt between letting go of it and waiting.

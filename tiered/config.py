@@ -96,7 +96,7 @@ def parse_compression(value: object) -> str:
     raise ConfigError(f"compression={value!r} is not 'zstd:LEVEL' (-7 to 22), 'zlib:LEVEL' (0 to 9) or 'none'")
 
 
-def parse_ttl(value: object) -> float | None:
+def parse_ttl(value: object, name: str = "ttl") -> float | None:
     """Seconds to live, above zero, also from a `timedelta`, or None for never."""
     if value is None:
         return None
@@ -105,14 +105,14 @@ def parse_ttl(value: object) -> float | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= TTL_SECONDS_MAX:
         return value
     raise ConfigError(
-        f"ttl={value!r} is no time to live; give seconds, above 0 and up to {TTL_SECONDS_MAX:,}, or None for ever"
+        f"{name}={value!r} is no time to live; give seconds, above 0 and up to {TTL_SECONDS_MAX:,}, or None for ever"
     )
 
 
 def _default_ttl(value: object) -> float | None:
     if isinstance(value, str) and re.fullmatch(r"\d{1,12}(\.\d+)?", value):
         value = float(value) if "." in value else int(value)
-    return parse_ttl(value)
+    return parse_ttl(value, "default_ttl")
 
 
 def _snapshot_save(value: object) -> SavePoints:
@@ -184,10 +184,18 @@ class Setting(NamedTuple):
 
     name: str
     default: object
-    parse: Callable[[object], Any]
+    parser: Callable[[object], Any]
     help: str
     fixed: str = ""  # Why it cannot change while the store is open, "" if it can.
     remembered: bool = True
+
+    def parse(self, value: object) -> Any:
+        """The value as it is used.  Raises `ConfigError`, which names the setting."""
+        try:
+            return self.parser(value)
+        except ConfigError as error:
+            named = str(error).startswith(f"{self.name}=")
+            raise ConfigError(str(error) if named else f"{self.name}={error}") from None
 
     @property
     def runtime(self) -> bool:

@@ -23,12 +23,7 @@ from tiered.clock import Clock
 from tiered.cold import Cold
 from tiered.cold_state import split_deadline
 from tiered.config import Settings, parse_ttl
-from tiered.errors import (
-    PoisonedError,
-    ReentrantError,
-    StoreError,
-    StoreFullError,
-)
+from tiered.errors import PoisonedError, ReentrantError, StoreError, StoreFullError
 from tiered.events import Callback
 from tiered.hot import no_address_space
 from tiered.jitter import drawn
@@ -38,6 +33,7 @@ from tiered.maintenance import MAINTENANCE, TICK_SECONDS_MAX
 from tiered.recovery import Plan
 from tiered.schedule import is_due
 from tiered.snapshots import Snapshots
+from tiered.watermark import shrink
 from tiered.write_buffer import Pinning
 from tiered.writing import UNSET
 
@@ -160,10 +156,7 @@ class Engine(Snapshots):
         if name == "spill" and self.bounded:
             with contextlib.suppress(StoreError):  # Where there is no checkpoint now, more is counted until there is.
                 self.save()
-        shrunk = False
-        while not shrunk:
-            with self.lock:
-                shrunk = self.hot.shrink()
+        shrink(self.hot, self.lock)
 
     def sync(self, sequence: int) -> None:
         """Return when the journal is on the disk up to `sequence`."""
@@ -230,19 +223,24 @@ class Engine(Snapshots):
         self.tell_listeners()
         return again
 
-    def tell_listeners(self) -> None:
+    def tell_listeners(self, last: bool = False) -> None:
         """Call who listens for events, without the lock."""
         if self.listeners and not self.forked:
-            self.listeners.tell(str(self.directory), self.event_counts, last=self.closed)
+            self.listeners.tell(str(self.directory), self.event_counts, last)
+
+    def take_leave(self) -> None:
+        """Checkpoint, and tell who listens for the last time, while there is a store to use; before `close`."""
+        if self.listeners and not self.closed and not self.forked:
+            self.refuse_waiting()
+            with contextlib.suppress(StoreError, OSError):  # `close` meets it as well, and says so.
+                self.save()
+            self.tell_listeners(last=True)
 
     def event_counts(self) -> dict[str, int]:
         """How often each kind of event has happened."""
         counters = self.counters
-        return {
-            "checkpoint": counters.checkpoints,
-            "eviction": self.hot.evictions,
-            "expiry": counters.expired_hot + counters.expired_cold,
-        }
+        expired = counters.expired_hot + counters.expired_cold
+        return {"checkpoint": counters.checkpoints, "eviction": self.hot.evictions, "expiry": expired}
 
     def listen(self, kind: str, callback: Callback) -> Callable[[], None]:
         """Call `callback` with events of a kind; returns what ends that."""
@@ -385,6 +383,7 @@ class Engine(Snapshots):
     def close(self) -> None:
         """Checkpoint what is dirty, and let go of everything.  What cannot be checkpointed stays in the journal."""
         self.refuse_waiting()
+        self.take_leave()
         error: StoreError | None = None
         with contextlib.ExitStack() as ending, self.lock:
             if self.closed or self.forked:
@@ -405,7 +404,6 @@ class Engine(Snapshots):
             if self.journal is not None and error is None:
                 self._note_hot_keys()
             self.hot.clear()
-        self.tell_listeners()
         if error is not None:
             raise error
 

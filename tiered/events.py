@@ -6,9 +6,9 @@ Nothing is noted as it happens, except snapshots, which are rare: `tell` compare
 were the last time.  So events cost nothing where nobody listens, and next to nothing where somebody does: a million
 evictions are one event.
 
-Locking: `tell` is called by `tick`, in the background thread or by the program, and once more when the store is
-closed, each time without the store's lock, so that a callback may use the store.  `_lock` covers what was told, and no
-callback is called under it.  `_turn` lets one thread call at a time: what happens meanwhile, also by what a callback
+Locking: `tell` is called by `tick`, in the background thread or by the program, and for the last time before the store
+is closed, each time without the store's lock, so that a callback may use the store.  `_lock` covers what was told, and
+no callback is called under it.  `_turn` lets one thread call at a time: what happens meanwhile, also by what a callback
 does, is told the next time.
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from tiered.errors import ConfigError
@@ -68,11 +69,12 @@ class Listeners:
             if kind not in self._callbacks:
                 self._told[kind] = counts.get(kind, 0)
             # A list of its own each time: `tell` goes through one without the lock.
-            self._callbacks[kind] = [*self._callbacks.get(kind, ()), callback]
+            added = partial(callback)  # Not the same as any other, as the callback may be.
+            self._callbacks[kind] = [*self._callbacks.get(kind, ()), added]
 
         def off() -> None:
             with self._lock:
-                left = [other for other in self._callbacks.get(kind, ()) if other is not callback]
+                left = [other for other in self._callbacks.get(kind, ()) if other is not added]
                 if left:
                     self._callbacks[kind] = left
                 else:
@@ -86,9 +88,10 @@ class Listeners:
             self._snapshots.append((file, error))
 
     def tell(self, path: str, counts: Callable[[], Mapping[str, int]], last: bool = False) -> None:
-        """Call those who listen for what has happened since the last time.  What they raise is logged.
+        """Call those who listen for what has happened since the last time.
 
-        `last` waits for its turn, where it is not what a callback does.
+        What they raise is logged, `SystemExit` too, but not Ctrl-C in the main thread.
+        `last` waits for its turn, where it is not what a callback does, and nobody is told of anything afterwards.
         """
         me = threading.get_ident()
         if self._caller == me:
@@ -101,14 +104,21 @@ class Listeners:
             self._caller = me
             for callbacks, event in self._due(path, counts()):
                 for callback in callbacks:
-                    try:
-                        callback(event)
-                    except Exception:
-                        LOG.exception("%s: a callback for %r raised", path, event.kind)
+                    self._call(callback, event)
         finally:
             if taken:
+                if last:
+                    self._callbacks = {}
                 self._caller = 0
                 self._turn.release()
+
+    def _call(self, callback: Callback, event: Event) -> None:
+        try:
+            callback(event)
+        except BaseException as error:  # A `SystemExit` would end the thread, which serves all stores.
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise
+            LOG.exception("%s: a callback for %r raised", event.path, event.kind)
 
     def _due(self, path: str, counts: Mapping[str, int]) -> list[tuple[list[Callback], Event]]:
         due: list[tuple[list[Callback], Event]] = []

@@ -170,6 +170,7 @@ class Handle:
         self._arrived = True  # Interrupted before it is open, it is nobody's to close, and goes by itself as well.
         self._allow_network = allow_network
         self._hits = 0
+        self._memoized: dict[str, str] = {}  # Which function has which name.
         HANDLES.open(self, path, flag, settings, lock_timeout, clock)
         self._arrived = isinstance(settings, Arrived)
 
@@ -197,6 +198,14 @@ class Handle:
         Again is allowed and does nothing.  Raises what kept the last checkpoint from
         being made; the journal holds its records then.
         """
+        shared = self._shared
+        try:
+            if shared is not None and shared.members <= {self._member}:
+                shared.engine.take_leave()  # Without the guard: a callback may close the handle as well.
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
         with self._guard:  # Who closes at the same time returns when it is done.
             shared, engine = self._shared, self._engine
             if engine.forked or (engine.closed and shared is None):

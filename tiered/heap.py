@@ -282,6 +282,7 @@ class HeapTier:
 
     def shrink(self, to_bytes: int | None = None) -> bool:
         """Evict down to the budget, or to less; False if more is left than one call may evict."""
+        self.order.fit()
         leave, count = self.order.leave, cost
         room = (self.budget_bytes if to_bytes is None else min(to_bytes, self.budget_bytes)) - self._table_bytes
         most = self.evictions + EVICTIONS_PER_CALL_MAX
@@ -292,6 +293,9 @@ class HeapTier:
                     return False
                 left = leave()
                 if not left:
+                    if not self.table:  # It is the tables, which never get smaller.
+                        self.clear()
+                        self._begin(self.policy)
                     return True
                 for key, entry in left:
                     size = count(key, entry)

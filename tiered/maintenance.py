@@ -58,16 +58,25 @@ class Maintenance:
         with self._lock:
             # One that was made may not have been started: the system may refuse, or an interrupt come between.
             if self._thread is None or not self._thread.is_alive():
-                if self._wake is None:
-                    self._wake = os.pipe()
-                for fd in self._wake:
-                    os.set_blocking(fd, False)
-                self._thread = threading.Thread(target=self._run, name="tiered-maintenance", daemon=True)
-                self._thread.start()
+                self._start()
             number = next(self._numbers)
             self._engines[number] = weakref.ref(engine)
             self.wake()
             return number
+
+    def _start(self) -> None:
+        if self._wake is None:
+            self._wake = os.pipe()
+        for fd in self._wake:
+            os.set_blocking(fd, False)
+        self._thread = threading.Thread(target=self._run, name="tiered-maintenance", daemon=True)
+        self._thread.start()
+
+    def revive(self) -> None:
+        """Start the thread again, should it have ended in the middle: whoever waits for it would wait in vain."""
+        with self._lock:
+            if self._thread is not None and not self._thread.is_alive():
+                self._start()
 
     def dismiss(self, number: int) -> None:
         """Serve an engine no longer.  With the last one, thread and helper end."""
@@ -118,7 +127,11 @@ class Maintenance:
         thread = threading.current_thread()
         timeout = 0.0
         while self._thread is thread:
-            timeout = self.pump(timeout)
+            try:
+                timeout = self.pump(timeout)
+            except BaseException:  # Whatever it is, nobody else does what is due.
+                LOG.exception("background work failed")
+                timeout = TICK_SECONDS_MAX
 
     def pump(self, timeout: float) -> float:
         """Wait up to `timeout` seconds for events, deliver them, tick the engines; returns when to come again."""

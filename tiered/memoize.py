@@ -1,18 +1,22 @@
 """Functions whose results are kept in a store: computed once, by one caller, while the others wait.
 
-The key of a call is `("memoize", name, arguments)`: the name of the function, which has to stay when the program
-restarts, and the arguments as bytes, in which types are told apart (1, True and 1.0 differ, though they are equal) and
-the order of dicts and sets makes no difference; above 64 bytes a digest of them, BLAKE2b of 32 bytes.
+The key of a call is `("memoize", name, arguments)`, as `calls` has it; of arguments above 64 bytes a digest, BLAKE2b of
+32 bytes.
 
-One caller computes.  What is being computed is a `Flight`; who comes meanwhile waits for it.  An exception of the
+What is kept is the result itself; with `early` a list, `["tiered.memoize", seconds, result]`, of how long computing it
+took.  A result that looks like one is kept in such a list as well, so each form is read as what it is, whether the
+function has `early` now or had it then.
+
+One caller computes.  What is being computed is a `Flight`; who comes meanwhile waits for it.  Each of them, the one who
+computed too, gets a result of his own, made of the bytes that are kept, as a read would give it.  An exception of the
 function is given to all who wait: their own calls would have met it, and computing anew one after the other would make
 the last one wait for all.  It is not kept, so the next call computes.  What ends the caller itself (Ctrl-C, a cancelled
 task, `SystemExit`) is nobody else's: one of those who wait computes then.
 
 Nobody waits for himself.  The flights that a call belongs to are in a context variable, so that tasks and threads
 started by `asyncio` belong to them as well, and each flight knows for which others its function waits.  A call that
-would wait in a circle computes without waiting.  A thread that is gone without ending its flight, as in a forked child,
-is noticed within a second.
+would wait in a circle computes without waiting.  A flight whose thread is gone without ending it, as in a forked child,
+or whose event loop has stopped, is noticed by the next to come, and by who waits for it within a second.
 
 Early recomputation: with a chance that grows as the deadline comes near, and with how long computing took, one caller
 computes a value anew before it expires (Vattani, Chierichetti, Lowenstein: "Optimal Probabilistic Cache Stampede
@@ -37,6 +41,9 @@ from functools import update_wrapper
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast, overload
 
 from tiered import codec, keys
+from tiered.calls import is_async, name_of, place_of, told_apart
+from tiered.config import parse_ttl
+from tiered.errors import ConfigError
 from tiered.jitter import drawn
 from tiered.mapping import ABSENT
 from tiered.writing import UNSET
@@ -44,6 +51,7 @@ from tiered.writing import UNSET
 P = ParamSpec("P")
 T = TypeVar("T")
 PREFIX = "memoize"
+TIMED = "tiered.memoize"
 ARGUMENT_BYTES_MAX = 64
 _GONE_SECONDS = 1.0
 _LOCK = threading.RLock()
@@ -63,19 +71,24 @@ class CacheInfo(NamedTuple):
 class Flight:
     """One result being computed."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.thread = threading.current_thread()
+        self.loop = loop
         self.done = threading.Event()
         self.futures: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self.waits_for: list[Flight] = []
-        self.value: Any = _RETRY
+        self.packed: tuple[int, bytes] | None = None
         self.error: Exception | None = None
 
     def result(self) -> Any:
-        """What came of it, `_RETRY` if its caller ended without; raises what the function raised."""
+        """What came of it, each time anew; `_RETRY` if its caller ended without.  Raises what the function raised."""
         if self.error is not None:
             raise self.error
-        return self.value
+        return _RETRY if self.packed is None else codec.decode(*self.packed)
+
+    def is_lost(self) -> bool:
+        """Whether nobody is there who would end it."""
+        return not self.thread.is_alive() or (self.loop is not None and not self.loop.is_running())
 
     def leads_to(self, flights: tuple[Flight, ...]) -> bool:
         """Whether it waits, in however many steps, for one of these."""
@@ -85,31 +98,10 @@ class Flight:
 _FLIGHTS: ContextVar[tuple[Flight, ...]] = ContextVar("flights", default=())
 
 
-def told_apart(value: Any) -> bytes:
-    """An argument as bytes, of its type and value.  Raises `TypeError` for what the store cannot keep."""
-    kind = type(value)
-    if kind in (list, tuple):
-        parts = [told_apart(item) for item in value]
-    elif kind is dict:
-        pairs = [(told_apart(key), told_apart(item)) for key, item in value.items()]
-        parts = [part for pair in sorted(pairs) for part in pair]
-    elif kind in (set, frozenset):
-        parts = sorted(map(told_apart, value))
-    elif isinstance(value, type):
-        parts = [f"{value.__module__}.{value.__qualname__}".encode()]
-        kind = type
-    else:
-        number, payload = codec.encode(value)
-        return bytes((number,)) + payload
-    return b"\xff%s(%d)" % (kind.__name__.encode(), len(parts)) + b"".join(b"%d:%s" % (len(p), p) for p in parts)
-
-
-def name_of(function: Callable[..., Any]) -> str:
-    """The name under which a function's results are kept.  Raises `TypeError` where another may have the same."""
-    name = f"{function.__module__}.{function.__qualname__}"
-    if "<" in function.__qualname__:
-        raise TypeError(f"{name}: another function may be called so; give memoize() a name=")
-    return name
+def is_timed(found: Any) -> bool:
+    """Whether this is a result with how long computing it took, as it is kept."""
+    # Asked for its type first: what an array or an object of the user's says to `==` is its own matter.
+    return type(found) is list and len(found) == 3 and type(found[0]) is str and found[0] == TIMED
 
 
 class Memoized(Generic[P, T]):
@@ -161,13 +153,11 @@ class Memoized(Generic[P, T]):
             self._flights.clear()
         return self._store.sub(PREFIX, self.name)
 
-    # What is kept: the value, or with `early` also how long computing it took.
-
     def _unpacked(self, found: Any) -> tuple[Any, float]:
-        return (found, 0.0) if found is ABSENT or not self._options.early else (found[0], found[1])
+        return (found[2], found[1]) if is_timed(found) else (found, 0.0)
 
     def _packed(self, value: Any, seconds: float) -> Any:
-        return [value, seconds] if self._options.early else value
+        return [TIMED, seconds, value] if self._options.early or is_timed(value) else value
 
     def _is_due(self, left: float | None, seconds: float) -> bool:
         """Whether a value is to be computed anew though it has so many seconds left."""
@@ -215,8 +205,9 @@ class Memoized(Generic[P, T]):
             flight.error = error
             raise
         finally:
-            _FLIGHTS.reset(token)
             self._end(key, flight)
+            with contextlib.suppress(ValueError):  # A coroutine that was abandoned is ended in some other context.
+                _FLIGHTS.reset(token)
 
     def _end(self, key: Any, flight: Flight) -> None:
         with _LOCK:
@@ -276,22 +267,23 @@ class MemoizedFunction(Memoized[P, T]):
             value = ABSENT if early else self._kept(key)[0]
             if value is not ABSENT:
                 self._hits += 1
-            else:
-                cleared, began = self._cleared, time.monotonic()
-                value = self._function(*args, **kwargs)
-                self._misses += 1
-                self._early += early
-                self._store.set(key, self._packed(value, time.monotonic() - began), self._ttl())
-                if cleared != self._cleared:
-                    self._store.pop(key, None)
-            flight.value = value
-            return cast(T, value)
+                return cast(T, value)
+            cleared, began = self._cleared, time.monotonic()
+            value = self._function(*args, **kwargs)
+            self._misses += 1
+            self._early += early
+            self._store.set(key, self._packed(value, time.monotonic() - began), self._ttl())
+            if cleared != self._cleared:
+                self._store.pop(key, None)
+            flight.packed = codec.encode(value)
+            return cast(T, flight.result())
 
     def _awaited(self, key: Any, flight: Flight) -> Any:
         try:
-            while not flight.done.wait(_GONE_SECONDS):
-                if not flight.thread.is_alive():
+            while not flight.done.is_set():
+                if flight.is_lost():
                     self._end(key, flight)
+                flight.done.wait(_GONE_SECONDS)
         finally:
             self._leave(flight)
         value = flight.result()
@@ -316,7 +308,7 @@ class MemoizedCoroutine(Memoized[P, T]):
             if value is not ABSENT and not early:
                 self._hits += 1
                 return cast(T, value)
-            fresh = Flight()
+            fresh = Flight(asyncio.get_running_loop())
             try:
                 flight = self._board(key, fresh)
                 if flight is None:
@@ -342,16 +334,16 @@ class MemoizedCoroutine(Memoized[P, T]):
             value = ABSENT if early else self._unpacked(await self._store.get(key, ABSENT))[0]
             if value is not ABSENT:
                 self._hits += 1
-            else:
-                cleared, began = self._cleared, time.monotonic()
-                value = await self._function(*args, **kwargs)
-                self._misses += 1
-                self._early += early
-                await self._store.set(key, self._packed(value, time.monotonic() - began), self._ttl())
-                if cleared != self._cleared:
-                    await self._store.pop(key, None)
-            flight.value = value
-            return cast(T, value)
+                return cast(T, value)
+            cleared, began = self._cleared, time.monotonic()
+            value = await self._function(*args, **kwargs)
+            self._misses += 1
+            self._early += early
+            await self._store.set(key, self._packed(value, time.monotonic() - began), self._ttl())
+            if cleared != self._cleared:
+                await self._store.pop(key, None)
+            flight.packed = codec.encode(value)
+            return cast(T, flight.result())
 
     async def _awaited(self, key: Any, flight: Flight) -> Any:
         loop = asyncio.get_running_loop()
@@ -361,9 +353,9 @@ class MemoizedCoroutine(Memoized[P, T]):
                 if not flight.done.is_set():
                     flight.futures.append((loop, future))
             while not flight.done.is_set():
-                await asyncio.wait([future], timeout=_GONE_SECONDS)
-                if not flight.thread.is_alive():
+                if flight.is_lost():
                     self._end(key, flight)
+                await asyncio.wait([future], timeout=_GONE_SECONDS)
         finally:
             self._leave(flight)
         value = flight.result()
@@ -385,7 +377,11 @@ class Options(NamedTuple):
     early: float
 
     def checked(self) -> Options:
-        """These; raises `ValueError` for numbers out of bounds."""
+        """These; raises `ValueError` for numbers out of bounds, `ConfigError` for what is no time to live."""
+        if callable(self.ttl):
+            raise TypeError("memoize() takes the function afterwards: write @store.memoize(), with parentheses")
+        if self.ttl is not UNSET:
+            parse_ttl(self.ttl)
         if not 0 <= self.jitter < 1 or not self.early >= 0:
             raise ValueError(f"jitter={self.jitter!r} is to be from 0 to below 1, early={self.early!r} 0 or more")
         if self.name is not None:
@@ -414,8 +410,9 @@ class _Threaded:
 class Memoizer:
     """The decorator that `memoize` gives."""
 
-    def __init__(self, store: Any, options: Options, awaited: bool) -> None:
+    def __init__(self, store: Any, names: dict[str, str], options: Options, awaited: bool) -> None:
         self._store = store
+        self._names = names
         self._options = options.checked()
         self._awaited = awaited
 
@@ -424,9 +421,22 @@ class Memoizer:
     @overload
     def __call__(self, function: Callable[P, T]) -> MemoizedFunction[P, T]: ...
     def __call__(self, function: Callable[..., Any]) -> Any:
-        """The function, with its results kept.  Raises `TypeError` where it has no name of its own."""
-        if inspect.iscoroutinefunction(function):
-            return MemoizedCoroutine(self._store if self._awaited else _Threaded(self._store), function, self._options)
-        if self._awaited:
+        """The function, with its results kept.
+
+        Raises `TypeError` where it has no name of its own, `ConfigError` where another function has it.
+        """
+        memoized: Memoized[Any, Any]
+        if is_async(function):
+            memoized = MemoizedCoroutine(
+                self._store if self._awaited else _Threaded(self._store), function, self._options
+            )
+        elif self._awaited:
             raise TypeError(f"{function!r} is no async function: use memoize() of the store that `tiered.open` gives")
-        return MemoizedFunction(self._store, function, self._options)
+        else:
+            memoized = MemoizedFunction(self._store, function, self._options)
+        # A function defined anew in the same place, as by a notebook cell run again, replaces itself.
+        place = place_of(function)
+        taken = self._names.setdefault(memoized.name, place)
+        if taken != place:
+            raise ConfigError(f"the results of {taken} are kept as {memoized.name!r}; give {place} another name=")
+        return memoized

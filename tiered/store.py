@@ -362,7 +362,7 @@ class Store(Reads[K, V], RangedMapping[K, V], MutableMapping[K, V]):
         """
         from tiered.memoize import Memoizer, Options
 
-        return Memoizer(self, Options(ttl, key, name, jitter, early), awaited=False)
+        return Memoizer(self, self._memoized, Options(ttl, key, name, jitter, early), awaited=False)
 
     # Durability
 
@@ -515,9 +515,9 @@ class Store(Reads[K, V], RangedMapping[K, V], MutableMapping[K, V]):
         """Call `callback(event)` from now on for each event of a kind; call what this returns to end it.
 
         Kinds: "checkpoint", "eviction", "expiry", "snapshot"; `events.Event` says what each tells.  It is called in the
-        background thread, a second or so after it happened, many at once as one event, and for the last time by
-        `close`; never under a lock of the store, which it may use.  What it raises is logged.  Until it returns, all
-        background work of the program waits.  Raises `ConfigError`.
+        background thread, a second or so after it happened, many at once as one event, and for the last time by the
+        last `close`, before the store is closed; never under a lock of the store, which it may use.  What it raises is
+        logged.  Until it returns, all background work of the program waits.  Raises `ConfigError`.
         """
         self._engine.check_readable()
         return self._engine.listen(kind, callback)

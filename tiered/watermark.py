@@ -19,11 +19,26 @@ and what stays all the same is `doctor`'s to tell.
 
 from __future__ import annotations
 
+import time
+from contextlib import AbstractContextManager
+
 from tiered.hot import HotTier
 from tiered.jitter import Bounds, drawn
 
+YIELD_SECONDS = 50e-6
 FRUITLESS_SLICES_MAX = 20
 """Where so many slices change nothing, what is left is tables: the watermark lies below them."""
+
+
+def shrink(hot: HotTier, lock: AbstractContextManager[object]) -> None:
+    """Evict down to a budget that got smaller, in slices, letting go of the lock between them."""
+    fruitless, done = 0, False
+    while not done and fruitless < FRUITLESS_SLICES_MAX:
+        with lock:
+            before = hot.evictions, hot.used_bytes
+            done = hot.shrink()
+            fruitless = fruitless + 1 if before == (hot.evictions, hot.used_bytes) else 0
+        time.sleep(YIELD_SECONDS)  # Who waits for the lock is not as quick as who has just had it.
 
 
 class Watermark:

@@ -535,7 +535,7 @@ rebuild(Arena *a, size_t budget_bytes)
     fresh.moved_bytes = a->moved_bytes + moved;
     fresh.rules = a->rules;
     fresh.entering = a->entering;
-    fresh.hits = a->hits;
+    memcpy(fresh.hits, a->hits, sizeof fresh.hits);
     fresh.policy_bytes = a->policy_bytes;
     fresh.sketch = a->sketch;
     a->sketch.words = NULL;
@@ -627,12 +627,16 @@ arena_find(const Arena *a, const ArenaKey *key, ArenaValue *found)
     return place != 0;
 }
 
-/* A pseudo-random number for each hit, by a multiplicative hash of its number. */
-static inline bool
-counts(const Arena *a, unsigned uses)
+/* What a hit adds to a record that counts sparingly.  A pseudo-random number for each hit, by a multiplicative hash of its
+ * number, is compared with 1 / (1 + 10 * (uses / worth - 5)). */
+static inline unsigned
+counted(uint64_t hit, unsigned uses)
 {
-    uint32_t draw = (uint32_t)(a->hits * 0x9E3779B97F4A7C15u >> 32);
-    return uses < 5 || (uint64_t)draw * (10 * (uses - 5) + 1) >> 32 == 0;
+    uint32_t draw = (uint32_t)(hit * 0x9E3779B97F4A7C15u >> 32);
+    unsigned over = uses > 5 * ARENA_USE_WORTH ? uses - 5 * ARENA_USE_WORTH : 0;
+    if (over && (uint64_t)draw * (10 * over + ARENA_USE_WORTH) >= (uint64_t)ARENA_USE_WORTH << 32)
+        return 0;
+    return uses + ARENA_USE_WORTH > ARENA_USES_MAX ? ARENA_USES_MAX - uses : ARENA_USE_WORTH;
 }
 
 static void
@@ -640,11 +644,11 @@ hit_by_rules(Arena *a, Record *r, uint32_t place)
 {
     const ArenaRules *rules = &a->rules;
     unsigned uses = r->state & USES_MASK, queue = queue_of(r);
-    a->hits++;
+    uint64_t hit = ++a->hits[queue];
     if (a->sketch.words != NULL)
         sketch_add(&a->sketch, hash_of_record(a, r));
-    if (uses < rules->uses_max && (!rules->sparing || counts(a, uses)))
-        r->state++;
+    if (uses < rules->uses_max)
+        r->state += (uint8_t)(rules->sparing ? counted(hit, uses) : 1);
     if (rules->hit_to[queue] >= 0)
         move_to(a, place, (unsigned)rules->hit_to[queue], r->state & USES_MASK);
 }
@@ -707,24 +711,31 @@ arena_crowded(const Arena *a, size_t bytes, size_t outside)
 size_t
 arena_capacity(const Arena *a)
 {
-    return live_limit(a, segments_allowed(a, 0)) + a->outside_bytes;
+    size_t limit = live_limit(a, segments_allowed(a, 0)), lost = a->segments.tail_bytes;
+    return (limit > lost ? limit - lost : 0) + a->outside_bytes;
 }
 
-/* A bucket, or the next one that has something in it, and one of its chain. */
+/* One of a bucket's chain.  Each record is as likely as any other: a place in the chain is drawn with the bucket, and if
+ * nothing is there, both are drawn again.  Only where more are in one bucket than places, those share them. */
 uint32_t
 arena_pick(const Arena *a, uint32_t number)
 {
+    enum { PLACES = 3 };
     if (a->index[0] == 0 || a->count == 0)
         return 0;
-    uint32_t bucket = (uint32_t)((uint64_t)number * a->bucket_count >> 32), length = 0, place;
-    while (a->index[INDEX_HEAD + bucket] == 0)
-        bucket = bucket + 1 < a->bucket_count ? bucket + 1 : 0;
-    for (place = a->index[INDEX_HEAD + bucket]; place; place = at(a, place)->chain)
-        length++;
-    place = a->index[INDEX_HEAD + bucket];
-    for (uint32_t step = (number * 0x9E3779B1u >> 16) % length; step; step--)
-        place = at(a, place)->chain;
-    return place;
+    for (uint64_t draw = number;; draw = draw * 0xD1342543DE82EF95u + 0x9E3779B97F4A7C15u) {
+        uint64_t mixed = (draw ^ draw >> 29) * 0xBF58476D1CE4E5B9u;
+        uint32_t first = a->index[INDEX_HEAD + (uint32_t)((mixed >> 32) * a->bucket_count >> 32)];
+        uint32_t step = (uint32_t)(mixed & 0xFFFF), length = 0, place;
+        for (place = first; place; place = at(a, place)->chain)
+            length++;
+        step %= length > PLACES ? length : PLACES;
+        if (step >= length)
+            continue;
+        for (place = first; step; step--)
+            place = at(a, place)->chain;
+        return place;
+    }
 }
 
 void
@@ -769,9 +780,9 @@ arena_rule(Arena *a, const ArenaRules *rules)
         }
     }
     for (uint32_t place = a->queues[0].oldest; place; place = at(a, place)->newer)
-        at(a, place)->state = 0;
+        at(a, place)->state = arena_state_new(rules, 0);
     a->rules = *rules;
-    a->entering = 0;
+    a->entering = arena_state_new(rules, 0);
     a->policy_bytes = 0;
 }
 

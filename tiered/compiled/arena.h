@@ -13,6 +13,9 @@
 
 #define ARENA_QUEUES 3
 #define ARENA_USES_MAX 63
+/* What a use adds, and what a new record has, where uses are counted sparingly. */
+#define ARENA_USE_WORTH 4
+#define ARENA_USE_NEW 2
 
 /* What a hit does to a record: it moves it to the front of the only queue (LRU), nothing (FIFO), or what the policy's rules
  * say. */
@@ -25,6 +28,13 @@ typedef struct {
     bool sparing;
     int hit_to[ARENA_QUEUES];
 } ArenaRules;
+
+/* The state of a new record in a queue. */
+static inline uint8_t
+arena_state_new(const ArenaRules *rules, unsigned queue)
+{
+    return (uint8_t)(queue << 6 | (rules->sparing ? ARENA_USE_NEW : 0));
+}
 
 typedef struct {
     uint32_t newest, oldest;
@@ -60,7 +70,7 @@ typedef struct {
     ArenaRules rules;
     ArenaQueue queues[ARENA_QUEUES];
     uint8_t entering; /* The state of the next new record: its queue and uses. */
-    uint64_t hits;    /* By rules. */
+    uint64_t hits[ARENA_QUEUES]; /* By rules, of records in each queue. */
     size_t policy_bytes;
     Sketch sketch;
 

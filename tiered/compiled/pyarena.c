@@ -13,7 +13,6 @@
 #include <structmember.h>
 #include <string.h>
 
-#define GHOST_SHARE 16 /* As in tiered/eviction/policy.py. */
 #define ASCII 0x10 /* A text that is ASCII. */
 #define RECORD_BYTES 24 /* Of a record beside key and value, about. */
 
@@ -460,6 +459,8 @@ arena_shrink_method(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
         return NULL;
     bool objects = self->objects.used_bytes <= self->objects.bytes_max || objects_make_room(&self->objects, 0);
     tiered_arena_divide(self, 0);
+    if (!tiered_arena_fit_policy(self))
+        return NULL;
     size_t taken = self->objects.used_bytes, budget = self->arena.budget_bytes, wanted = bytes > taken ? bytes - taken : 0;
     if (self->policy != NULL && tiered_arena_ask_to_leave(self, 0, wanted < budget ? budget - wanted : 0) < 0)
         return NULL;
@@ -536,7 +537,7 @@ get_capacity(ArenaObject *self, void *closure)
 static PyObject *
 get_ghost_bytes(ArenaObject *self, void *closure)
 {
-    return PyLong_FromSize_t(self->arena.budget_bytes / GHOST_SHARE);
+    return PyLong_FromSize_t(self->arena.budget_bytes / TIERED_GHOST_SHARE);
 }
 
 static PyObject *
@@ -562,7 +563,6 @@ static PyMemberDef arena_members[] = {
     COUNTER("evicted_bytes", evicted_bytes, T_ULONGLONG, "What they took."),
     COUNTER("moved_bytes", moved_bytes, T_ULONGLONG, "Bytes of records that were moved."),
     COUNTER("outside_bytes", outside_bytes, T_PYSSIZET, "Memory of values outside the segments."),
-    COUNTER("policy_hits", hits, T_ULONGLONG, "Hits, while there is a policy that is asked."),
     COUNTER("expiring", expiring, T_PYSSIZET, "Records that have a deadline."),
     COUNTER("segment_bytes", segments.segment_bytes, T_PYSSIZET, "Size of a segment."),
     {"object_hits", T_PYSSIZET, offsetof(ArenaObject, objects.hits), READONLY, "Hits that were copies of objects."},
@@ -598,6 +598,7 @@ static PyMethodDef arena_methods[] = {
     METHOD("steer", tiered_arena_steer, METH_VARARGS,
         "steer(policy, uses_max, sparing, hit_to, sketched): whom it asks, None: nobody, and what a hit does."),
     METHOD("queue_bytes", tiered_arena_queue_bytes, METH_O, "queue_bytes(queue): what its records take."),
+    METHOD("queue_hits", tiered_arena_queue_hits, METH_O, "queue_hits(queue): hits on records in it, while a policy was asked."),
     METHOD("oldest", tiered_arena_oldest, METH_O, "oldest(queue): fingerprint, bytes, uses, deadline of its oldest, or None."),
     METHOD("shift", tiered_arena_shift, METH_FASTCALL, "shift(queue, to, uses): its oldest becomes the newest of another."),
     METHOD("drop", tiered_arena_drop, METH_O, "drop(queue): evict its oldest."),

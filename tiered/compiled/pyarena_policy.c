@@ -7,7 +7,7 @@
 #include "pyarena.h"
 
 enum {
-    ASKED_MAX = 1000,  /* Evictions for one call. */
+    ASKED_MAX = 100,   /* Evictions for one call: of policies that draw samples, some milliseconds. */
     ASKED_REVIEW = 64, /* After so many records that have entered, what the policy remembers is measured. */
 };
 
@@ -71,6 +71,33 @@ tiered_arena_ask_to_leave(ArenaObject *self, size_t bytes, size_t outside)
     return result;
 }
 
+/* What the policy remembers is a part of the budget; false with an error set. */
+static bool
+count_remembered(ArenaObject *self, PyObject *policy)
+{
+    PyObject *remembered = PyObject_GetAttrString(policy, "memory_bytes");
+    size_t memory = remembered ? PyLong_AsSize_t(remembered) : 0;
+    Py_XDECREF(remembered);
+    if (PyErr_Occurred())
+        return false;
+    self->arena.policy_bytes = memory;
+    return true;
+}
+
+bool
+tiered_arena_fit_policy(ArenaObject *self)
+{
+    size_t most = self->arena.budget_bytes / TIERED_GHOST_SHARE;
+    sketch_fit(&self->arena.sketch, 0, most);
+    if (self->policy == NULL || self->arena.policy_bytes <= most)
+        return true;
+    PyObject *policy = Py_NewRef(self->policy), *done = PyObject_CallMethod(policy, "fit", "n", (Py_ssize_t)most);
+    bool fitted = done && count_remembered(self, policy);
+    Py_XDECREF(done);
+    Py_DECREF(policy);
+    return fitted;
+}
+
 static int
 ask(ArenaObject *self, PyObject *policy, const ArenaKey *key, size_t size, int64_t deadline)
 {
@@ -85,14 +112,8 @@ ask(ArenaObject *self, PyObject *policy, const ArenaKey *key, size_t size, int64
         if (told == NULL)
             return -1;
         Py_DECREF(told);
-        if (++self->asked % ASKED_REVIEW == 0) {
-            PyObject *remembered = PyObject_GetAttrString(policy, "memory_bytes");
-            size_t memory = remembered ? PyLong_AsSize_t(remembered) : 0;
-            Py_XDECREF(remembered);
-            if (PyErr_Occurred())
-                return -1;
-            a->policy_bytes = memory;
-        }
+        if (++self->asked % ASKED_REVIEW == 0 && !count_remembered(self, policy))
+            return -1;
     }
     if (tiered_arena_ask_to_leave(self, bytes, outside) < 0)
         return -1;
@@ -101,7 +122,7 @@ ask(ArenaObject *self, PyObject *policy, const ArenaKey *key, size_t size, int64
     bool known = queue != NULL && queue_number(queue, &number);
     Py_XDECREF(queue);
     if (known)
-        a->entering = (uint8_t)(number << 6);
+        a->entering = arena_state_new(&a->rules, number);
     return known ? 0 : -1;
 }
 
@@ -121,6 +142,13 @@ tiered_arena_queue_bytes(ArenaObject *self, PyObject *object)
 {
     unsigned queue;
     return queue_number(object, &queue) ? PyLong_FromUnsignedLongLong(self->arena.queues[queue].bytes) : NULL;
+}
+
+PyObject *
+tiered_arena_queue_hits(ArenaObject *self, PyObject *object)
+{
+    unsigned queue;
+    return queue_number(object, &queue) ? PyLong_FromUnsignedLongLong(self->arena.hits[queue]) : NULL;
 }
 
 static PyObject *
@@ -209,7 +237,7 @@ tiered_arena_see(ArenaObject *self, PyObject *object)
     if (PyErr_Occurred())
         return NULL;
     if (self->arena.sketch.words != NULL) {
-        sketch_grow(&self->arena.sketch, self->arena.count);
+        sketch_fit(&self->arena.sketch, self->arena.count, self->arena.budget_bytes / TIERED_GHOST_SHARE);
         sketch_add(&self->arena.sketch, fingerprint);
     }
     Py_RETURN_NONE;

@@ -28,26 +28,60 @@ sketch_end(Sketch *s)
     *s = (Sketch){0};
 }
 
-void
-sketch_grow(Sketch *s, uint64_t records)
+static uint64_t
+counter_of(uint64_t word, unsigned at)
 {
-    while (s->words != NULL && s->records < records) {
-        size_t words = ROWS * row_words(s);
-        uint64_t *grown = malloc(2 * words * sizeof *grown);
-        if (grown == NULL)
-            return;
-        /* A counter becomes two, side by side, with its value. */
-        for (size_t i = 0; i < 2 * words; i++) {
-            uint64_t half = s->words[i / 2] >> (i % 2 ? 32 : 0), both = 0;
-            for (unsigned at = 0; at < PER_WORD / 2; at++)
-                both |= (half >> (at * BITS) & COUNT_MAX) * 0x11u << (2 * at * BITS);
-            grown[i] = both;
-        }
-        free(s->words);
-        s->words = grown;
-        s->records *= 2;
-        s->shift--;
+    return word >> (at * BITS) & COUNT_MAX;
+}
+
+/* A counter becomes two, side by side, with its value. */
+static bool
+twice_as_many(Sketch *s)
+{
+    size_t words = ROWS * row_words(s);
+    uint64_t *grown = malloc(2 * words * sizeof *grown);
+    if (grown == NULL)
+        return false;
+    for (size_t i = 0; i < 2 * words; i++) {
+        uint64_t half = s->words[i / 2] >> (i % 2 ? 32 : 0), both = 0;
+        for (unsigned at = 0; at < PER_WORD / 2; at++)
+            both |= counter_of(half, at) * 0x11u << (2 * at * BITS);
+        grown[i] = both;
     }
+    free(s->words);
+    s->words = grown;
+    s->records *= 2;
+    s->shift--;
+    return true;
+}
+
+/* Two counters, side by side, become one, the larger. */
+static void
+half_as_many(Sketch *s)
+{
+    size_t words = ROWS * row_words(s) / 2;
+    for (size_t i = 0; i < words; i++) {
+        uint64_t folded = 0;
+        for (unsigned at = 0; at < PER_WORD; at++) {
+            uint64_t word = s->words[2 * i + at / (PER_WORD / 2)];
+            uint64_t one = counter_of(word, 2 * at % PER_WORD), other = counter_of(word, 2 * at % PER_WORD + 1);
+            folded |= (one > other ? one : other) << (at * BITS);
+        }
+        s->words[i] = folded;
+    }
+    uint64_t *fewer = realloc(s->words, words * sizeof *fewer);
+    s->words = fewer != NULL ? fewer : s->words;
+    s->records /= 2;
+    s->shift++;
+}
+
+void
+sketch_fit(Sketch *s, uint64_t records, size_t bytes_max)
+{
+    while (s->words != NULL && s->records < records && 2 * sketch_bytes(s) <= bytes_max && twice_as_many(s))
+        ;
+    while (s->words != NULL && s->records > RECORDS_MIN && sketch_bytes(s) > bytes_max)
+        half_as_many(s);
 }
 
 static inline uint64_t *

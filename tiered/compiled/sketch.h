@@ -14,8 +14,8 @@ typedef struct {
 
 bool sketch_begin(Sketch *s);
 void sketch_end(Sketch *s);
-/* Has counters for so many records; where there is no memory for them, it stays as it is. */
-void sketch_grow(Sketch *s, uint64_t records);
+/* Has counters for at least so many records, as far as they take no more than that, and there is memory for them. */
+void sketch_fit(Sketch *s, uint64_t records, size_t bytes_max);
 void sketch_add(Sketch *s, uint64_t fingerprint);
 unsigned sketch_estimate(const Sketch *s, uint64_t fingerprint);
 

@@ -31,6 +31,11 @@ class ARC(Policy):
         """Memory of the ghosts."""
         return sum(ghosts.memory_bytes for ghosts in self._ghosts)
 
+    def fit(self, memory_bytes: int) -> None:
+        """Half of it for each."""
+        for ghosts in self._ghosts:
+            ghosts.fit(memory_bytes // 2)
+
     def enter(self, records: Records, fingerprint: int, size: int) -> None:
         """The queue of those used again for what left lately, whose queue deserved more."""
         self._entering_bytes = size

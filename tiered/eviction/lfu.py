@@ -1,4 +1,4 @@
-"""Least frequently used, with ageing, as Redis has it."""
+"""Least frequently used, with ageing, of a sample."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from tiered.eviction.sampled import Sampled
 
 
 class LFU(Sampled):
-    """Evict a record that was used least.
+    """Evict a record that was used least, of a sample.
 
-    A record counts its uses in six bits, the more it has, the rarer one more.  Whenever one leaves, another, drawn
-    at random, loses a use.  So what was used much, and is no more, leaves in the end.
+    A record counts its uses in six bits, in quarters, up to 15.75: a new one has half a use, so that it has a chance to
+    be used again, and above five the more it has, the rarer it counts one more.  Both are Redis' ideas (`LFU_INIT_VAL`,
+    `lfu-log-factor`), whose counters age by the clock, though.  These age when it matters: where nobody in a sample is
+    down to nothing, all who stay lose a quarter of a use, as the predictions of RRIP do (Jaleel, Theobald, Steely and
+    Emer, ISCA 2010).  So what was used much, and is no more, leaves in the end: when all that is used less has been
+    replaced about twice for each use that it has.  An eviction looks at `SAMPLE` records, and ages as many.
     """
 
     uses_max = 63
@@ -21,6 +25,12 @@ class LFU(Sampled):
         return record.uses
 
     def leave(self, records: Records) -> None:
-        """Evict one, and have another age."""
-        super().leave(records)
-        records.age_picked(self._number(32))
+        """Evict one, and have the others age, if it still had some uses."""
+        ranks = self.sample(records)
+        if not ranks:
+            return
+        uses, chosen = min(ranks)
+        if uses:
+            for _, number in ranks:
+                records.age_picked(number)
+        records.drop_picked(chosen)

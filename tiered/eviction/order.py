@@ -24,7 +24,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tiered.eviction.policy import GHOST_SHARE, QUEUES, Policy, counts
+from tiered.eviction.policy import GHOST_SHARE, QUEUES, USE_NEW, USE_WORTH, USES_MAX, Policy, counts
 from tiered.eviction.sketch import Sketch
 
 HITS_MAX = 1024
@@ -58,6 +58,9 @@ class Line:
 
     def adopt(self) -> None:
         """Nothing to ask."""
+
+    def fit(self) -> None:
+        """Nothing is remembered."""
 
     def leave(self) -> list[tuple[Any, Any]]:
         """Evict the oldest."""
@@ -123,7 +126,6 @@ class Queues:
 
         self.policy = policy
         self.capacity_bytes = capacity_bytes
-        self.policy_hits = 0
         self.table = table
         self._hits: deque[Any] = deque(maxlen=self.hits_max)
         self.note: Callable[[Any], object] = self._hits.append
@@ -131,6 +133,8 @@ class Queues:
         self._sketch = Sketch() if policy.sketched else None
         self._queues: list[OrderedDict[Any, tuple[int, int, int]]] = [OrderedDict() for _ in range(QUEUES)]
         self._bytes = [0] * QUEUES
+        self._queue_hits = [0] * QUEUES
+        self._uses_new = USE_NEW if policy.sparing else 0
         self._keys = Drawn() if policy.picks else None
         self._entering: tuple[int, int] | None = None  # Of what was there: where to, and with how many uses.
         self._left: list[Any] = []
@@ -151,7 +155,7 @@ class Queues:
 
     def insert(self, key: Any, entry: Any, size: int, deadline: int) -> None:
         """Put an entry where the policy has said."""
-        queue, uses = self._entering or (self.policy.entering, 0)
+        queue, uses = self._entering or (self.policy.entering, self._uses_new)
         self._queues[queue][key] = size, uses, deadline
         self._bytes[queue] += size
         if self._keys is not None:
@@ -178,6 +182,12 @@ class Queues:
         left = [(key, self.table.pop(key)) for key in self._left]
         self._left.clear()
         return left
+
+    def fit(self) -> None:
+        """Have what is remembered fit the capacity, which may be smaller than it was."""
+        if self._sketch is not None:
+            self._sketch.fit(0, self.ghost_bytes)
+        self.policy.fit(self.ghost_bytes)
 
     def table_bytes(self) -> int:
         """Memory of the queues, of what the policy remembers, and of the table."""
@@ -221,14 +231,16 @@ class Queues:
         number = self._queue_of(key)
         if number is None:
             return
-        self.policy_hits += 1
+        self._queue_hits[number] += 1
         if self._sketch is not None:
             self._sketch.add(hash(key))
         queue, policy = self._queues[number], self.policy
         if policy.uses_max:
             size, uses, deadline = queue[key]
-            if uses < policy.uses_max and (not policy.sparing or counts(uses, self._chance())):
-                queue[key] = size, uses + 1, deadline
+            if not policy.sparing:
+                queue[key] = size, min(uses + 1, policy.uses_max), deadline
+            elif counts(uses, self._chance()):
+                queue[key] = size, min(uses + USE_WORTH, USES_MAX), deadline
         to = policy.hit_to[number]
         if to >= 0:
             state = queue.pop(key)
@@ -244,6 +256,10 @@ class Queues:
     def queue_bytes(self, queue: int) -> int:
         """Bytes of the records in a queue."""
         return self._bytes[queue]
+
+    def queue_hits(self, queue: int) -> int:
+        """Hits on records in a queue."""
+        return self._queue_hits[queue]
 
     def oldest(self, queue: int) -> tuple[int, int, int, int] | None:
         """Fingerprint, bytes, uses and deadline of the oldest of a queue; None if it is empty."""
@@ -298,7 +314,7 @@ class Queues:
     def see(self, fingerprint: int) -> None:
         """Count an access in the sketch."""
         if self._sketch is not None:
-            self._sketch.grow(len(self.table))
+            self._sketch.fit(len(self.table), self.ghost_bytes)
             self._sketch.add(fingerprint)
 
     def seen(self, fingerprint: int) -> int:

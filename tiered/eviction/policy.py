@@ -8,7 +8,8 @@ enough for every policy here, and there is nothing to be looked up that may have
 threads, so that the oldest may be another one by the time it is dropped; of an empty queue nothing is dropped or
 shifted.
 
-What a policy remembers about records that have left is bounded (`GHOST_SHARE`) and counted in the budget.
+What a policy remembers about records that have left is bounded (`GHOST_SHARE`) and counted in the budget, and so is the
+sketch of those that have one; where the budget gets smaller, both are made to fit before anything is evicted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import ClassVar, NamedTuple, Protocol
 QUEUES = 3
 USES_MAX = 63
 """A record counts its uses up to this, in six bits."""
+USE_WORTH, USE_NEW = 4, 2
+"""What a use adds, and what a new record has, where uses are counted sparingly; ageing takes away one."""
 GHOST_SHARE = 16
 """What a policy remembers of records that have left takes no more than the capacity divided by this."""
 
@@ -38,10 +41,9 @@ class Records(Protocol):
     def capacity_bytes(self) -> int: ...
     @property
     def ghost_bytes(self) -> int: ...
-    @property
-    def policy_hits(self) -> int: ...
     def __len__(self) -> int: ...
     def queue_bytes(self, queue: int) -> int: ...
+    def queue_hits(self, queue: int) -> int: ...
     def oldest(self, queue: int) -> tuple[int, int, int, int] | None: ...
     def shift(self, queue: int, to: int, uses: int) -> None: ...
     def drop(self, queue: int) -> None: ...
@@ -62,7 +64,7 @@ class Policy:
     uses_max: ClassVar[int] = 0
     """Hits are counted in a record up to this."""
     sparing: ClassVar[bool] = False
-    """Whether the more a record has counted, the rarer it counts one more (`counts`)."""
+    """Whether a new record has `USE_NEW`, and a use adds `USE_WORTH`, the rarer the more there is (`counts`)."""
     hit_to: ClassVar[tuple[int, int, int]] = (-1, -1, -1)
     """By queue: to the front of which one a hit moves a record; -1: it stays where it is."""
     sketched: ClassVar[bool] = False
@@ -86,7 +88,10 @@ class Policy:
         """Memory of what is remembered of records that have left."""
         return 0
 
+    def fit(self, memory_bytes: int) -> None:
+        """Keep that within so much memory, which may be less than it was."""
+
 
 def counts(uses: int, chance: float) -> bool:
-    """Whether a record that has counted so many uses counts one more: one in 1 + 10 · (uses - 5), as Redis has it."""
-    return uses < 5 or chance * (10 * (uses - 5) + 1) < 1
+    """Whether a record that counts sparingly counts a use: one in 1 + 10 · (uses - 5), as Redis has it."""
+    return chance * (10 * max(uses / USE_WORTH - 5, 0) + 1) < 1

@@ -30,6 +30,10 @@ class S3FIFO(Policy):
         """Memory of the ghosts."""
         return self._ghosts.memory_bytes
 
+    def fit(self, memory_bytes: int) -> None:
+        """Forget ghosts."""
+        self._ghosts.fit(memory_bytes)
+
     def enter(self, records: Records, fingerprint: int, size: int) -> None:
         """The main queue is for what left lately."""
         self._came_back = self._ghosts.take(fingerprint)

@@ -26,15 +26,19 @@ class Sampled(Policy):
         """What is compared."""
         raise NotImplementedError
 
-    def leave(self, records: Records) -> None:
-        """Evict the lowest of a sample."""
-        lowest, chosen = None, 0
+    def sample(self, records: Records) -> list[tuple[Any, int]]:
+        """Ranks, and the numbers by which they were drawn; empty if there is no record."""
+        ranks = []
         for _ in range(SAMPLE):
             number = self._number(32)
             found = records.pick(number)
             if found is None:
-                return
-            rank = self.rank(Oldest(*found))
-            if lowest is None or rank < lowest:
-                lowest, chosen = rank, number
-        records.drop_picked(chosen)
+                break
+            ranks.append((self.rank(Oldest(*found)), number))
+        return ranks
+
+    def leave(self, records: Records) -> None:
+        """Evict the lowest of a sample."""
+        ranks = self.sample(records)
+        if ranks:
+            records.drop_picked(min(ranks)[1])

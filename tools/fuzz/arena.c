@@ -92,7 +92,7 @@ steer(Arena *a)
     unsigned queue = draw() % ARENA_QUEUES;
     a->entering = (uint8_t)(draw() % ARENA_QUEUES << 6 | draw() % 64);
     if (arena_oldest(a, queue, &oldest)) {
-        sketch_grow(&a->sketch, a->count);
+        sketch_fit(&a->sketch, a->count, (size_t)64 << draw() % 12);
         sketch_add(&a->sketch, oldest.fingerprint);
         arena_shift(a, queue, draw() % ARENA_QUEUES, draw() % 64);
     }
