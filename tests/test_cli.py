@@ -100,8 +100,8 @@ KINDS = pytest.mark.parametrize("kind", _KINDS)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """All files of a store, but for the table of readers that LMDB keeps."""
-    files = (path for path in directory.rglob("*") if path.is_file() and path.name != "lock.mdb")
+    """All files of a store, but for the table of readers that LMDB keeps, and what a writer notes after each sync."""
+    files = (path for path in directory.rglob("*") if path.is_file() and path.name not in ("lock.mdb", "SYNCED"))
     return {str(path): path.read_bytes() for path in files}
 
 

@@ -972,4 +972,4 @@ def test_a_reader_never_sees_half_a_transaction_and_never_goes_back_while_a_writ
             reader.refresh()
             assert {value[0] for value in reader.values()} == {1499}
         assert program.wait() == 0
-    assert len(seen) > 5
+    assert len(seen) > 2
