@@ -381,6 +381,22 @@ def test_whoever_waits_for_a_background_thread_that_has_ended_starts_it_again(
     assert opener(flag="w")["k"] == 2
 
 
+def test_background_work_that_fails_at_once_is_not_tried_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    thread, calls = maintenance.Maintenance(), list[str]()
+
+    def pump(timeout: float) -> float:
+        calls.append("pump")
+        if len(calls) > 5:
+            thread._thread = None
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(thread, "pump", pump)
+    monkeypatch.setattr(maintenance.time, "sleep", lambda seconds: calls.append("sleep"))
+    monkeypatch.setattr(thread, "_thread", threading.current_thread())
+    thread._run()
+    assert calls == ["pump", "sleep"] * 4
+
+
 def test_a_checkpoint_whose_word_an_interrupt_took_does_not_keep_save_and_close_waiting(
     opener: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

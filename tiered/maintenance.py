@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tiered.engine import Engine
 
 TICK_SECONDS_MAX = 1.0
+FAILED_SECONDS = 0.1
 
 
 class Maintenance:
@@ -131,6 +132,7 @@ class Maintenance:
                 timeout = self.pump(timeout)
             except BaseException:  # Whatever it is, nobody else does what is due.
                 LOG.exception("background work failed")
+                time.sleep(FAILED_SECONDS)  # It may fail before it has waited, again and again.
                 timeout = TICK_SECONDS_MAX
 
     def pump(self, timeout: float) -> float:
