@@ -321,3 +321,26 @@ def test_a_read_notes_itself_among_the_users_of_the_cold_tier(opener: Any, monke
     assert cold_tier._users == {}
     monkeypatch.undo()
     assert cold_tier.readers() == 0
+
+
+ASKED = {
+    "store": "_engine",
+    "engine": "_aside _background _number admission buffers clock closed cold counters decompressor direct generation",
+    "engine too": "lock owned",
+    "cold": "_barred _env _layout _users",
+    "counters": "cold_hits misses promotions",
+    "decompressor": "_pools",
+    "admission": "small_bytes",
+    "buffer": "cleared positions",
+}
+
+
+def test_what_a_cold_read_asks_for_lies_in_slots(opener: Any) -> None:
+    store = warm(opener(stepwise=True))
+    store["dirty"] = 1
+    engine = store._engine
+    things = {"store": store, "engine": engine, "engine too": engine, "buffer": engine.buffers[0]}
+    for thing, names in ASKED.items():
+        kind = type(things[thing] if thing in things else getattr(engine, thing))
+        for name in names.split():
+            assert type(getattr(kind, name)).__name__ == "member_descriptor", (thing, name)

@@ -30,6 +30,8 @@ _SLOT_BYTES = array("I").itemsize
 class Admission:
     """Decides for one hot tier."""
 
+    __slots__ = ("__dict__", "small_bytes")  # As in `Tiers`.
+
     def __init__(self, settings: Settings, budget_bytes: int) -> None:
         self._settings = settings
         self._budget_bytes = budget_bytes

@@ -107,6 +107,8 @@ def translated(path: Path) -> Iterator[None]:
 class Cold:
     """One LMDB environment."""
 
+    __slots__ = ("__dict__", "__weakref__", "_barred", "_env", "_layout", "_users")  # As in `Tiers`.
+
     def __init__(self, directory: Path, readonly: bool = False, create: bool = False, mend: bool = False) -> None:
         self.path = directory / "data.mdb"
         self.directory = directory

@@ -113,6 +113,8 @@ class Decompressor:
     `load` returns the bytes of a dictionary by id and raises KeyError if there is none.
     """
 
+    __slots__ = ("__dict__", "_pools")  # As in `Tiers`.
+
     def __init__(self, load: Callable[[int], bytes]) -> None:
         self._load = load
         self._pools: dict[int, list[zstandard.ZstdDecompressor]] = {0: []}

@@ -87,7 +87,7 @@ class Engine(Snapshots):
 
     def _warm(self, warming: hot_keys.Warming | None) -> None:
         self.warming = warming
-        self.direct = warming is None and type(self).direct
+        self.direct = warming is None and not self.readonly
 
     def warm(self, misses: int) -> None:
         """Help to read ahead, where that is under way: who misses what is hot brings in what is hotter."""

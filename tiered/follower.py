@@ -74,8 +74,6 @@ class Sight(NamedTuple):
 class Follower(Engine):
     """One store opened read-only, shared by its handles."""
 
-    direct = False
-
     def __init__(self, directory: Path, explicit: Mapping[str, object], cold: Cold, clock: Clock) -> None:
         # First, since a fork may come to an engine as soon as it is known.
         self._explicit = explicit

@@ -16,22 +16,28 @@ if TYPE_CHECKING:
 class Counters:
     """Events since a store was opened.  Hits are counted by `store`, without a lock: nearly exact."""
 
-    buffer_hits: int = 0
-    cold_hits: int = 0
-    misses: int = 0
-    promotions: int = 0
-    refusals: int = 0
-    prefetched: int = 0
-    expired_hot: int = 0
-    expired_cold: int = 0
-    checkpoints: int = 0
-    writer_waits: int = 0
-    wait_seconds: float = 0.0
-    helper_peak_rss_anon_bytes: int = 0
-    helper_written_bytes: int = 0
-    disk_evictions: int = 0
-    snapshots: int = 0
-    snapshot_failures: int = 0
+    buffer_hits: int
+    cold_hits: int
+    misses: int
+    promotions: int
+    refusals: int
+    prefetched: int
+    expired_hot: int
+    expired_cold: int
+    checkpoints: int
+    writer_waits: int
+    wait_seconds: float
+    helper_peak_rss_anon_bytes: int
+    helper_written_bytes: int
+    disk_evictions: int
+    snapshots: int
+    snapshot_failures: int
+    __slots__ = tuple(__annotations__)  # As in `Tiers`.
+
+    def __init__(self) -> None:
+        for name in self.__slots__:
+            setattr(self, name, 0)
+        self.wait_seconds = 0.0
 
 
 def _lines(figures: Mapping[str, object]) -> str:

@@ -14,8 +14,7 @@ holds the lock.  It may read; nothing it reads is kept hot.  What would change s
 refused (`refuse_reentry`), before it has begun: the lock can be entered again, but what it
 protects is half-way.
 
-Transactions are told of every write as it is made, under the lock (`watchers`); views keep
-buffers that the store itself has let go of (`views`), which counts against the budget.
+Views keep buffers that the store itself has let go of (`views`), which counts against the budget.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tiered import codec, files, keys, record
 from tiered.admission import Admission
@@ -76,22 +75,31 @@ PINNED_SHARE = 5 / 16
 Where = tuple[WriteBuffer, int] | None
 
 
-class Watcher(Protocol):
-    """A transaction, as far as writes concern it."""
-
-    def note(self, stored_key: bytes | None) -> None:
-        """A key was written; None for all of them."""
-
-
 class Tiers:
     """The tiers of one open store, and how they are read."""
+
+    __slots__ = (  # What every cold read asks for: the compiled part finds it without a look-up.
+        "__dict__",
+        "__weakref__",
+        "_aside",
+        "_background",
+        "_number",
+        "admission",
+        "buffers",
+        "clock",
+        "closed",
+        "cold",
+        "counters",
+        "decompressor",
+        "direct",
+        "generation",
+        "lock",
+        "owned",
+    )
 
     advisor: Any = None  # Shards, of `advisor`.
     warming_bytes = 0
     """What reading ahead takes of the budget as long as it lasts."""
-
-    direct = True
-    """Whether a cold read is what `find` does here, and so may be done by the compiled part."""
 
     def __init__(
         self,
@@ -110,7 +118,6 @@ class Tiers:
         self.clock = clock
         self.recovery = recovery
         self.counters = Counters()
-        self.watchers: set[weakref.ref[Watcher]] = set()
         self.views: list[weakref.ref[Pinning]] = []
         self._views_counted = 0
         self.hot = hot_tier(settings.eviction, settings.memory)
@@ -126,6 +133,7 @@ class Tiers:
         self.time_sent_ms = 0  # Told to nobody yet: whoever knew it may have left with more to expire.
         self.cold_used_bytes = cold.used_bytes()
         self.readonly = journal is None
+        self.direct = not self.readonly  # Whether a cold read is what `find` does here: the compiled part may do it.
         self.closed = self.forked = False
         self.poisoned = ""
         self.full = ""  # Why checkpoints are put off, if they are, and the error that says so.
@@ -483,18 +491,3 @@ class Tiers:
         for buffer in self.buffers:
             kept.pop(id(buffer), None)
         return sum(buffer.used_bytes() for buffer in kept.values()) + sum(view.order_bytes for view in views)
-
-    def watch(self, watcher: Watcher) -> None:
-        """Tell a transaction of writes, until `unwatch`, or as long as it is referred to."""
-        self.watchers.add(weakref.ref(watcher, self.watchers.discard))
-
-    def unwatch(self, watcher: Watcher) -> None:
-        """Tell it no more: who keeps the `ConflictError` would refer to it for long."""
-        self.watchers.discard(weakref.ref(watcher))
-
-    def tell(self, stored_keys: Iterable[bytes | None]) -> None:
-        """Tell transactions of keys just written."""
-        watchers = [watcher for reference in tuple(self.watchers) if (watcher := reference()) is not None]
-        for stored_key in stored_keys:
-            for watcher in watchers:
-                watcher.note(stored_key)

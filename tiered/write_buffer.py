@@ -37,6 +37,8 @@ DEADLINE_BYTES = 32
 class WriteBuffer:
     """Positions of the dirty records in one segment."""
 
+    __slots__ = ("__dict__", "__weakref__", "cleared", "positions")  # As in `Tiers`.
+
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
         self.evicted_bytes = 0  # What the deletions in it that the disk's cap asked for take in the cold tier.

@@ -4,14 +4,17 @@ It builds on `checkpoints`, which hands closed segments over.  Everything here i
 under the lock.  A method that may wait (`reserve`) lets go of it meanwhile and says
 so, and its caller looks again at what it had read.  An interrupt in the middle of a write
 leaves it written, in every tier, if the journal has it (`_roll_forward`).
+
+Transactions are told of every write as it is made (`watchers`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgpack
 
@@ -95,11 +98,22 @@ class Change(NamedTuple):
         return record_bytes(self.encoded, self.payload)
 
 
+class Watcher(Protocol):
+    """A transaction, as far as writes concern it."""
+
+    def note(self, stored_key: bytes | None) -> None:
+        """A key was written; None for all of them."""
+
+
 class Writing(Checkpoints):
     """Checkpoints, and the writes that make them needed."""
 
     _hand = b""
     """Where the next look for what the disk's cap drives out begins."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.watchers: set[weakref.ref[Watcher]] = set()
 
     def reserve(self, size: int, frees: bool = False) -> bool:
         """Make room for `size` bytes of records, in the active segment.
@@ -356,3 +370,18 @@ class Writing(Checkpoints):
         return (
             not self.hot.in_budget and self.hot.evicted_bytes - self._trimmed_bytes > self.settings.memory // TRIM_SHARE
         )
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell a transaction of writes, until `unwatch`, or as long as it is referred to."""
+        self.watchers.add(weakref.ref(watcher, self.watchers.discard))
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Tell it no more: who keeps the `ConflictError` would refer to it for long."""
+        self.watchers.discard(weakref.ref(watcher))
+
+    def tell(self, stored_keys: Iterable[bytes | None]) -> None:
+        """Tell transactions of keys just written."""
+        watchers = [watcher for reference in tuple(self.watchers) if (watcher := reference()) is not None]
+        for stored_key in stored_keys:
+            for watcher in watchers:
+                watcher.note(stored_key)

@@ -101,6 +101,8 @@ void arena_clear(Arena *a);
 /* Of many keys that are about to be looked up: what each has to wait for is fetched while the others wait for theirs. */
 uint32_t arena_hash(const Arena *a, const ArenaKey *key);
 void arena_foresee(const Arena *a, const uint32_t *hashes, size_t count);
+/* The same of a put that is to follow, which may evict. */
+void arena_foresee_put(const Arena *a);
 bool arena_find(const Arena *a, const ArenaKey *key, ArenaValue *found);
 /* Notes a use of what was found just now. */
 void arena_hit(Arena *a, uint32_t place);

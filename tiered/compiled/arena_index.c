@@ -89,3 +89,13 @@ arena_foresee(const Arena *a, const uint32_t *hashes, size_t count)
         __builtin_prefetch(at(a, r->chain));
     }
 }
+
+void
+arena_foresee_put(const Arena *a)
+{
+    if (a->index[0] == 0 || a->queues[0].oldest == 0)
+        return;
+    const Record *r = at(a, a->queues[0].oldest); /* Still there from when the one before it left. */
+    __builtin_prefetch(bucket_of(a, hash_of_record(a, r)), 1);
+    __builtin_prefetch(at(a, r->newer), 1);
+}

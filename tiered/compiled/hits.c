@@ -9,15 +9,17 @@
 typedef struct {
     PyObject_HEAD
     ArenaObject *arena; /* NULL: nothing is a hit. */
+    PyObject *engine;   /* Of the store, for what is not. */
     Py_ssize_t hits;
 } HitsObject;
 
-static PyObject *engine_name, *load_name, *has_name, *glance_name, *default_name, *promote_name;
+static PyObject *load_name, *has_name, *glance_name, *default_name, *promote_name;
 
 static int
 hits_traverse(HitsObject *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->arena);
+    Py_VISIT(self->engine);
     return 0;
 }
 
@@ -25,6 +27,7 @@ static int
 hits_clear(HitsObject *self)
 {
     Py_CLEAR(self->arena);
+    Py_CLEAR(self->engine);
     return 0;
 }
 
@@ -59,7 +62,7 @@ load(HitsObject *self, PyObject *key, PyObject *fallback)
     PyObject *value = NULL;
     if (self->arena != NULL) {
         ArenaObject *arena = (ArenaObject *)Py_NewRef(self->arena);
-        PyObject *engine = PyObject_GetAttr((PyObject *)self, engine_name);
+        PyObject *engine = ATTRIBUTE((PyObject *)self, _engine);
         bool hot = false;
         came = engine ? tiered_load(arena, engine, key, &value, &hot) : LOAD_FAILED;
         self->hits += hot;
@@ -115,7 +118,7 @@ hits_load_many(HitsObject *self, PyObject *const *args, Py_ssize_t count)
         return PyErr_Format(PyExc_TypeError, "_loaded(keys, found), a list and a dict");
     if (self->arena == NULL)
         return Py_NewRef(args[0]);
-    PyObject *arena = Py_NewRef(self->arena), *engine = PyObject_GetAttr((PyObject *)self, engine_name);
+    PyObject *arena = Py_NewRef(self->arena), *engine = ATTRIBUTE((PyObject *)self, _engine);
     PyObject *left = engine ? tiered_load_many((ArenaObject *)arena, engine, args[0], args[1]) : NULL;
     Py_XDECREF(engine);
     Py_DECREF(arena);
@@ -167,6 +170,7 @@ static PyGetSetDef hits_getset[] = {
 };
 
 static PyMemberDef hits_members[] = {
+    {"_engine", T_OBJECT_EX, offsetof(HitsObject, engine), 0, "The engine of the store."},
     {"_hits", T_PYSSIZET, offsetof(HitsObject, hits), 0, "Values that were found hot."},
     {NULL, 0, 0, 0, NULL},
 };
@@ -203,14 +207,12 @@ static PyTypeObject HitsType = {
 int
 tiered_add_hits(PyObject *module)
 {
-    engine_name = PyUnicode_InternFromString("_engine");
     load_name = PyUnicode_InternFromString("_load");
     has_name = PyUnicode_InternFromString("_has");
     glance_name = PyUnicode_InternFromString("_glance");
     default_name = PyUnicode_InternFromString("default");
     promote_name = PyUnicode_InternFromString("promote");
-    if (engine_name == NULL || load_name == NULL || has_name == NULL || glance_name == NULL || default_name == NULL
-        || promote_name == NULL)
+    if (load_name == NULL || has_name == NULL || glance_name == NULL || default_name == NULL || promote_name == NULL)
         return -1;
     return PyModule_AddType(module, &HitsType);
 }

@@ -13,9 +13,6 @@
 
 #include <string.h>
 
-#define AS_TEXT(name) #name,
-static const char *const texts[] = {LOAD_NAMES(AS_TEXT)};
-PyObject *tiered_load_names[NAME_COUNT];
 static PyObject *zero;
 
 /* What was raised is the twin's to raise again, if it is an error; an interrupt is one, and stays. */
@@ -29,25 +26,10 @@ tiered_given_up(void)
 }
 
 bool
-tiered_is_true(PyObject *object, int name)
-{
-    PyObject *value = PyObject_GetAttr(object, tiered_load_names[name]);
-    int is = value == NULL ? -1 : PyObject_IsTrue(value);
-    Py_XDECREF(value);
-    return is > 0;
-}
-
-bool
 tiered_count(PyObject *engine, int name, Py_ssize_t more)
 {
     PyObject *counters = ATTRIBUTE(engine, counters);
-    PyObject *before = counters ? PyObject_GetAttr(counters, tiered_load_names[name]) : NULL;
-    PyObject *added = PyLong_FromSsize_t(more);
-    PyObject *after = before && added ? PyNumber_Add(before, added) : NULL;
-    bool done = after && PyObject_SetAttr(counters, tiered_load_names[name], after) == 0;
-    Py_XDECREF(after);
-    Py_XDECREF(added);
-    Py_XDECREF(before);
+    bool done = counters && tiered_add_to(counters, name, more);
     Py_XDECREF(counters);
     return done;
 }
@@ -149,7 +131,7 @@ tiered_cold_layout(PyObject *cold, PyObject *txn)
     Py_XDECREF(id);
     if (same <= 0)
         Py_CLEAR(layout);
-    return same == 0 ? PyObject_CallMethodOneArg(cold, tiered_load_names[NAME__layout_of], txn) : layout;
+    return same == 0 ? PyObject_CallMethodOneArg(cold, tiered_names[NAME__layout_of], txn) : layout;
 }
 
 /* The newest record of a transaction; NULL without an error: there is none. */
@@ -161,7 +143,7 @@ newest(PyObject *cold, PyObject *txn, PyObject *stored_key)
     if (merged >= 0) {
         PyObject *layers = PyTuple_GET_ITEM(layout, merged ? LAYOUT_BEHIND : LAYOUT_LAYERS); /* The layout keeps it. */
         for (Py_ssize_t i = 0; i < PyList_GET_SIZE(layers); i++) {
-            data = PyObject_CallMethodObjArgs(txn, tiered_load_names[NAME_get], stored_key, Py_None, PyList_GET_ITEM(layers, i), NULL);
+            data = PyObject_CallMethodObjArgs(txn, tiered_names[NAME_get], stored_key, Py_None, PyList_GET_ITEM(layers, i), NULL);
             if (data != Py_None)
                 break; /* Found, or failed. */
             Py_CLEAR(data);
@@ -249,7 +231,7 @@ decompressed(PyObject *engine, const TieredRecord *record)
     PyObject *payload = NULL, *body = bytes_of(record->body, record->body_size);
     if (body != NULL)
         payload = PyObject_CallMethodObjArgs(
-            context, tiered_load_names[NAME_decompress], body, zero, Py_False, Py_False, NULL);
+            context, tiered_names[NAME_decompress], body, zero, Py_False, Py_False, NULL);
     Py_XDECREF(body);
     tiered_context_back(context, pool);
     return payload;
@@ -347,7 +329,7 @@ keep(ArenaObject *arena, PyObject *engine, PyObject *generation, PyObject *key, 
         PyObject *done = NULL, *found = tiered_found(record, payload);
         if (found)
             done = PyObject_CallMethodObjArgs(
-                engine, tiered_load_names[NAME_promote], key, stored_key, Py_None, generation, found, NULL);
+                engine, tiered_names[NAME_promote], key, stored_key, Py_None, generation, found, NULL);
         Py_XDECREF(found);
         Py_XDECREF(done);
         return done != NULL;
@@ -447,6 +429,7 @@ tiered_load(ArenaObject *arena, PyObject *engine, PyObject *key, PyObject **valu
             return came;
         }
     }
+    arena_foresee_put(&arena->arena);
     PyObject *stored_key = tiered_stored_key(&encoded);
     if (stored_key != NULL)
         came = cold_value(arena, engine, key, stored_key, value);
@@ -465,8 +448,5 @@ int
 tiered_add_loads(PyObject *module)
 {
     zero = PyLong_FromLong(0);
-    for (int name = 0; name < NAME_COUNT; name++)
-        if ((tiered_load_names[name] = PyUnicode_InternFromString(texts[name])) == NULL)
-            return -1;
     return zero ? PyModule_AddFunctions(module, methods) : -1;
 }

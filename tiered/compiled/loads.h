@@ -4,6 +4,7 @@
 
 #include "pyarena.h"
 #include "record.h"
+#include "slots.h"
 
 /* What came of a read; where it is LOAD_PYTHON the twin is to be asked, and nothing was done or raised. */
 enum { LOAD_FOUND, LOAD_ABSENT, LOAD_FAILED, LOAD_PYTHON };
@@ -25,19 +26,6 @@ enum { STORED_BYTES_EXACT = 480 };                   /* As in tiered/keys.py. */
 enum { COMPRESSION_NONE = 0, COMPRESSION_ZSTD = 1 }; /* As in tiered/compression.py. */
 enum { LAYOUT_TRANSACTION, LAYOUT_LAYERS, LAYOUT_MERGED_TO, LAYOUT_BEHIND }; /* As in tiered/cold.py. */
 
-#define LOAD_NAMES(X) \
-    X(_aside) X(_background) X(_barred) X(_env) X(_layout) X(_layout_of) X(_number) X(_pools) X(_users) X(abort) \
-    X(acquire) X(admission) X(begin) X(buffers) X(cleared) X(clock) X(closed) X(cold) X(cold_hits) X(counters) X(cursor) \
-    X(decompress) X(decompressor) X(direct) X(generation) X(get) X(getmulti) X(id) X(lock) X(misses) \
-    X(multi_decompress_to_buffer) X(now_ms) X(owned) X(pop) X(positions) X(promote) X(promote_many) \
-    X(promotions) X(release) X(serve) X(small_bytes)
-#define LOAD_NAME(name) NAME_##name,
-enum { LOAD_NAMES(LOAD_NAME) NAME_COUNT };
-extern PyObject *tiered_load_names[NAME_COUNT];
-
-#define ATTRIBUTE(object, name) PyObject_GetAttr(object, tiered_load_names[NAME_##name])
-#define CALL(object, name) PyObject_CallMethodNoArgs(object, tiered_load_names[NAME_##name])
-
 /* An error that is kept while something is put in order. */
 typedef struct {
     PyObject *kind, *value, *trace;
@@ -48,7 +36,6 @@ void tiered_put_back(LoadError error);
 /* LOAD_PYTHON, and what was raised is the twin's to raise again; an interrupt comes once, and so stays: LOAD_FAILED. */
 int tiered_given_up(void);
 
-bool tiered_is_true(PyObject *object, int name);
 /* Adds to a counter; false with an error set. */
 bool tiered_count(PyObject *engine, int name, Py_ssize_t more);
 /* The key in the cold tier; NULL, perhaps without an error, if it is not the encoded key itself. */

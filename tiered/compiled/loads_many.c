@@ -114,8 +114,8 @@ read_layers(Batch *batch, PyObject *cold, PyObject *txn)
             break;
         }
         PyObject *cursor =
-            names ? PyObject_CallMethodOneArg(txn, tiered_load_names[NAME_cursor], PyList_GET_ITEM(layers, i)) : NULL;
-        PyObject *pairs = cursor ? PyObject_CallMethodOneArg(cursor, tiered_load_names[NAME_getmulti], names) : NULL;
+            names ? PyObject_CallMethodOneArg(txn, tiered_names[NAME_cursor], PyList_GET_ITEM(layers, i)) : NULL;
+        PyObject *pairs = cursor ? PyObject_CallMethodOneArg(cursor, tiered_names[NAME_getmulti], names) : NULL;
         done = pairs && take(batch, pairs, at, PyList_GET_SIZE(names));
         Py_XDECREF(pairs);
         Py_XDECREF(cursor);
@@ -184,7 +184,7 @@ undo(Batch *batch, const TieredRecord *like)
         Py_XDECREF(body);
     }
     if (context && bodies && PyList_GET_SIZE(bodies)) /* None at all would end the process. */
-        undone = PyObject_CallMethodOneArg(context, tiered_load_names[NAME_multi_decompress_to_buffer], bodies);
+        undone = PyObject_CallMethodOneArg(context, tiered_names[NAME_multi_decompress_to_buffer], bodies);
     if (context)
         tiered_context_back(context, pool);
     for (Py_ssize_t i = 0; i < batch->count; i++) {
@@ -264,7 +264,7 @@ ask_twin(const Batch *batch, PyObject *generation, bool plainly, Py_ssize_t size
         Py_XDECREF(payload);
     }
     if (located && PyList_GET_SIZE(located))
-        done = PyObject_CallMethodObjArgs(batch->engine, tiered_load_names[NAME_promote_many], located, generation, NULL);
+        done = PyObject_CallMethodObjArgs(batch->engine, tiered_names[NAME_promote_many], located, generation, NULL);
     Py_XDECREF(done);
     Py_XDECREF(located);
     return !PyErr_Occurred();

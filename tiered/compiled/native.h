@@ -15,6 +15,7 @@ int tiered_add_hits(PyObject *module);
 int tiered_add_journal(PyObject *module);
 int tiered_add_keys(PyObject *module);
 int tiered_add_shards(PyObject *module);
+int tiered_add_slots(PyObject *module);
 int tiered_add_loads(PyObject *module);
 int tiered_add_record(PyObject *module);
 
