@@ -36,6 +36,12 @@ def _children() -> set[str]:
     return set(path.read_text().split()) if path.exists() else set()
 
 
+def pytest_collection_finish() -> None:
+    """Spare each collection of garbage the thousands of tests: one took longer than most of them."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """Fail a test that leaves a thread, an open file or a child process behind."""
