@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiered import cold_state, cold_update, compression, record
+from tiered import cold_state, cold_update, compression, filters, record
 from tiered.cold import Cold
-from tiered.cold_state import RUNS, SLOTS, State, deadline_key, key_size, run_name, sealed
+from tiered.cold_reader import Reader
+from tiered.cold_state import RUNS, SLOTS, State, deadline_key, filter_name, key_size, run_name, sealed
 from tiered.compression import Compressor, Decompressor
 from tiered.errors import CorruptionError, FormatError, StoreFullError
 
@@ -68,6 +69,22 @@ def assert_holds(cold: Cold, model: dict[bytes, tuple[bytes, int]]) -> None:
     assert state.stored_bytes == sum(map(len, datas))
     assert state.key_bytes == sum(key_size(key, data) for key, data in zip(sorted(model), datas, strict=True))
     assert index == sorted(deadline_key(deadline, key) for key, (_, deadline) in model.items() if deadline)
+    assert_filters_hold(cold)
+
+
+def assert_filters_hold(cold: Cold) -> None:
+    """Those that are kept are those that the state names, and no run has a key that its filter does not know."""
+    with cold.read() as reader:
+        state = reader.state()
+        with reader.txn.cursor(cold.databases["meta"]) as cursor:
+            kept = {key for key in cursor.iternext(values=False) if key.startswith(b"filter-")}
+        assert kept == {filter_name(slot) for slot in range(SLOTS) if state.filters[slot]}
+        assert {slot for slot in range(SLOTS) if state.filters[slot]} <= {*state.runs, state.fold_slot}
+        for slot in (*state.runs, *[state.fold_slot] * bool(state.folding)):
+            if state.filters[slot]:
+                bits = reader.filter(slot)
+                with reader.txn.cursor(cold.databases[run_name(slot)]) as cursor:
+                    assert all(filters.has(bits, key) for key in cursor.iternext(values=False))
 
 
 @pytest.fixture
@@ -95,13 +112,15 @@ steps = st.lists(
 )
 
 
-@given(steps, st.sampled_from([0, 3, 1024]))
+@given(steps, st.sampled_from([0, 3, 1024]), st.sampled_from([0, 2, 1024]))
 @settings(max_examples=200, deadline=None)
-def test_content_counts_and_expiry_index_are_exact_after_any_steps(steps, small):
+def test_content_counts_and_expiry_index_are_exact_after_any_steps(steps, small, filtered):
     with tempfile.TemporaryDirectory(dir=SHM) as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(cold_update, "SMALL_RUN_RECORDS", small)
         patch.setattr(cold_update, "_CHUNK_RECORDS", 2)
+        patch.setattr(cold_update, "FILTERED_RECORDS_MIN", max(1, filtered))
         cold = Cold(Path(name) / "cold-0001", create=True)
+        cold.filter_bytes_max = 150 if filtered else 0
         model: dict[bytes, tuple[bytes, int]] = {}
         try:
             for step in steps:
@@ -132,6 +151,7 @@ def test_content_counts_and_expiry_index_are_exact_after_any_steps(steps, small)
                 else:
                     cold.close()
                     cold = Cold(Path(name) / "cold-0001")
+                    cold.filter_bytes_max = 1000
                 assert_holds(cold, model)
         finally:
             cold.close()
@@ -609,3 +629,97 @@ def test_an_interrupt_at_any_step_of_a_use_leaves_nothing_that_closing_waits_for
         cold.close()
         at += 1
     assert len(kept) > 5
+
+
+# Filters
+
+
+@pytest.fixture
+def filtered(cold: Cold, monkeypatch: pytest.MonkeyPatch) -> Cold:
+    """Two runs with filters: the newer one has the first keys."""
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", 0)
+    monkeypatch.setattr(cold_update, "FILTERED_RECORDS_MIN", 1)
+    cold.filter_bytes_max = 1000
+    write(cold, dict.fromkeys(KEYS, (b"old", 0)))
+    write(cold, dict.fromkeys(KEYS[:3], (b"new", 0)))
+    return cold
+
+
+def without_keys(cold: Cold, slot: int) -> None:
+    """Let the filter of a run deny all it has: as if to see who asks it."""
+    with cold.update() as update:
+        update._put_filter(slot, bytearray(64))
+
+
+def test_a_run_is_searched_only_for_keys_that_its_filter_knows(filtered: Cold) -> None:
+    newer, older = filtered.state().runs
+    before = list(map(filtered.get, KEYS))
+    without_keys(filtered, newer)
+    assert [filtered.get(key) == data for key, data in zip(KEYS, before, strict=True)] == [False] * 3 + [True] * 6
+    without_keys(filtered, older)
+    assert list(map(filtered.get, KEYS)) == [None] * len(KEYS)
+
+
+def test_filters_beyond_the_memory_for_them_are_not_read(filtered: Cold) -> None:
+    for most, read in ((63, 0), (64, 64), (127, 64), (128, 128)):
+        filtered.filter_bytes_max = most
+        write(filtered, {b"another": None})  # Another moment, with another layout.
+        assert all(filtered.get(key) for key in KEYS)
+        assert filtered.filter_bytes == read
+
+
+def test_a_filter_is_read_once_for_all_moments_that_have_it(filtered: Cold, monkeypatch: pytest.MonkeyPatch) -> None:
+    filtered.get(KEYS[0])
+    monkeypatch.setattr(Reader, "filter", lambda reader, slot: pytest.fail("read again"))
+    with filtered.update() as update:
+        update.current.applied += 1
+    assert filtered.get(KEYS[0])
+    assert filtered.filter_bytes == 128
+
+
+@pytest.mark.parametrize("small", [0, 1024])
+def test_a_run_that_takes_more_keys_has_another_filter_if_it_was_small_and_none_else(
+    filtered: Cold, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    monkeypatch.setattr(cold_update, "SMALL_RUN_RECORDS", small)
+    monkeypatch.setattr(cold_update, "RUNS_MAX", 1)
+    newest = filtered.state().runs[0]
+    before = filtered.state().filters[newest]
+    assert before
+    write(filtered, {b"zzz": (b"x", 0)})
+    assert filtered.state().runs[0] == newest
+    assert bool(filtered.state().filters[newest]) is bool(small)
+    assert filtered.state().filters[newest] != before
+    assert filtered.get(b"zzz")
+    assert_filters_hold(filtered)
+
+
+@pytest.mark.parametrize(
+    "data", [None, b"", b"abc", b"\0\0\0\0" + b"x" * 64, sealed(7), sealed(b""), sealed(b"x" * 63)]
+)
+def test_a_damaged_filter_is_told_by_name_and_reads_do_without_it(filtered: Cold, data: bytes | None) -> None:
+    newest = filtered.state().runs[0]
+    with filtered.update() as update:
+        if data is None:
+            update.txn.delete(filter_name(newest), db=filtered.databases["meta"])
+        else:
+            update.txn.put(filter_name(newest), data, db=filtered.databases["meta"])
+        update.current.filters[newest] = update.number
+    assert all(filtered.get(key) for key in KEYS)
+    with filtered.read() as reader, pytest.raises(CorruptionError, match=f"filter of run {newest}"):
+        reader.filter(newest)
+    with filtered.update() as update:
+        while update.current.runs:
+            update.merge(1000)
+    assert all(filtered.get(key) for key in KEYS)
+
+
+def test_a_fold_that_a_merge_takes_over_leaves_no_filter(filtered: Cold) -> None:
+    with filtered.update() as update:
+        update.fold(1, times=9)
+        assert update.current.folding
+        assert update.current.filters[update.current.fold_slot]
+    assert_filters_hold(filtered)
+    with filtered.update() as update:
+        update.merge(1)
+    assert_filters_hold(filtered)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tiered import files
+from tiered import files, filters
 
 
 class Interrupt(BaseException):
@@ -147,3 +147,23 @@ def test_the_first_write_into_a_segment_does_not_wait_for_what_would_be_read_ahe
     maps = Path("/proc/self/smaps").read_text().partition(f"{segment.path}\n")[2]
     flags = next(line for line in maps.splitlines() if line.startswith("VmFlags"))
     assert "rr" in flags.split(), "read at random: nothing is read ahead"
+
+
+def test_filters_count_against_the_budget_and_take_a_small_share_of_it(opener: Any) -> None:
+    store = opener(memory="1MB", stepwise=True)
+    store.set_many((number, number) for number in range(2000))
+    store.save()
+    store._engine.hot.clear()
+    store._engine._rebudget()
+    before, accounted = store._engine.hot.budget_bytes, store.memory_stats().accounted_bytes
+    assert store[7] == 7
+    store._engine.hot.clear()
+    store._engine._rebudget()
+    taken = filters.size_for(2000)
+    assert store.memory_stats().filter_bytes == taken
+    assert store._engine.hot.budget_bytes == before - taken
+    assert store.memory_stats().accounted_bytes == accounted + taken
+    store.set_many((number, number) for number in range(2000, 40_000))
+    store.save()
+    assert store[17] == 17
+    assert store.memory_stats().filter_bytes <= (1 << 20) // 32

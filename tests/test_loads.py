@@ -13,6 +13,7 @@ from conftest import without_background
 from contracts import damage, evict, merge, set_aside
 
 import tiered
+from tiered import cold_update
 from tiered.clock import ManualClock
 from tiered.native import native
 
@@ -285,6 +286,35 @@ def test_while_layers_are_merged_each_key_is_found_where_it_is(opener: Any) -> N
     store._load = None
     assert {name: store[name] for name in names} == {name: f"{name} " * 20 for name in names}
     del store._load
+
+
+def test_a_run_is_not_searched_for_keys_that_its_filter_does_not_know(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cold_update, "FILTERED_RECORDS_MIN", 1)
+    store = warm(opener(stepwise=True))
+    store.set_many(dict.fromkeys("abc", "older"))
+    store.save()
+    merge(store)
+    store.set_many(dict.fromkeys("bcd", "newer"))
+    store.save()
+    evict(store)
+    store._load = None
+    expected = {"a": "older", "b": "newer", "c": "newer", "d": "newer"}
+    assert {name: store[name] for name in "abcd"} == expected
+    evict(store)
+    assert store.get_many(list("abcde")) == expected
+    assert store.memory_stats().filter_bytes == 64
+    assert store.check() == []
+    with store._engine.cold.update() as update:  # As if to see who asks it.
+        update._put_filter(update.current.runs[0], bytearray(64))
+    for read in (lambda: {name: store.get(name) for name in "abcd"}, lambda: store.get_many(list("abcd"))):
+        evict(store)
+        assert read() in ({"a": "older", "b": "older", "c": "older", "d": None}, dict.fromkeys("abc", "older"))
+    del store._load
+    assert [finding.what for finding in store.check() if finding.what == "filter"] == ["filter"] * 3
+    merge(store)
+    evict(store)
 
 
 def test_a_read_that_lmdb_refuses_says_why(opener: Any, monkeypatch: pytest.MonkeyPatch) -> None:

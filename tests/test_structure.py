@@ -33,6 +33,7 @@ LAYERS = [
         "eviction.flow",
         "arrays",
         "scalars",
+        "filters",
         "group_commit",
         "events",
     ],

@@ -14,9 +14,9 @@ import pytest
 from programs import line_of, run, running, succeed, tell
 
 import tiered
-from tiered import codec, files, journal, record
+from tiered import codec, files, filters, journal, record
 from tiered.cold import Cold
-from tiered.cold_state import deadline_key
+from tiered.cold_state import deadline_key, filter_name
 
 CRASHED = """
 import os, sys, tiered
@@ -250,6 +250,22 @@ def test_a_record_under_a_key_that_is_none_is_found(store_path: Path) -> None:
 
     changed(store_path, change)
     assert len(tiered.verify(store_path)) == 3
+
+
+def test_a_filter_that_denies_a_key_or_cannot_be_read_is_found(store_path: Path) -> None:
+    def deny(cold: Cold, update: Any) -> None:
+        keys = [stored_key for stored_key, _ in update.scan()]
+        bits = bytearray(filters.size_for(4 * len(keys)))
+        filters.add(bits, keys[1:])
+        update._put_filter(update.current.runs[0], bits)
+
+    def spoil(cold: Cold, update: Any) -> None:
+        update.txn.put(filter_name(update.current.runs[0]), b"nonsense", db=cold.databases["meta"])
+
+    changed(store_path, deny)
+    assert [finding.what for finding in tiered.verify(store_path)] == ["filter"]
+    changed(store_path, spoil)
+    assert [finding.what for finding in tiered.verify(store_path)] == ["filter"]
 
 
 @pytest.mark.parametrize("name", ["state", "settings"])

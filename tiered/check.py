@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tiered import keys, record
+from tiered import filters, keys, record
 from tiered.cold_reader import Reader
-from tiered.cold_state import deadline_key, split_deadline
+from tiered.cold_state import deadline_key, run_name, split_deadline
 from tiered.engine import Engine
 from tiered.errors import CorruptionError
 from tiered.journal import Dirty
@@ -103,6 +103,7 @@ def check_cold(
     `undone` makes a record's payload and raises `CorruptionError`; `examine` looks at that, and raises ValueError.
     """
     path, state, numbers = reader.cold.path, reader.state(), set(reader.dictionary_numbers())
+    _check_filters(reader, findings)
     records = stored_bytes = with_deadline = 0
     last = b""
     for stored_key, data in reader.scan():
@@ -143,3 +144,18 @@ def check_cold(
         if kept is None or record.deadline_of(kept) != deadline:
             findings.add("expiry index", repr(stored_key)[:80], f"an entry for {deadline}, which is no deadline of it")
     progress(records, records)
+
+
+def _check_filters(reader: Reader, findings: Findings) -> None:
+    """Every run's filter knows every key of it."""
+    state = reader.state()
+    for slot in filter(state.filters.__getitem__, state.runs):
+        try:
+            bits = reader.filter(slot)
+        except CorruptionError as error:
+            findings.add("filter", error.path, f"{error.message}; reads do without it until the next compaction")
+            continue
+        with reader.txn.cursor(reader.cold.databases[run_name(slot)]) as cursor:
+            for stored_key in cursor.iternext(values=False):
+                if not filters.has(bits, stored_key):
+                    findings.add("filter", repr(stored_key)[:80], f"unknown to the filter of run {slot}, which has it")

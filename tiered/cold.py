@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 
 import lmdb
 
-from tiered import files, record
+from tiered import files, filters, record
 from tiered.cold_reader import Reader
 from tiered.cold_state import DATABASES, State, run_name
 from tiered.cold_update import Update
@@ -66,13 +66,17 @@ _DAMAGE = (
 )
 
 
+_Layer = tuple[Any, "bytes | None"]
+"""A database that holds records, and its filter, if it has one."""
+
+
 class _Layout(NamedTuple):
     """The layers as of a transaction; those `behind` are enough for keys below `merged_to`."""
 
     transaction: int
-    layers: list[Any]
+    layers: list[_Layer]
     merged_to: bytes
-    behind: list[Any]
+    behind: list[_Layer]
 
 
 @contextmanager
@@ -117,6 +121,8 @@ class Cold:
         self._readers: set[weakref.ref[Reader]] = set()  # Those that stay, of whichever thread.
         self._closed = False
         self._barred = False
+        self._filters: dict[int, tuple[int, bytes | None]] = {}  # By slot: the transaction that wrote it, and itself.
+        self.filter_bytes, self.filter_bytes_max = 0, 0
         if create:
             directory.mkdir(mode=0o700, exist_ok=True)
         elif not self.path.exists():
@@ -265,19 +271,40 @@ class Cold:
 
     def layers_of(self, txn: Any) -> list[Any]:
         """The layers that a read transaction sees."""
-        return self._layout_of(txn).layers
+        return [database for database, _ in self._layout_of(txn).layers]
 
     def _layout_of(self, txn: Any) -> _Layout:
         """That of the transaction before, unless something was committed since."""
         layout, transaction = self._layout, txn.id()
         if layout.transaction != transaction:
-            state = Reader(self, txn).state()
-            layers = self.layers(state)
-            merged = {self.databases[run_name(slot)] for slot in state.merging}
-            behind = [database for database in layers if database not in merged]
+            reader = Reader(self, txn)
+            state = reader.state()
+            known = self._read_filters(reader, state)
+            runs = {slot: (self.databases[run_name(slot)], known.get(slot, (0, None))[1]) for slot in state.runs}
+            layers: list[_Layer] = [*runs.values(), (self.records, None)]
+            merged = [runs[slot] for slot in state.merging]
+            behind = [layer for layer in layers if layer not in merged]
             # Replaced as a whole, by whichever thread comes last.
             self._layout = layout = _Layout(transaction, layers, state.merged_to, behind)
         return layout
+
+    def _read_filters(self, reader: Reader, state: State) -> dict[int, tuple[int, bytes | None]]:
+        """The filters of the runs there are, as many as may be kept; a damaged one is none, and `check` reports it."""
+        before, kept, room = self._filters, dict[int, tuple[int, "bytes | None"]](), self.filter_bytes_max
+        for slot in state.runs:
+            number = state.filters[slot]
+            if not number or filters.size_for(reader.entries(run_name(slot))) > room:
+                continue
+            if before.get(slot, (0,))[0] == number:
+                kept[slot] = before[slot]
+            else:
+                try:
+                    kept[slot] = number, reader.filter(slot)
+                except CorruptionError:
+                    kept[slot] = number, None
+            room -= len(kept[slot][1] or b"")
+        self._filters, self.filter_bytes = kept, self.filter_bytes_max - room
+        return kept
 
     def end(self, reader: Reader) -> None:
         """End a transaction that `begin` began."""
@@ -301,10 +328,11 @@ class Cold:
                 transaction, layers, merged_to, behind = self._layout
                 if transaction != txn.id():
                     transaction, layers, merged_to, behind = self._layout_of(txn)
-                for database in layers if stored_key >= merged_to else behind:
-                    data = txn.get(stored_key, None, database)
-                    if data is not None:
-                        break
+                for database, bits in layers if stored_key >= merged_to else behind:
+                    if bits is None or filters.has(bits, stored_key):
+                        data = txn.get(stored_key, None, database)
+                        if data is not None:
+                            break
                 else:
                     return None, transaction
         except lmdb.Error:

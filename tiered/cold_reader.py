@@ -10,8 +10,20 @@ from typing import TYPE_CHECKING, Any, cast
 from zlib import crc32
 
 from tiered import record
-from tiered.cold_state import DATABASES, DEADLINE_BYTES, FOLD_TIMES, FORMAT, RUNS, RUNS_MAX, State, run_name, unsealed
+from tiered.cold_state import (
+    DATABASES,
+    DEADLINE_BYTES,
+    FOLD_TIMES,
+    FORMAT,
+    RUNS,
+    RUNS_MAX,
+    State,
+    filter_name,
+    run_name,
+    unsealed,
+)
 from tiered.errors import CorruptionError, FormatError
+from tiered.filters import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from tiered.cold import Cold
@@ -101,6 +113,14 @@ class Reader:
         if values.get("format") != FORMAT:
             raise FormatError(self.cold.path, f"format {values.get('format')}; this version knows {FORMAT}")
         return State(**values)
+
+    def filter(self, slot: int) -> bytes:
+        """The filter of a run that has one.  Raises `CorruptionError`."""
+        data = self.txn.get(filter_name(slot), db=self.cold.databases["meta"])
+        bits = unsealed(self.cold.path, f"the filter of run {slot}", data or b"")
+        if not isinstance(bits, bytes) or not bits or len(bits) % BLOCK_BYTES:
+            raise CorruptionError(self.cold.path, f"the filter of run {slot} is none")
+        return bits
 
     def settings(self) -> dict[str, object]:
         """The settings remembered in the store."""

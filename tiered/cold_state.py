@@ -7,6 +7,9 @@ slot, one of `SLOTS` databases.  Where a key is in several layers, the first one
     runs       slots of the runs, newest first
     merging    those of the oldest that are being copied into `records`, as they are for keys below `merged_to`
     folding    neighbours that are being copied into the run `fold_slot`, as they are for keys below `folded_to`
+    filters    for each slot the number of the transaction that wrote its filter, under "filter-SLOT" in `meta`; 0: none
+
+A filter says which keys a run cannot have (`filters`).  One that is missing costs a search, no more.
 
 What is copied stays where it was until all of it is; then the copied runs go, in the same
 transaction.  The run that others are folded into is no layer until then.
@@ -76,15 +79,22 @@ class State(SimpleNamespace):
     folding: list[int] = []  # noqa: RUF012
     folded_to: bytes = b""
     fold_slot: int = -1
+    filters: list[int] = []  # noqa: RUF012
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**{name: values.get(name, getattr(State, name)) for name in State.__annotations__})
         self.runs, self.merging, self.folding = list(self.runs), list(self.merging), list(self.folding)
+        self.filters = [*self.filters, *[0] * (SLOTS - len(self.filters))]
 
 
 def run_name(slot: int) -> str:
     """The database of a slot."""
     return f"run-{slot}"
+
+
+def filter_name(slot: int) -> bytes:
+    """What the filter of a run is kept under in `meta`."""
+    return b"filter-%d" % slot
 
 
 def deadline_key(deadline: int, stored_key: bytes) -> bytes:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from tiered import record
+from tiered import filters, record
 from tiered.cold_reader import Reader
 from tiered.cold_state import (
     FOLD_TIMES,
@@ -34,6 +34,7 @@ from tiered.cold_state import (
     Change,
     State,
     deadline_key,
+    filter_name,
     key_size,
     packed_size,
     run_name,
@@ -45,7 +46,7 @@ from tiered.errors import CorruptionError
 if TYPE_CHECKING:
     from tiered.cold import Cold
 
-SMALL_RUN_RECORDS = 1024
+SMALL_RUN_RECORDS = FILTERED_RECORDS_MIN = 1024
 _CHUNK_RECORDS = 1024
 _SLICE_BYTES = 16 << 20
 _first = itemgetter(0)
@@ -60,13 +61,19 @@ class Update(Reader):
         self.current = self.state() if txn.get(b"state", db=self._meta) else State()
         self._own = -1  # The slot that this transaction writes to, and the last key there.
         self._last = b""
+        self._fresh: dict[int, list[bytes]] = {}  # Runs that get a filter at the end, and their keys.
         self._lay()
 
     def _lay(self) -> None:
         self._layers = self.cold.layers(self.current)
 
     def finish(self) -> None:
-        """Write the state back."""
+        """Write filters and the state."""
+        for slot, keys in self._fresh.items():
+            if len(keys) >= FILTERED_RECORDS_MIN:
+                bits = bytearray(filters.size_for(len(keys)))
+                filters.add(bits, keys)
+                self._put_filter(slot, bits)
         self.txn.put(b"state", sealed(vars(self.current)), db=self._meta)
 
     def put_settings(self, settings: dict[str, object]) -> None:
@@ -117,6 +124,8 @@ class Update(Reader):
             append = not cursor.last() or cursor.key() < puts[0][0]
             _all_put(self.cold.path, cursor.putmulti(puts, append=append), len(puts))
         self._last = max(self._last, puts[-1][0])
+        if self._own in self._fresh:
+            self._fresh[self._own] += map(_first, puts)
 
     def _begin_run(self) -> int:
         state = self.current
@@ -127,10 +136,24 @@ class Update(Reader):
             small = self.entries(run_name(newest)) < SMALL_RUN_RECORDS
             if small or not free or len(state.runs) - len(state.merging) >= RUNS_MAX:
                 self._last = b"\xff" * 512  # There may be any key in it.
+                self._drop_filter(newest)
+                if small:
+                    with self.txn.cursor(self._run(newest)) as cursor:
+                        self._fresh[newest] = list(cursor.iternext(values=False))
                 return newest
         state.runs.insert(0, free[0])
+        self._fresh[free[0]] = []
         self._lay()
         return free[0]
+
+    def _put_filter(self, slot: int, bits: bytearray) -> None:
+        self.txn.put(filter_name(slot), sealed(bytes(bits)), db=self._meta)
+        self.current.filters[slot] = self.number
+
+    def _drop_filter(self, slot: int) -> None:
+        if self.current.filters[slot]:
+            self.txn.delete(filter_name(slot), db=self._meta)
+            self.current.filters[slot] = 0
 
     def _run(self, slot: int) -> Any:
         return self.cold.databases[run_name(slot)]
@@ -180,9 +203,16 @@ class Update(Reader):
             if not state.folding:
                 return 0
             state.fold_slot = next(slot for slot in range(SLOTS) if slot not in state.runs)
+            count = sum(self.entries(run_name(slot)) for slot in state.folding)
+            if count >= FILTERED_RECORDS_MIN:
+                self._put_filter(state.fold_slot, bytearray(filters.size_for(count)))
         items, ended = self._take(state.folding, state.folded_to, limit)
         with self.txn.cursor(self._run(state.fold_slot)) as cursor:
             _all_put(self.cold.path, cursor.putmulti(items, append=True), len(items))
+        if state.filters[state.fold_slot]:
+            bits = bytearray(self.filter(state.fold_slot))
+            filters.add(bits, list(map(_first, items)))
+            self._put_filter(state.fold_slot, bits)
         if ended:
             state.runs[state.runs.index(state.folding[0])] = state.fold_slot
             self._drop(state.folding)
@@ -221,12 +251,16 @@ class Update(Reader):
 
     def _end_fold(self) -> None:
         state = self.current
+        if state.fold_slot not in state.runs:
+            self._drop_filter(state.fold_slot)
         state.folding, state.folded_to, state.fold_slot = [], b"", -1
         self._lay()
 
     def _drop(self, slots: list[int]) -> None:
         for slot in slots:
             self.txn.drop(self._run(slot), delete=False)
+            self._drop_filter(slot)
+            self._fresh.pop(slot, None)
         self.current.runs = [slot for slot in self.current.runs if slot not in slots]
         self._own = -1
         self._lay()

@@ -96,6 +96,7 @@ METRICS = (
     Metric("hot_table_bytes", "hot_table_bytes", "bytes of the hot tier's tables"),
     Metric("object_bytes", "object_bytes", "bytes of documents kept decoded"),
     Metric("admission_bytes", "admission_bytes", "bytes for what the second read of a key is known by"),
+    Metric("filter_bytes", "filter_bytes", "bytes of the filters that say which runs cannot have a key"),
     Metric("dictionary_bytes", "dictionary_bytes", "bytes of compression dictionaries in memory"),
     Metric("grown_bytes", "process_grown_bytes", "growth of the process's anonymous memory since the store was opened"),
     Metric("fragmentation", "memory_fragmentation_ratio", "that growth for each byte accounted for"),

@@ -145,8 +145,8 @@ class MemoryStats(NamedTuple):
     """Where a store's memory is, in bytes.
 
     `accounted_bytes` is the sum of what the budget is for: hot tier (its entries, its tables, and
-    the documents it keeps decoded), write buffer, what views keep of it, and what `promotion="second"`
-    remembers (`admission_bytes`).  `dictionary_bytes` are those
+    the documents it keeps decoded), write buffer, what views keep of it, what `promotion="second"`
+    remembers (`admission_bytes`), and the filters of the cold tier's runs.  `dictionary_bytes` are those
     of compression that are loaded, beside the budget.  `grown_bytes` is by how much the anonymous memory
     of the whole process has grown since the store was opened, and `fragmentation` that for each byte
     accounted for, other stores and the program itself included.  `process_rss_file_bytes` are pages of mapped
@@ -161,6 +161,7 @@ class MemoryStats(NamedTuple):
     write_buffer_bytes: int
     view_bytes: int
     admission_bytes: int
+    filter_bytes: int
     dictionary_bytes: int
     grown_bytes: int
     fragmentation: float
@@ -273,8 +274,8 @@ def stats_of(engine: Engine, records: int, hits: int) -> Stats:
 def memory_stats_of(engine: Engine) -> MemoryStats:
     """The memory of an engine now."""
     hot, buffers, views = engine.hot, engine.buffer_bytes, engine.pinned_bytes()
-    seen = engine.admission.used_bytes
-    accounted, anonymous = hot.used_bytes + buffers + views + seen, process.rss_anon_bytes()
+    seen, filters = engine.admission.used_bytes, engine.cold.filter_bytes
+    accounted, anonymous = hot.used_bytes + buffers + views + seen + filters, process.rss_anon_bytes()
     grown = max(0, anonymous - engine.rss_anon_before)
     return MemoryStats(
         budget_bytes=engine.settings.memory,
@@ -285,6 +286,7 @@ def memory_stats_of(engine: Engine) -> MemoryStats:
         write_buffer_bytes=buffers,
         view_bytes=views,
         admission_bytes=seen,
+        filter_bytes=filters,
         dictionary_bytes=engine.decompressor.dictionary_bytes,
         grown_bytes=grown,
         fragmentation=grown / accounted if accounted else 0.0,

@@ -69,6 +69,8 @@ HOT_SHARE_MIN = 8
 EVICTIONS_MAX = 2000
 KEPT_BYTES = 64 << 10
 """Of a batch, so much at a time becomes hot, until as many others were evicted for it: a millisecond or two."""
+FILTER_SHARE = 32
+"""Filters of the cold tier take the budget divided by this, or less; those of larger runs are not read."""
 PINNED_SHARE = 5 / 16
 """What views may keep of the budget in buffers that the store itself has let go of."""
 
@@ -114,6 +116,7 @@ class Tiers:
         self.directory = directory
         self.settings = settings
         self.cold = cold
+        cold.filter_bytes_max = settings.memory // FILTER_SHARE
         self.journal = journal
         self.clock = clock
         self.recovery = recovery
@@ -463,7 +466,8 @@ class Tiers:
                     break
                 view.end(f"it kept more than its share of the memory, {PINNED_SHARE:.0%} of {memory:,} bytes")
                 pinned = self.pinned_bytes()
-        taken = self.buffer_bytes + pinned + self.admission.used_bytes + self.warming_bytes
+        self.cold.filter_bytes_max = memory // FILTER_SHARE
+        taken = self.buffer_bytes + pinned + self.admission.used_bytes + self.warming_bytes + self.cold.filter_bytes
         if self._active is not None:
             taken += self._active.foreseen_bytes(self.step_bytes)
         self.hot.budget_bytes = max(memory // HOT_SHARE_MIN, memory - taken)

@@ -9,6 +9,7 @@
 #include "loads.h"
 
 #include "decoder.h"
+#include "filters.h"
 #include "record.h"
 
 #include <string.h>
@@ -143,7 +144,11 @@ newest(PyObject *cold, PyObject *txn, PyObject *stored_key)
     if (merged >= 0) {
         PyObject *layers = PyTuple_GET_ITEM(layout, merged ? LAYOUT_BEHIND : LAYOUT_LAYERS); /* The layout keeps it. */
         for (Py_ssize_t i = 0; i < PyList_GET_SIZE(layers); i++) {
-            data = PyObject_CallMethodObjArgs(txn, tiered_names[NAME_get], stored_key, Py_None, PyList_GET_ITEM(layers, i), NULL);
+            PyObject *layer = PyList_GET_ITEM(layers, i);
+            if (!tiered_filter_has(PyTuple_GET_ITEM(layer, LAYER_FILTER), stored_key))
+                continue;
+            data = PyObject_CallMethodObjArgs(
+                txn, tiered_names[NAME_get], stored_key, Py_None, PyTuple_GET_ITEM(layer, LAYER_DATABASE), NULL);
             if (data != Py_None)
                 break; /* Found, or failed. */
             Py_CLEAR(data);

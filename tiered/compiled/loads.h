@@ -25,6 +25,7 @@ PyObject *tiered_read_ahead(PyObject *module, PyObject *const *args, Py_ssize_t 
 enum { STORED_BYTES_EXACT = 480 };                   /* As in tiered/keys.py. */
 enum { COMPRESSION_NONE = 0, COMPRESSION_ZSTD = 1 }; /* As in tiered/compression.py. */
 enum { LAYOUT_TRANSACTION, LAYOUT_LAYERS, LAYOUT_MERGED_TO, LAYOUT_BEHIND }; /* As in tiered/cold.py. */
+enum { LAYER_DATABASE, LAYER_FILTER };
 
 /* An error that is kept while something is put in order. */
 typedef struct {

@@ -1,6 +1,7 @@
 /* Reads of many cold keys at once: of the steps of `Store._load_many` (tiered/store.py), its twin, those of the keys that
  * have nothing unusual.  One transaction for all, one call of LMDB's binding for each layer, with the keys in order, one of
  * zstandard's for the frames of each dictionary, and the store's lock once.  What only the twin knows is left to it. */
+#include "filters.h"
 #include "loads.h"
 
 #include <stdlib.h>
@@ -66,14 +67,14 @@ gather(Batch *batch, PyObject *keys)
     return !PyErr_Occurred();
 }
 
-/* The keys that have no record yet; `at` says which items they are of. */
+/* The keys that have no record yet, and that a layer with this filter may have; `at` says which items they are of. */
 static PyObject *
-wanted(const Batch *batch, Py_ssize_t *at)
+wanted(const Batch *batch, PyObject *filter, Py_ssize_t *at)
 {
     PyObject *list = PyList_New(0);
     Py_ssize_t count = 0;
     for (Py_ssize_t i = 0; list && i < batch->count; i++)
-        if (batch->items[i].data == NULL) {
+        if (batch->items[i].data == NULL && tiered_filter_has(filter, batch->items[i].stored_key)) {
             at[count++] = i;
             if (PyList_Append(list, batch->items[i].stored_key) < 0)
                 Py_CLEAR(list);
@@ -108,13 +109,13 @@ read_layers(Batch *batch, PyObject *cold, PyObject *txn)
     Py_ssize_t *at = PyMem_Malloc(((size_t)batch->count + 1) * sizeof *at);
     bool done = layers && at;
     for (Py_ssize_t i = 0; done && i < PyList_GET_SIZE(layers); i++) {
-        PyObject *names = wanted(batch, at);
+        PyObject *layer = PyList_GET_ITEM(layers, i), *names = wanted(batch, PyTuple_GET_ITEM(layer, LAYER_FILTER), at);
         if (names && PyList_GET_SIZE(names) == 0) {
             Py_DECREF(names);
-            break;
+            continue;
         }
-        PyObject *cursor =
-            names ? PyObject_CallMethodOneArg(txn, tiered_names[NAME_cursor], PyList_GET_ITEM(layers, i)) : NULL;
+        PyObject *database = PyTuple_GET_ITEM(layer, LAYER_DATABASE);
+        PyObject *cursor = names ? PyObject_CallMethodOneArg(txn, tiered_names[NAME_cursor], database) : NULL;
         PyObject *pairs = cursor ? PyObject_CallMethodOneArg(cursor, tiered_names[NAME_getmulti], names) : NULL;
         done = pairs && take(batch, pairs, at, PyList_GET_SIZE(names));
         Py_XDECREF(pairs);

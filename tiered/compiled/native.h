@@ -11,6 +11,7 @@ int tiered_add_checksum(PyObject *module);
 int tiered_add_arena(PyObject *module);
 int tiered_add_decoder(PyObject *module);
 int tiered_add_encoder(PyObject *module);
+int tiered_add_filters(PyObject *module);
 int tiered_add_hits(PyObject *module);
 int tiered_add_journal(PyObject *module);
 int tiered_add_keys(PyObject *module);
