@@ -747,7 +747,7 @@ def test_a_policy_that_raises_leaves_nothing_older_where_something_was_to_be_put
         tier.put(number, *codec.encode("old"), 0)
     fail = True
     with pytest.raises(KeyboardInterrupt):
-        tier.put_many([5, 200, 6], [2, 2, 2], [b"new"] * 3, 0)
+        tier.put_many([5, 200, 6], [2, 2, 2], [b"new"] * 3, 0, 10)
     assert tier.get(5) in (None, "new")
     assert tier.get(6) in (None, "new")
     assert tier.wrong() == ""

@@ -29,7 +29,7 @@ def put(tier, key, value, deadline=0):
 
 def put_many(tier, keys, values):
     numbers, payloads = zip(*map(codec.encode, values), strict=True)
-    tier.put_many(list(keys), list(numbers), list(payloads), 0)
+    tier.put_many(list(keys), list(numbers), list(payloads), 0, 1 << 40)
 
 
 @pytest.mark.parametrize(

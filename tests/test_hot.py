@@ -287,11 +287,25 @@ def test_a_smaller_budget_is_reached_in_bounded_steps(kind: Any) -> None:
     assert all(put(tier, number, None) for number in range(10_000))
 
 
+@pytest.mark.parametrize("most", [0, 7, 300])
+def test_many_are_put_until_so_many_others_were_evicted_for_them(kind: Any, most: int) -> None:
+    tier, payload, count = kind("lru", MB), b"x" * 200, 20_000
+    tier.put_many(list(range(count)), [1] * count, [payload] * count, 0, 1 << 40)
+    before = tier.evictions
+    assert before > 10_000, "it is full"
+    new = [f"new {number}" for number in range(1000)]
+    tier.put_many(new, [1] * 1000, [payload] * 1000, 0, most)
+    assert most <= tier.evictions - before <= most + 10 * bool(most)
+    kept = [name in tier for name in new]
+    assert kept == sorted(kept, reverse=True), "the first ones"
+    assert (most > 0) <= sum(kept) <= 2 * most
+
+
 def test_many_are_put_and_forgotten_as_one_by_one(kind: Any) -> None:
     one, many = kind("lru", MB), kind("lru", MB)
     values = [[number] if number % 3 else f"text {number}" for number in range(2000)]
     numbers, payloads = map(list, zip(*map(codec.encode, values), strict=True))
-    many.put_many(list(range(2000)), numbers, payloads, 7_000)
+    many.put_many(list(range(2000)), numbers, payloads, 7_000, 2000)
     for number, value in enumerate(values):
         put(one, number, value, 7_000)
     assert list(one) == list(many)

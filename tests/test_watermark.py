@@ -294,7 +294,7 @@ def test_no_slice_of_a_large_hot_tier_takes_long(kind: Any) -> None:
     number = 0
     while not tier.evictions:
         names = list(range(number, number + 1000))
-        tier.put_many(names, [2] * 1000, [b"x" * 100] * 1000, 0)
+        tier.put_many(names, [2] * 1000, [b"x" * 100] * 1000, 0, 2000)
         number += 1000
     times = []
     done = False

@@ -275,9 +275,14 @@ class HeapTier:
             self.shrink(self.budget_bytes - size)
         order.insert(key, entry, size, entry[1] if entry.__class__ is Expiring else 0)
 
-    def put_many(self, names: Sequence[Any], numbers: Sequence[int], payloads: Sequence[bytes], deadline: int) -> None:
-        """`put` for each of many keys."""
+    def put_many(
+        self, names: Sequence[Any], numbers: Sequence[int], payloads: Sequence[bytes], deadline: int, evictions_max: int
+    ) -> None:
+        """`put` for each of many keys, until so many others were evicted for them; the rest is not kept."""
+        most = self.evictions + evictions_max
         for key, number, payload in zip(names, numbers, payloads, strict=True):
+            if self.evictions >= most:
+                break
             self.put(key, number, payload, deadline)
 
     def shrink(self, to_bytes: int | None = None) -> bool:

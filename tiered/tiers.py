@@ -67,8 +67,7 @@ SEGMENT_BYTES_MAX = 64 << 20
 HOT_SHARE_MIN = 8
 """The hot tier keeps at least the budget divided by this, whatever write buffers and views take."""
 EVICTIONS_MAX = 2000
-KEPT_BYTES = 64 << 10
-"""Of a batch, so much at a time becomes hot, until as many others were evicted for it: a millisecond or two."""
+"""Of a batch, as many become hot until so many others were evicted for them: a millisecond or two."""
 FILTER_SHARE = 32
 """Filters of the cold tier take the budget divided by this, or less; those of larger runs are not read."""
 PINNED_SHARE = 5 / 16
@@ -382,7 +381,7 @@ class Tiers:
                     names.append(plain)
                     numbers.append(number)
                     payloads.append(payload)
-            self._keep_many(names, numbers, payloads, 0, sum(map(len, payloads)))
+            self.hot.put_many(names, numbers, payloads, 0, EVICTIONS_MAX)
             if not self._number and self.hot.evictions:
                 self.serve()
 
@@ -401,21 +400,6 @@ class Tiers:
         """
         active = self._active if self._aside else None
         return active is not None and active.used_bytes() * 2 > self.share_bytes
-
-    def _keep_many(self, names: list[Any], numbers: list[int], payloads: list[bytes], deadline: int, size: int) -> None:
-        """Put many values into the hot tier, evicting for them no more than one call may; the rest is not kept."""
-        hot, start, count = self.hot, 0, len(names)
-        if size <= KEPT_BYTES:
-            hot.put_many(names, numbers, payloads, deadline)
-            return
-        most = hot.evictions + EVICTIONS_MAX
-        while start < count and hot.evictions < most:
-            stop, room = start, KEPT_BYTES
-            while stop < count and room > 0:
-                room -= len(payloads[stop])
-                stop += 1
-            hot.put_many(names[start:stop], numbers[start:stop], payloads[start:stop], deadline)
-            start = stop
 
     def _load_dictionary(self, number: int) -> bytes:
         with self.cold.read() as reader:

@@ -277,7 +277,7 @@ class Writing(Checkpoints):
             positions = journal.append_batch([PUT] * count, batch.encoded, batch.payloads, batch.codecs, deadlines)
             self.hot.discard_many(batch.keys)
             buffer.put_many(stored_keys, positions, deadlines)
-            self._keep_many(batch.keys, batch.codecs, batch.payloads, deadline, batch.bytes)
+            self.hot.put_many(batch.keys, batch.codecs, batch.payloads, deadline, EVICTIONS_MAX)
             if self.watchers:
                 self.tell(stored_keys)
         except BaseException:

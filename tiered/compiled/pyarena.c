@@ -584,7 +584,7 @@ static PyMethodDef arena_methods[] = {
         "keep_objects(bytes, entries_max, value_bytes_max, is_immutable): keep decoded values within so many bytes."),
     METHOD("peek", arena_peek, METH_O, "peek(key): codec, payload, deadline and bytes taken, or None; is no use of it."),
     METHOD("put", arena_put_method, METH_FASTCALL, "put(key, codec, payload, deadline): whether it is kept."),
-    METHOD("put_many", tiered_arena_put_many, METH_FASTCALL, "put_many(keys, codecs, payloads, deadline): `put` for each."),
+    METHOD("put_many", tiered_arena_put_many, METH_FASTCALL, "put_many(keys, codecs, payloads, deadline, evictions_max): `put` for each, until so many were evicted for them."),
     METHOD("discard", arena_discard_method, METH_O, "discard(key): forget it; whether it was there."),
     METHOD("discard_many", tiered_arena_discard_many, METH_O, "discard_many(keys): `discard` for each of a list."),
     METHOD("encoded_keys", arena_encoded_keys, METH_NOARGS, "encoded_keys(): all, the one used longest ago first."),

@@ -45,14 +45,17 @@ tiered_arena_discard_many(ArenaObject *self, PyObject *keys)
 PyObject *
 tiered_arena_put_many(ArenaObject *self, PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 4 || !PyList_CheckExact(args[0]) || !PyList_CheckExact(args[1]) || !PyList_CheckExact(args[2]))
-        return PyErr_Format(PyExc_TypeError, "put_many(keys, codecs, payloads, deadline), three lists");
-    long long deadline = PyLong_AsLongLong(args[3]);
-    if (deadline == -1 && PyErr_Occurred())
+    if (count != 5 || !PyList_CheckExact(args[0]) || !PyList_CheckExact(args[1]) || !PyList_CheckExact(args[2]))
+        return PyErr_Format(PyExc_TypeError, "put_many(keys, codecs, payloads, deadline, evictions_max), three lists");
+    long long deadline = PyLong_AsLongLong(args[3]), evictions_max = PyLong_AsLongLong(args[4]);
+    if (PyErr_Occurred())
         return NULL;
+    uint64_t before = self->arena.evictions;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[0]); i++) {
         if (i >= PyList_GET_SIZE(args[1]) || i >= PyList_GET_SIZE(args[2]))
             return PyErr_Format(PyExc_ValueError, "put_many() was given lists of different lengths");
+        if ((int64_t)(self->arena.evictions - before) >= evictions_max)
+            break;
         PyObject *key = Py_NewRef(PyList_GET_ITEM(args[0], i)), *payload = Py_NewRef(PyList_GET_ITEM(args[2], i));
         int kept = tiered_arena_put_object(self, key, PyList_GET_ITEM(args[1], i), payload, deadline);
         Py_DECREF(key);
