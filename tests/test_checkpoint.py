@@ -23,7 +23,7 @@ from tiered.cold import Cold
 from tiered.cold_state import RUNS, deadline_key, run_name
 from tiered.compression import Decompressor
 from tiered.errors import CorruptionError
-from tiered.journal import CLEAR, DELETE, PUT, SETTING, Journal, SegmentFile
+from tiered.journal import CLEAR, DELETE, PUT, SETTING, Journal, SegmentFile, record_bytes
 
 SHM = "/dev/shm" if os.path.isdir("/dev/shm") else None
 NOW = 1_700_000_000_000
@@ -46,7 +46,8 @@ class Driven:
         segment = self.journal.open_segment(size, 1 << 22)
         if batch:
             kinds, keys, payloads, deadlines = map(list, zip(*records, strict=True))
-            self.journal.append_batch(kinds, keys, payloads, [0] * len(keys), deadlines)
+            written = sum(map(record_bytes, keys, payloads))
+            self.journal.append_batch(kinds, keys, payloads, [0] * len(keys), deadlines, written)
         else:
             for kind, key, payload, deadline in records:
                 self.journal.append(kind, 0, key, payload, 0, deadline)

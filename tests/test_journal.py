@@ -38,6 +38,10 @@ def begin(directory, mapped=True, first=1, number=1):
     return journal
 
 
+def append_batch(journal, kinds, keys, payloads, *columns):
+    return journal.append_batch(kinds, keys, payloads, *columns, sum(map(record_bytes, keys, payloads)))
+
+
 def read(path):
     """What a segment says: kind, flags, number, key, payload, deadline, codec of each record."""
     segment = SegmentFile(path)
@@ -64,7 +68,7 @@ def test_records_of_every_kind_are_read_back(tmp_path, mapped):
         journal.append(DELETE, 0, b"key", b"", 0, 0),
         journal.append(SETTING, 0, b"save", b"\x90", 0, 0),
         journal.append(CLEAR, 0, b"", b"", 0, 0),
-        *journal.append_batch([PUT, DELETE, PUT], [b"a", b"b", b"c"], [b"", b"", b"x" * 300], [1, 0, 255], [0, 0, 7]),
+        *append_batch(journal, [PUT, DELETE, PUT], [b"a", b"b", b"c"], [b"", b"", b"x" * 300], [1, 0, 255], [0, 0, 7]),
     ]
     assert journal.close_segment(1234) is segment
     assert journal.active is None
@@ -110,7 +114,7 @@ def test_any_records_are_read_back(tmp_path_factory, pairs, batched, mapped):
     if batched:
         count = len(pairs)
         keys, payloads = [key for key, _ in pairs], [payload for _, payload in pairs]
-        journal.append_batch([PUT] * count, keys, payloads, [1] * count, [0] * count)
+        append_batch(journal, [PUT] * count, keys, payloads, [1] * count, [0] * count)
     else:
         for key, payload in pairs:
             journal.append(PUT, 0, key, payload, 1, 0)
@@ -224,7 +228,7 @@ def test_sync_marks_all_that_was_written_and_later_records_carry_the_mark(tmp_pa
     journal.sync(1)
     assert journal.synced == 2
     journal.append(PUT, 0, b"c", b"", 0, 0)
-    journal.append_batch([PUT] * 2, [b"d", b"e"], [b""] * 2, [0] * 2, [0] * 2)
+    append_batch(journal, [PUT] * 2, [b"d", b"e"], [b""] * 2, [0] * 2, [0] * 2)
     assert [entry.synced for entry in SegmentFile(segment.path).entries()] == [0, 0, 2, 2, 2]
     journal.close_segment(0)
     journal.sync(journal.last)

@@ -31,6 +31,7 @@ from tiered.journal import (
     RECORD,
     Journal,
     SegmentFile,
+    record_bytes,
 )
 
 SECTOR = 512
@@ -76,7 +77,8 @@ class Written:
         first = self.journal.last + 1
         keys, payloads = [key for key, _ in pairs], [payload for _, payload in pairs]
         count = len(pairs)
-        positions = self.journal.append_batch([PUT] * count, keys, payloads, [1] * count, [0] * count)
+        size = sum(map(record_bytes, keys, payloads))
+        positions = self.journal.append_batch([PUT] * count, keys, payloads, [1] * count, [0] * count, size)
         for at, ((key, payload), position) in enumerate(zip(pairs, positions, strict=True)):
             self._note(PUT, key, payload, position, first + at, at == len(pairs) - 1)
 

@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
+from tiered import write_buffer
 from tiered.errors import CorruptionError
 from tiered.journal import HEADER_BYTES, PUT, Dirty, Journal
+from tiered.native import native
 from tiered.write_buffer import WriteBuffer
 
 mapped_or_not = pytest.mark.parametrize("mapped", [True, False], ids=["mapped", "pwrite"])
@@ -122,3 +124,24 @@ def test_a_key_written_again_is_counted_once(tmp_path, mapped):
         put(journal, buffer, b"k" * 400, b"")
     buffer.delete(b"k" * 400, 100)
     assert buffer.used_bytes() - buffer.segment.position == once
+
+
+WAYS = {"pure": write_buffer._noted} | ({"compiled": native.note_all} if native else {})
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_keys_noted_together_count_once_and_keep_their_last_position(way):
+    note = WAYS[way]
+    known = {b"old": 1, b"older": 2}
+    assert note(known, [b"new", b"old", b"again", b"new"], [3, ~4, 5, 6]) == len(b"new" + b"again")
+    assert known == {b"old": ~4, b"older": 2, b"new": 6, b"again": 5}
+    assert note(known, [], []) == 0
+    with pytest.raises(ValueError):
+        note(known, [b"a", b"b"], [1])
+
+
+@pytest.mark.skipif(native is None, reason="needs the compiled part: a C compiler, and no TIERED_PURE=1")
+@pytest.mark.parametrize("arguments", [([], [], []), ({}, (), []), ({}, ["k"], [1]), ({}, [b"k"], [1.0]), ({},)])
+def test_what_runs_code_of_its_own_is_not_noted(arguments):
+    with pytest.raises(TypeError):
+        native.note_all(*arguments)

@@ -84,6 +84,8 @@ MORE = 1
 SEGMENT_BYTES_MIN = 64 * 1024
 CLOSE_BYTES = 2 * RECORD.size
 """Kept free at the end of every segment, for the record that closes it; twice, since closing may be interrupted."""
+Column = list[int]
+_new_dirty = tuple.__new__
 
 
 class Entry(NamedTuple):
@@ -108,9 +110,6 @@ class Dirty(NamedTuple):
     deadline: int
     full_key: bytes
     payload: bytes
-
-
-_new_dirty = tuple.__new__
 
 
 class SegmentHeader(NamedTuple):
@@ -293,15 +292,15 @@ class Journal:
         return position
 
     def append_batch(
-        self, kinds: list[int], keys: list[bytes], payloads: list[bytes], codecs: list[int], deadlines: list[int]
-    ) -> list[int]:
-        """Write records, given as columns, as one batch into the active segment; returns their positions."""
+        self, kinds: Column, keys: list[bytes], payloads: list[bytes], codecs: Column, deadlines: Column, size: int
+    ) -> Column:
+        """Write records of `size` bytes in all, given as columns, as one batch; returns their positions."""
         segment = self.active
         assert segment is not None
         first, start, count = self.last + 1, segment.position, len(keys)
-        end = start + count * RECORD.size + sum(map(len, keys)) + sum(map(len, payloads))
+        end = start + size
         segment.touched = end
-        positions: list[int] | None = None
+        positions: Column | None = None
         if segment.records is not None:
             positions = segment.records.append_batch(
                 start, first, self.synced, kinds, codecs, deadlines, keys, payloads

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Protocol
 
 from tiered.journal import Dirty, Segment
+from tiered.native import native
 
 ENTRY_BYTES = 33 + 16 + 32
 """A stored key as a bytes object with its rounding, and an int: what an entry takes beside key and table."""
@@ -32,6 +33,17 @@ LIST_BYTES = 88
 """An empty list that has grown once."""
 DEADLINE_BYTES = 32
 """An int, for keys that have a deadline."""
+
+
+def _noted(known: dict[bytes, int], stored_keys: Sequence[bytes], positions: Sequence[int]) -> int:
+    """Note the positions of keys; returns the bytes of those that were new."""
+    fresh = {stored_key for stored_key in stored_keys if stored_key not in known}
+    # One call of C code: no reader, which takes no lock, finds a part of a batch.
+    known.update(zip(stored_keys, positions, strict=True))
+    return sum(map(len, fresh))
+
+
+_note_all: Callable[[dict[bytes, int], Sequence[bytes], Sequence[int]], int] = native.note_all if native else _noted
 
 
 class WriteBuffer:
@@ -69,25 +81,17 @@ class WriteBuffer:
 
     def put_many(self, stored_keys: Sequence[bytes], positions: Sequence[int], deadlines: Sequence[int]) -> None:
         """`put` for each of many keys, `~position` for a deletion; they are found all at once."""
-        known = self.positions
-        before = len(known)
         if self.deadlines or any(deadlines):
             for stored_key, deadline in zip(stored_keys, deadlines, strict=True):
                 if deadline:
                     self.deadlines[stored_key] = deadline
                 else:
                     self.deadlines.pop(stored_key, None)
-        if known.keys().isdisjoint(stored_keys):
-            fresh: Iterable[bytes] = stored_keys
-        else:
-            fresh = [stored_key for stored_key in stored_keys if stored_key not in known]
-            if self.pins:
-                for stored_key in stored_keys:
-                    if stored_key in known:
-                        self._replace(stored_key)
-        # One call of C code: no reader, which takes no lock, finds a part of a batch.
-        known.update(zip(stored_keys, positions, strict=True))
-        self.key_bytes += sum(map(len, fresh if len(known) - before == len(stored_keys) else set(fresh)))
+        if self.pins:
+            for stored_key in stored_keys:
+                if stored_key in self.positions:
+                    self._replace(stored_key)
+        self.key_bytes += _note_all(self.positions, stored_keys, positions)
 
     def empty(self) -> None:
         """Forget everything, where nobody else has the buffer any more, letting other threads in now and then."""

@@ -58,23 +58,25 @@ class Batch(NamedTuple):
     codecs: list[int]
     payloads: list[bytes]
     bytes: int
+    key_bytes_max: int
 
 
 def _collect(source: Iterator[tuple[Any, Any]], count_max: int, bytes_max: int) -> Batch:
     """The next pairs, encoded: as many as `count_max`, and no more once they have come to `bytes_max`."""
-    batch = Batch([], [], [], [], 0)
-    size = 0
+    batch = Batch([], [], [], [], 0, 0)
+    size = longest = 0
     for key, value in islice(source, count_max):
         encoded = keys.encode(key)
         number, payload = codec.encode(value)
         size += _RECORD_BYTES + len(encoded) + len(payload)
+        longest = max(longest, len(encoded))
         batch.keys.append(key if key.__class__ is str else keys.canonical(key))
         batch.encoded.append(encoded)
         batch.codecs.append(number)
         batch.payloads.append(payload)
         if size >= bytes_max:
             break
-    return batch._replace(bytes=size)
+    return batch._replace(bytes=size, key_bytes_max=longest)
 
 
 collect: Callable[[Iterator[tuple[Any, Any]], int, int], Batch] = (
@@ -271,10 +273,11 @@ class Writing(Checkpoints):
             growth = admit(self, zip(batch.keys, batch.encoded, map(len, batch.payloads), strict=True))
         deadlines = [deadline] * count
         stored_keys = batch.encoded
-        if max(map(len, stored_keys)) > keys.STORED_BYTES_EXACT:
+        if batch.key_bytes_max > keys.STORED_BYTES_EXACT:
             stored_keys = list(map(keys.stored, batch.encoded))
         try:
-            positions = journal.append_batch([PUT] * count, batch.encoded, batch.payloads, batch.codecs, deadlines)
+            columns = [PUT] * count, batch.encoded, batch.payloads, batch.codecs, deadlines
+            positions = journal.append_batch(*columns, batch.bytes)
             self.hot.discard_many(batch.keys)
             buffer.put_many(stored_keys, positions, deadlines)
             self.hot.put_many(batch.keys, batch.codecs, batch.payloads, deadline, EVICTIONS_MAX)
@@ -310,6 +313,7 @@ class Writing(Checkpoints):
                 [change.payload for change in changes],
                 [change.codec for change in changes],
                 deadlines,
+                sum(change.bytes for change in changes),
             )
             for change in changes:
                 self.hot.discard(change.key)

@@ -6,7 +6,7 @@
 
 typedef struct {
     PyObject *keys, *encoded, *codecs, *payloads;
-    Py_ssize_t bytes;
+    Py_ssize_t bytes, key_bytes_max;
 } Columns;
 
 /* Both halves of a pair as new references, of whatever can be unpacked into two, with the interpreter's own errors. */
@@ -59,6 +59,7 @@ add(Columns *columns, PyObject *key, PyObject *value, PyObject *encode_key, PyOb
     if (!wrong) {
         PyObject *payload = PyTuple_GET_ITEM(coded, 1);
         columns->bytes += PyBytes_GET_SIZE(encoded) + PyBytes_GET_SIZE(payload);
+        columns->key_bytes_max = Py_MAX(columns->key_bytes_max, PyBytes_GET_SIZE(encoded));
         wrong = append(columns->keys, PyUnicode_CheckExact(key) ? Py_NewRef(key) : PyObject_CallOneArg(canonical, key)) < 0
             || PyList_Append(columns->encoded, encoded) < 0
             || PyList_Append(columns->codecs, PyTuple_GET_ITEM(coded, 0)) < 0
@@ -79,7 +80,7 @@ collect(PyObject *Py_UNUSED(module), PyObject *args)
         return NULL;
     if (!PyIter_Check(source))
         return PyErr_Format(PyExc_TypeError, "collect() takes an iterator");
-    Columns columns = {PyList_New(0), PyList_New(0), PyList_New(0), PyList_New(0), 0};
+    Columns columns = {PyList_New(0), PyList_New(0), PyList_New(0), PyList_New(0), 0, 0};
     PyObject *pair, *batch = NULL;
     int wrong = !columns.keys || !columns.encoded || !columns.codecs || !columns.payloads;
     for (Py_ssize_t count = 0; !wrong && count < count_max && columns.bytes < bytes_max; count++) {
@@ -95,8 +96,8 @@ collect(PyObject *Py_UNUSED(module), PyObject *args)
         Py_DECREF(pair);
     }
     if (!wrong)
-        batch = PyObject_CallFunction(kind, "OOOOn", columns.keys, columns.encoded, columns.codecs, columns.payloads,
-            columns.bytes);
+        batch = PyObject_CallFunction(kind, "OOOOnn", columns.keys, columns.encoded, columns.codecs, columns.payloads,
+            columns.bytes, columns.key_bytes_max);
     Py_XDECREF(columns.keys);
     Py_XDECREF(columns.encoded);
     Py_XDECREF(columns.codecs);
@@ -104,7 +105,36 @@ collect(PyObject *Py_UNUSED(module), PyObject *args)
     return batch;
 }
 
+/* Bytes have no code of their own, so that nothing else runs until all of a batch is noted. */
+static PyObject *
+note_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 3 || !PyDict_CheckExact(args[0]) || !PyList_CheckExact(args[1]) || !PyList_CheckExact(args[2]))
+        return PyErr_Format(PyExc_TypeError, "note_all(known, keys, positions), a dict and two lists");
+    PyObject *known = args[0], *keys = args[1], *positions = args[2];
+    Py_ssize_t fresh = 0, rows = PyList_GET_SIZE(keys);
+    if (PyList_GET_SIZE(positions) != rows)
+        return PyErr_Format(PyExc_ValueError, "note_all() was given lists of different lengths");
+    for (Py_ssize_t i = 0; i < rows; i++)
+        if (!PyBytes_CheckExact(PyList_GET_ITEM(keys, i)) || !PyLong_CheckExact(PyList_GET_ITEM(positions, i)))
+            return PyErr_Format(PyExc_TypeError, "keys are bytes, and positions int");
+    for (Py_ssize_t i = 0; i < rows; i++) {
+        PyObject *key = PyList_GET_ITEM(keys, i), *position = PyList_GET_ITEM(positions, i);
+        Py_ssize_t before = PyDict_GET_SIZE(known);
+        PyObject *there = PyDict_SetDefault(known, key, position);
+        if (there == NULL)
+            return NULL;
+        if (PyDict_GET_SIZE(known) > before)
+            fresh += PyBytes_GET_SIZE(key);
+        else if (PyDict_SetItem(known, key, position) < 0)
+            return NULL;
+    }
+    return PyLong_FromSsize_t(fresh);
+}
+
 static PyMethodDef functions[] = {
+    {"note_all", (PyCFunction)(void (*)(void))note_all, METH_FASTCALL,
+        "note_all(known, keys, positions): the positions of keys in a dict; returns the bytes of the keys that were new."},
     {"collect", collect, METH_VARARGS,
         "collect(kind, encode_key, canonical, encode, record_bytes, source, count_max, bytes_max): a batch of the next pairs."},
     {NULL, NULL, 0, NULL},
