@@ -8,6 +8,7 @@ import resource
 import shutil
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,21 @@ def test_a_thread_that_could_not_be_started_is_started_by_the_next_write_and_not
         assert store["k"] == 2
         store.close()
         assert not any(thread.name == "tiered-maintenance" for thread in threading.enumerate())
+
+
+def test_nothing_is_left_of_an_engine_that_is_dismissed_in_the_middle_of_its_tick() -> None:
+    thread = maintenance.Maintenance()
+
+    class Closing:
+        def tick_guarded(self) -> float:
+            thread.dismiss(7)
+            return 1.0
+
+    engine: Any = Closing()
+    thread._engines[7] = weakref.ref(engine)
+    thread.pump(0)
+    assert not thread._engines
+    assert not thread._due
 
 
 def test_an_engine_that_is_dismissed_gets_no_events_any_more(opener: Any) -> None:

@@ -160,7 +160,10 @@ class Maintenance:
                 # Each at its own time, since there may be a thousand; all of them where something has happened.
                 at = self._due.get(number, now)
                 if ready or now >= at:
-                    at = self._due[number] = now + engine.tick_guarded()
+                    at = now + engine.tick_guarded()
+                    with self._lock:
+                        if number in self._engines:  # It may have been dismissed meanwhile.
+                            self._due[number] = at
                 due = min(due, max(0.0, at - now))
             del engine
         for chore in self.chores:
