@@ -428,6 +428,7 @@ class Engine(Snapshots):
             last_first.callback(self.dismiss)
             if self.journal is not None:
                 last_first.callback(self.journal.let_go)
+                last_first.callback(self._remove_applied)  # Before others may have the directory.
 
     def dismiss(self) -> None:
         """Give checkpointer and maintenance thread up."""

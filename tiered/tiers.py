@@ -170,7 +170,9 @@ class Tiers:
 
     def refuse_reentry(self) -> None:
         """Raise `ReentrantError` where this thread is already inside the store."""
-        if self.owned() or (self.checkpointer is not None and self.checkpointer.entered):
+        checkpointer, journal = self.checkpointer, self.journal
+        removing = journal is not None and journal.removal.entered
+        if self.owned() or removing or (checkpointer is not None and checkpointer.entered):
             raise ReentrantError(
                 self.directory,
                 "used by a signal handler, a finalizer or a codec in the middle of an operation of the same thread; "
