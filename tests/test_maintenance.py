@@ -233,6 +233,17 @@ def test_a_thread_that_could_not_be_started_is_started_by_the_next_write_and_not
         assert not any(thread.name == "tiered-maintenance" for thread in threading.enumerate())
 
 
+def test_a_look_at_the_helper_takes_no_lock_where_all_is_well(opener: Any) -> None:
+    engine = opener(helper=True, stepwise=True)._engine
+    looking = threading.Thread(target=engine._check_helper, args=(0.0,))
+    with engine.lock:
+        looking.start()
+        looking.join(10)
+        well = not looking.is_alive()
+    looking.join()
+    assert well
+
+
 def test_an_engine_that_is_dismissed_gets_no_events_any_more(opener: Any) -> None:
     store = opener()
     store["a"] = 1

@@ -306,8 +306,11 @@ class Checkpoints(Tiers):
         """Start a dead helper again, and hand over again what a full disk held up."""
         checkpointer = self.checkpointer
         self.look_at_clock()
+        dead = isinstance(checkpointer, HelperCheckpointer) and checkpointer.process.dead
+        if not dead and not self.full:
+            return  # Without the lock, as nearly always: whoever takes it may lose the processor before it lets go.
         with self.lock:
-            if isinstance(checkpointer, HelperCheckpointer) and checkpointer.process.dead and not self.poisoned:
+            if dead and not self.poisoned:
                 if not self._follow_compaction():  # One that it had done, and did not come to tell of.
                     return
                 self._helper_deaths += 1
