@@ -62,13 +62,13 @@ def trim_heap() -> None:
 def give_way() -> None:
     """Have Linux not interrupt other processes for this one whenever it is woken, as after every sync of a commit.
 
-    Its share of the processors stays the same.  Measured on two of them with a third process at work, while a million
-    keys expired in 14 commits a second: 15 operations a second waited for 2 ms or longer because the helper had taken
-    their processor, and 4 a second with this.
+    Its share of the processors stays the same.  Measured on two of them beside a third process, one run each, while a
+    million keys expired: 15 operations a second waited for 2 ms or longer because the helper had taken their
+    processor, and 4 a second with this.  With nothing else at work it was one operation in all, either way.
 
     A helper nicer by 5 seldom got two turns in a row, so that only 1 % of what waited for it did so for more than 5 ms,
     instead of 12 %.  But where others kept the machine busy, it took 68 seconds in place of 17 until what had expired
-    was removed, and operations of the program that waited for it in the file system took up to 0.24 seconds.
+    was removed, and single operations of the program took up to 0.24 seconds.
     """
     with contextlib.suppress(OSError, AttributeError):  # Not every system has these.
         if os.sched_getscheduler(0) == os.SCHED_OTHER:
