@@ -150,6 +150,23 @@ def test_tick_removes_more_than_one_slice_holds_and_says_that_there_is_more_to_d
     assert store.check() == []
 
 
+def test_memory_forgets_in_slices_of_bounded_size_with_which_nothing_else_of_a_cycle_is_done(
+    opener: Any, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(stepwise=True, clock=clock, memory="8MB")
+    store.set_many(((number, number) for number in range(3000)), ttl=5)
+    engine = store._engine
+    clock.sleep(7)
+    left, cycles = [engine.hot.expiring], []
+    for work in ("_expire_cycle", "_look_at_memory"):
+        monkeypatch.setattr(engine, work, lambda work=work: cycles.append(work))
+    while left[-1] and len(left) < 10:
+        assert store.tick() < 0.01
+        left.append(engine.hot.expiring)
+    assert left == [3000, 2500, 2000, 1500, 1000, 500, 0]
+    assert cycles == ["_expire_cycle", "_look_at_memory"]
+
+
 def test_nothing_is_removed_before_its_deadline_by_ticks_and_checkpoints(store: Any, clock: ManualClock) -> None:
     store.set_many({number: number for number in range(50)}, ttl=1000)
     for _ in range(20):

@@ -101,6 +101,13 @@ def test_the_helper_ignores_what_ends_programs(helped: Any, number: signal.Signa
     assert helper_pid(helped) == pid
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system has no batch processes")
+def test_the_helper_interrupts_nobody_when_it_is_woken_and_has_its_share_of_the_processors(helped: Any) -> None:
+    pid = helper_pid(helped)
+    assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+    assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
 def test_control_c_to_the_whole_group_does_not_reach_the_helper(tmp_path: Path) -> None:
     code = """
         import os, signal, sys, tiered

@@ -307,6 +307,8 @@ def test_a_checkpointed_segment_is_removed_and_not_synced_any_more(tmp_path, mon
     journal.append(PUT, 0, b"key", b"", 0, 0)
     journal.forget(first, first.last)
     assert journal.synced == first.last == 2
+    assert files.segment_numbers(tmp_path) == [1, 2], "not under the lock"
+    journal.removal.run()
     assert files.segment_numbers(tmp_path) == [2]
     synced = []
     monkeypatch.setattr(files, "sync_data", synced.append)

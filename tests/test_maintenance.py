@@ -249,6 +249,17 @@ def test_nothing_is_left_of_an_engine_that_is_dismissed_in_the_middle_of_its_tic
     assert not thread._due
 
 
+def test_a_look_at_the_helper_takes_no_lock_where_all_is_well(opener: Any) -> None:
+    engine = opener(helper=True, stepwise=True)._engine
+    looking = threading.Thread(target=engine._check_helper, args=(0.0,))
+    with engine.lock:
+        looking.start()
+        looking.join(10)
+        well = not looking.is_alive()
+    looking.join()
+    assert well
+
+
 def test_an_engine_that_is_dismissed_gets_no_events_any_more(opener: Any) -> None:
     store = opener()
     store["a"] = 1

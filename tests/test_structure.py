@@ -42,7 +42,7 @@ LAYERS = [
     ["extensions", *SAMPLED],
     ["conversion"],
     ["config", "files", "keys", "codec", "expiry", "record"],
-    ["advisor", "mark"],
+    ["advisor", "mark", "removal"],
     ["calls", "compression", "entries", "arena", "journal", "snapshot"],
     ["heap"],
     ["environment", "hot", "write_buffer", "recovery", "retention"],

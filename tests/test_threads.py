@@ -14,12 +14,14 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from contracts import evict, set_aside
 
 import tiered
+from tiered import files
 from tiered.write_buffer import WriteBuffer
 
 SECONDS = 2.5
@@ -497,6 +499,79 @@ def test_reads_go_on_while_a_checkpoint_is_being_applied(opener: Any, monkeypatc
     monkeypatch.setattr(Update, "write", interrupted)
     store.save()
     assert found == ["cold", "dirty", ["cold", "k"], 2]
+
+
+def test_writes_go_on_while_the_file_system_removes_a_segment_and_save_returns_when_it_is_gone(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(helper=True)
+    removing, written = threading.Event(), threading.Event()
+    unlink = Path.unlink
+
+    def slow(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "journal-00000001.log":
+            removing.set()
+            assert written.wait(10), "a write waited for it"
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", slow)
+    store["a"] = 1
+    saving = threading.Thread(target=store.save)
+    saving.start()
+    assert removing.wait(10)
+    store["b"] = 2
+    assert saving.is_alive(), "it said that the segment is gone"
+    written.set()
+    saving.join()
+    assert files.segment_numbers(Path(store._engine.directory)) == [2]
+
+
+def test_a_store_is_not_given_up_before_whoever_removes_its_segments_is_done(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(stepwise=True)
+    engine, removing, go_on = store._engine, threading.Event(), threading.Event()
+    unlink = Path.unlink
+
+    def slow(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "of-no-use" and not removing.is_set():
+            removing.set()
+            assert go_on.wait(10)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", slow)
+    engine.journal.removal.add(Path(engine.directory) / "of-no-use")
+    threads = [threading.Thread(target=engine._remove_applied), threading.Thread(target=store.close)]
+    threads[0].start()
+    assert removing.wait(10)
+    threads[1].start()
+    threads[1].join(0.1)
+    assert engine._lock_file.held, "the next one to open it may give this name to a segment of its own"
+    go_on.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_a_handler_in_the_middle_of_removing_a_segment_may_read_and_not_write(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(helper=True)
+    answers: list[Any] = []
+    unlink = Path.unlink
+
+    def interrupted(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "of-no-use":
+            answers.append(store["a"])
+            for wrong in (store.close, store.save, store.clear):
+                with pytest.raises(tiered.ReentrantError):
+                    wrong()
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", interrupted)
+    store["a"] = 1
+    store._engine.journal.removal.add(Path(store._engine.directory) / "of-no-use")
+    store._engine._remove_applied()
+    assert answers == [1]
 
 
 def test_a_thread_late_with_background_work_does_nothing_to_a_store_that_was_closed_meanwhile(opener: Any) -> None:

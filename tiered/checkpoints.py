@@ -98,6 +98,7 @@ class Checkpoints(Tiers):
             until = self.rotate()
             self._retry_full()
             self.wait_for(lambda: not self._aside or self._aside[0].segment.first > until)
+        self._remove_applied()
 
     def wait_for(self, done: Callable[[], bool], closing: bool = False) -> None:
         """Wait, letting go of the lock; raises what keeps it from ever being done."""
@@ -153,7 +154,14 @@ class Checkpoints(Tiers):
             except (StoreError, OSError) as error:
                 self.poison(f"the word of the checkpointer could not be heeded: {error}")
             self.changed.notify_all()
+        self._remove_applied()
         self._empty_applied()
+
+    def _remove_applied(self) -> None:
+        """Remove segments that were applied; without the lock, which nobody may hold while the file system works."""
+        journal = self.journal
+        if journal is not None:
+            journal.removal.run()
 
     def _empty_applied(self) -> None:
         """Let go of buffers that were applied, a slice at a time: a large one at once would keep everybody waiting.
@@ -298,8 +306,11 @@ class Checkpoints(Tiers):
         """Start a dead helper again, and hand over again what a full disk held up."""
         checkpointer = self.checkpointer
         self.look_at_clock()
+        dead = isinstance(checkpointer, HelperCheckpointer) and checkpointer.process.dead
+        if not dead and not self.full:
+            return  # Without the lock, as nearly always: whoever takes it may lose the processor before it lets go.
         with self.lock:
-            if isinstance(checkpointer, HelperCheckpointer) and checkpointer.process.dead and not self.poisoned:
+            if dead and not self.poisoned:
                 if not self._follow_compaction():  # One that it had done, and did not come to tell of.
                     return
                 self._helper_deaths += 1

@@ -275,12 +275,13 @@ class Engine(Snapshots):
         self._snapshot_when_due()
         self._trim()
         self._sample(now)
-        again = TICK_SECONDS_MAX / 2
         if now >= self._cycle_at:
-            more = self._expire_cycle()
+            self._expire_cycle()
             self._look_at_memory()
-            self._cycle_at = now + (0.005 if more else drawn(self.settings.cycle_seconds))
-        again = max(SLICES_SECONDS, min(again, self._cycle_at - now))
+            self._cycle_at, self._expiring = now + drawn(self.settings.cycle_seconds), True
+        again = max(SLICES_SECONDS, min(TICK_SECONDS_MAX / 2, self._cycle_at - now))
+        self._expiring = self._expiring and self._expire_slice()
+        again = SLICES_SECONDS if self._expiring else again
         if self.watermark.share:
             again = SLICES_SECONDS if self._evict_slice() else again
         if self.warming is not None:
@@ -293,14 +294,17 @@ class Engine(Snapshots):
             again = 0.0
         return again
 
-    def _expire_cycle(self) -> bool:
-        """Forget what expired in memory, and have the cold tier do the same; True if more is due now."""
-        now_ms = self.clock.now_ms()
+    def _expire_slice(self) -> bool:
+        """Forget some of what expired in memory; True if there is more."""
         with self.lock:
-            expired = self.hot.expire(now_ms, HOT_EXPIRE_KEYS)
+            expired = self.hot.expire(self.clock.now_ms(), HOT_EXPIRE_KEYS)
             self.counters.expired_hot += expired
+        return expired == HOT_EXPIRE_KEYS
+
+    def _expire_cycle(self) -> None:
+        """Have the cold tier forget what expired."""
         with self.cold.read() as reader:
-            first = next(reader.due(now_ms), None)
+            first = next(reader.due(self.clock.now_ms()), None)
         # The checkpointer goes on by itself with what was due at the time it was last told.
         if first is not None and split_deadline(first)[0] > self.time_sent_ms:
             with self.lock:
@@ -309,7 +313,6 @@ class Engine(Snapshots):
                         self._begin_segment(CLOSE_BYTES)
                     self.rotate()
         self._remove_old_colds()
-        return expired == HOT_EXPIRE_KEYS
 
     def _look_at_memory(self) -> None:
         """Compare what is used now with the budget, and begin the way to the low watermark where it was reached."""
@@ -428,6 +431,7 @@ class Engine(Snapshots):
             last_first.callback(self.dismiss)
             if self.journal is not None:
                 last_first.callback(self.journal.let_go)
+                last_first.callback(self._remove_applied)  # Before others may have the directory.
 
     def dismiss(self) -> None:
         """Give checkpointer and maintenance thread up."""

@@ -2,8 +2,9 @@
 
 One helper serves a whole program.  It is started on first need with `subprocess`
 (never forked, so that it inherits no lock and no thread), isolated from the
-environment, in a session of its own, deaf to SIGINT and SIGTERM, and ends when its
-pipe closes or its parent is gone, after finishing the transaction it is in.
+environment, in a session of its own, deaf to SIGINT and SIGTERM, interrupting nobody when it
+is woken (`process.give_way`), and ends when its pipe closes or its parent is gone, after
+finishing the transaction it is in.
 
 Messages are msgpack maps, one after the other.  To the helper:
 
@@ -50,7 +51,7 @@ from tiered.cold import Cold
 from tiered.copying import Wish, copy_moment
 from tiered.errors import StoreError, StoreFullError
 from tiered.journal import SegmentFile
-from tiered.process import rss_anon_bytes, written_bytes
+from tiered.process import give_way, rss_anon_bytes, written_bytes
 from tiered.snapshot import SnapshotInfo
 
 APPLY_WAIT_SECONDS = 30.0
@@ -326,6 +327,7 @@ def serve(parent: int) -> None:
     """Run as the helper of process `parent` until its pipe closes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    give_way()
     # A compaction keeps every segment open that is applied while it copies.
     files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with contextlib.suppress(OSError, ValueError):

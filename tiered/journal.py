@@ -62,9 +62,9 @@ from zlib import crc32
 from tiered import files
 from tiered.errors import CorruptionError, FormatError, ReentrantError, StoreError, StoreFullError
 from tiered.group_commit import GroupCommit
-from tiered.log import LOG
 from tiered.mark import Mark
 from tiered.native import native
+from tiered.removal import Removal
 
 HEADER = struct.Struct("<8sHHIQQQI")
 HEADER_BYTES = 64
@@ -223,6 +223,7 @@ class Journal:
         self._unsynced: list[Segment] = []
         self._opened: files.Descriptor | None = None  # The directory.
         self._mark = Mark(directory)
+        self.removal = Removal()
         self._directory_changes = self._directory_synced = 0
         self._sync_failure: OSError | None = None
         self._group = GroupCommit()
@@ -339,15 +340,12 @@ class Journal:
         return segment
 
     def forget(self, segment: Segment, applied: int) -> None:
-        """A checkpoint holds the whole segment: nothing of it needs syncing any more."""
+        """A checkpoint holds the whole segment: nothing of it needs syncing any more, and its file goes (`removal`)."""
         # A sync, of another thread or of a signal handler, may take it out at this moment.
         with contextlib.suppress(ValueError):
             self._unsynced.remove(segment)
         self.synced = max(self.synced, applied)
-        try:
-            segment.path.unlink(missing_ok=True)
-        except OSError as error:  # In nobody's way: the next open finds it applied, and removes it.
-            LOG.warning("%s: applied, but cannot be removed: %s", segment.path, error)
+        self.removal.add(segment.path)
 
     def sync(self, wanted: int) -> None:
         """Return when every record up to `wanted` is on the disk.

@@ -155,6 +155,7 @@ class Tiers:
         self._changes = 0
         self._saved_at = self._synced_at = clock.monotonic()
         self._cycle_at = clock.monotonic() + drawn(settings.cycle_seconds)
+        self._expiring = False
         self._full_since, self._helper_deaths = 0.0, 0
         self._compactions, self._compacting, self._finished = 0, False, False
         self._moved = False  # A compaction is done, and its cold tier is not the one read here yet.
@@ -172,7 +173,9 @@ class Tiers:
 
     def refuse_reentry(self) -> None:
         """Raise `ReentrantError` where this thread is already inside the store."""
-        if self.owned() or (self.checkpointer is not None and self.checkpointer.entered):
+        checkpointer, journal = self.checkpointer, self.journal
+        removing = journal is not None and journal.removal.paths and journal.removal.entered
+        if self.owned() or removing or (checkpointer is not None and checkpointer.entered):
             raise ReentrantError(
                 self.directory,
                 "used by a signal handler, a finalizer or a codec in the middle of an operation of the same thread; "
