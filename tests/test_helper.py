@@ -17,6 +17,7 @@ from programs import alive, helper_pid, line_of, running, succeed, tell, wait_un
 
 import tiered
 from tiered import checkpoint, files, helper, maintenance
+from tiered.checkpointer import HelperCheckpointer
 from tiered.engine import Engine
 from tiered.helper import Job
 from tiered.maintenance import MAINTENANCE
@@ -429,3 +430,29 @@ def test_a_compaction_that_a_helper_did_and_died_before_it_told_is_followed(
         assert (store["late"], len(store), store.check()) == (1, 101, [])
     store.close()
     assert dict(opener(flag="w")) == {**{number: number for number in range(100)}, "late": 1}
+
+
+def test_a_close_asks_whoever_took_the_place_of_a_dead_helper_meanwhile(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(helper=True, save="")
+    store["key"] = 1
+    store.save()
+    engine, taken = store._engine, list[Any]()
+    process = engine.checkpointer.process
+    os.kill(process.pid, signal.SIGSTOP)  # It does nothing more, and is not missed yet.
+    store["late"] = 2
+    monkeypatch.setattr(maintenance, "can_start", lambda: False)
+
+    def finish(dead: Any) -> None:
+        os.kill(process.pid, signal.SIGKILL)
+        wait_until(lambda: process.dead)
+        engine._check_helper(0.0)  # As the background thread does, which works for the store from now on.
+        engine.checkpointer._job._lock.acquire(5)
+        taken.append(engine.checkpointer)
+
+    monkeypatch.setattr(HelperCheckpointer, "finish", finish)
+    store.close()
+    assert [checkpointer.name for checkpointer in taken] == ["inline"]
+    assert taken[0].ended
+    assert dict(opener(flag="w")) == {"key": 1, "late": 2}

@@ -111,6 +111,12 @@ class Checkpoints(Tiers):
                 self.check_writable()
             self._wait_a_little()
 
+    def _ask_to_finish(self, checkpointer: Checkpointer, limit: float) -> None:
+        """Have a checkpointer apply what waits, and end; and wait for that until some time."""
+        self._retry_full()
+        self._unlocked(checkpointer.finish)
+        self.wait_for(lambda: self._finished or checkpointer.ended or self.clock.monotonic() > limit, closing=True)
+
     def _wait_a_little(self) -> None:
         """Let events happen, with the lock let go of; called at one level of it."""
         checkpointer = self.checkpointer

@@ -155,8 +155,7 @@ class Tiers:
         self._changes = 0
         self._saved_at = self._synced_at = clock.monotonic()
         self._cycle_at = clock.monotonic() + drawn(settings.cycle_seconds)
-        self._expiring = False
-        self._full_since, self._helper_deaths = 0.0, 0
+        self._full_since, self._helper_deaths, self._expiring = 0.0, 0, False
         self._compactions, self._compacting, self._finished = 0, False, False
         self._moved = False  # A compaction is done, and its cold tier is not the one read here yet.
         self._compaction_failure: StoreError | None = None
