@@ -13,6 +13,7 @@ from typing import Any
 
 import programs
 import pytest
+from conftest import without_background
 from programs import alive, helper_pid, line_of, running, succeed, tell, wait_until
 
 import tiered
@@ -432,27 +433,48 @@ def test_a_compaction_that_a_helper_did_and_died_before_it_told_is_followed(
     assert dict(opener(flag="w")) == {**{number: number for number in range(100)}, "late": 1}
 
 
-def test_a_close_asks_whoever_took_the_place_of_a_dead_helper_meanwhile(
-    opener: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def bereft(opener: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A store whose helper has died, which nobody has noticed, with something to be checkpointed; there is no other."""
     store = opener(helper=True, save="")
     store["key"] = 1
     store.save()
-    engine, taken = store._engine, list[Any]()
-    process = engine.checkpointer.process
-    os.kill(process.pid, signal.SIGSTOP)  # It does nothing more, and is not missed yet.
+    process = without_background(store)._engine.checkpointer.process
     store["late"] = 2
     monkeypatch.setattr(maintenance, "can_start", lambda: False)
+    wait_until(lambda: process.dead)
+    return store
+
+
+def test_who_closes_a_store_alone_sees_to_its_dead_helper(
+    opener: Any, bereft: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, left = bereft._engine, list[str]()
 
     def finish(dead: Any) -> None:
-        os.kill(process.pid, signal.SIGKILL)
-        wait_until(lambda: process.dead)
-        engine._check_helper(0.0)  # As the background thread does, which works for the store from now on.
-        engine.checkpointer._job._lock.acquire(5)
-        taken.append(engine.checkpointer)
+        engine._check_helper(0.0)  # As the background thread does, which saw the store open.
+        left.append(engine.checkpointer.name)
 
     monkeypatch.setattr(HelperCheckpointer, "finish", finish)
-    store.close()
-    assert [checkpointer.name for checkpointer in taken] == ["inline"]
-    assert taken[0].ended
+    bereft.close()
+    assert left == ["helper"], "two in its place would wait for one another"
     assert dict(opener(flag="w")) == {"key": 1, "late": 2}
+
+
+def test_one_takes_the_place_of_a_dead_helper_whoever_notices_it_first(
+    bereft: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, real = bereft._engine, bereft._engine.look_at_clock
+
+    def look_again() -> None:  # Between the look at the helper and the lock.
+        monkeypatch.setattr(engine, "look_at_clock", real)
+        engine._check_helper(0.0)
+        first.append(engine.checkpointer)
+
+    first = list[Any]()
+    monkeypatch.setattr(engine, "look_at_clock", look_again)
+    engine._check_helper(0.0)
+    assert [checkpointer.name for checkpointer in first] == ["inline"]
+    assert engine.checkpointer is first[0]
+    bereft.save()
+    assert engine.counters.checkpoints == 2

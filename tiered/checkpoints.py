@@ -111,12 +111,6 @@ class Checkpoints(Tiers):
                 self.check_writable()
             self._wait_a_little()
 
-    def _ask_to_finish(self, checkpointer: Checkpointer, limit: float) -> None:
-        """Have a checkpointer apply what waits, and end; and wait for that until some time."""
-        self._retry_full()
-        self._unlocked(checkpointer.finish)
-        self.wait_for(lambda: self._finished or checkpointer.ended or self.clock.monotonic() > limit, closing=True)
-
     def _wait_a_little(self) -> None:
         """Let events happen, with the lock let go of; called at one level of it."""
         checkpointer = self.checkpointer
@@ -316,6 +310,8 @@ class Checkpoints(Tiers):
         if not dead and not self.full:
             return  # Without the lock, as nearly always: whoever takes it may lose the processor before it lets go.
         with self.lock:
+            if self.closed or self.checkpointer is not checkpointer:
+                return  # Meanwhile: who closes the store sees to a dead helper; two in its place would be one too many.
             if dead and not self.poisoned:
                 if not self._follow_compaction():  # One that it had done, and did not come to tell of.
                     return

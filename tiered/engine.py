@@ -455,10 +455,12 @@ class Engine(Snapshots):
     def _finish(self) -> None:
         if not self.poisoned and self._active is not None:
             self.rotate()
-        asked, limit = None, self.clock.monotonic() + CLOSE_SECONDS_MAX
-        while (checkpointer := self.checkpointer) is not asked and checkpointer is not None:
-            asked = checkpointer  # In the place of one that is dead the background thread may put another meanwhile.
-            self._ask_to_finish(checkpointer, limit)
+        if self.checkpointer is not None:
+            self._retry_full()
+            self._unlocked(self.checkpointer.finish)
+            limit = self.clock.monotonic() + CLOSE_SECONDS_MAX
+            checkpointer = self.checkpointer
+            self.wait_for(lambda: self._finished or checkpointer.ended or self.clock.monotonic() > limit, closing=True)
         if self._aside and not self.poisoned and (self.checkpointer is None or self._follow_compaction()):
             # The helper died meanwhile: what it left is applied here, to the cold tier that it left.
             self.checkpointer = InlineCheckpointer(self.directory, self.cold, self.settings.compression, self.on_event)
