@@ -36,8 +36,9 @@ def _children() -> set[str]:
     return set(path.read_text().split()) if path.exists() else set()
 
 
-def pytest_collection_finish() -> None:
-    """Spare each collection of garbage the thousands of tests: one took longer than most of them."""
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections() -> None:
+    """Spare collections of garbage what pytest keeps of thousands of tests: one took longer than most of these."""
     gc.collect()
     gc.freeze()
 
