@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,12 @@ def _descriptors() -> set[str]:
 def _children() -> set[str]:
     path = Path(f"/proc/self/task/{os.getpid()}/children")
     return set(path.read_text().split()) if path.exists() else set()
+
+
+def pytest_configure() -> None:
+    """Heed Ctrl-C, in programs started by tests as well, where a shell that put them into the background ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="module")
