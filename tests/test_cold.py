@@ -723,3 +723,17 @@ def test_a_fold_that_a_merge_takes_over_leaves_no_filter(filtered: Cold) -> None
     with filtered.update() as update:
         update.merge(1)
     assert_filters_hold(filtered)
+
+
+def test_a_fold_goes_on_without_a_filter_that_was_damaged_meanwhile(filtered: Cold) -> None:
+    with filtered.update() as update:
+        update.fold(1, times=9)
+        slot = update.current.fold_slot
+        update.txn.put(filter_name(slot), b"nonsense", db=filtered.databases["meta"])
+    with filtered.update() as update:
+        while update.current.folding:
+            update.fold(3, times=9)
+    assert filtered.state().runs == [slot]
+    assert not filtered.state().filters[slot]
+    assert all(filtered.get(key) for key in KEYS)
+    assert_filters_hold(filtered)

@@ -150,6 +150,15 @@ class Update(Reader):
         self.txn.put(filter_name(slot), sealed(bytes(bits)), db=self._meta)
         self.current.filters[slot] = self.number
 
+    def _add_to_filter(self, slot: int, keys: list[bytes]) -> None:
+        try:
+            bits = bytearray(self.filter(slot))
+        except CorruptionError:  # Then the run has none, and is searched for every key.
+            self._drop_filter(slot)
+            return
+        filters.add(bits, keys)
+        self._put_filter(slot, bits)
+
     def _drop_filter(self, slot: int) -> None:
         if self.current.filters[slot]:
             self.txn.delete(filter_name(slot), db=self._meta)
@@ -210,9 +219,7 @@ class Update(Reader):
         with self.txn.cursor(self._run(state.fold_slot)) as cursor:
             _all_put(self.cold.path, cursor.putmulti(items, append=True), len(items))
         if state.filters[state.fold_slot]:
-            bits = bytearray(self.filter(state.fold_slot))
-            filters.add(bits, list(map(_first, items)))
-            self._put_filter(state.fold_slot, bits)
+            self._add_to_filter(state.fold_slot, list(map(_first, items)))
         if ended:
             state.runs[state.runs.index(state.folding[0])] = state.fold_slot
             self._drop(state.folding)
