@@ -619,9 +619,15 @@ value_at(const Arena *a, uint32_t place, ArenaValue *found)
 bool
 arena_find(const Arena *a, const ArenaKey *key, ArenaValue *found)
 {
+    return arena_find_hashed(a, key, arena_hash(a, key), found);
+}
+
+bool
+arena_find_hashed(const Arena *a, const ArenaKey *key, uint32_t hash, ArenaValue *found)
+{
     if (a->index[0] == 0)
         return false;
-    uint32_t place = *link_to(a, key);
+    uint32_t place = *link_from(a, key, hash);
     if (place)
         value_at(a, place, found);
     return place != 0;

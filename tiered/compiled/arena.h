@@ -104,6 +104,9 @@ void arena_foresee(const Arena *a, const uint32_t *hashes, size_t count);
 /* The same of a put that is to follow, which may evict. */
 void arena_foresee_put(const Arena *a);
 bool arena_find(const Arena *a, const ArenaKey *key, ArenaValue *found);
+/* The same in two: where it looks first, which is fetched from memory while the caller does something else, and the rest. */
+uint32_t arena_first(const Arena *a, uint32_t hash);
+bool arena_find_hashed(const Arena *a, const ArenaKey *key, uint32_t hash, ArenaValue *found);
 /* Notes a use of what was found just now. */
 void arena_hit(Arena *a, uint32_t place);
 /* Notes that the caller keeps something by its place; that is no longer so once it is replaced, removed or moved. */

@@ -69,6 +69,15 @@ arena_hash(const Arena *a, const ArenaKey *key)
     return hash_of(a, key->code, key->data, key->size);
 }
 
+uint32_t
+arena_first(const Arena *a, uint32_t hash)
+{
+    uint32_t place = a->index[0] ? *bucket_of(a, hash) : 0;
+    for (int line = 0; line < FORESEEN_BYTES; line += 64)
+        __builtin_prefetch((const char *)at(a, place) + line);
+    return place;
+}
+
 /* Buckets, then what they lead to, then that one's neighbours in the order of use: each in turn for all of them. */
 void
 arena_foresee(const Arena *a, const uint32_t *hashes, size_t count)

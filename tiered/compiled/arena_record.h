@@ -169,9 +169,9 @@ bucket_of(const Arena *a, uint32_t hash)
 
 /* What refers to the record under a key: a bucket or the record before it in the chain; 0 is there if there is none. */
 static inline uint32_t *
-link_to(const Arena *a, const ArenaKey *key)
+link_from(const Arena *a, const ArenaKey *key, uint32_t hash)
 {
-    uint32_t *link = bucket_of(a, hash_of(a, key->code, key->data, key->size));
+    uint32_t *link = bucket_of(a, hash);
     while (*link) {
         Record *r = at(a, *link);
         __builtin_prefetch((const char *)r + 64);
@@ -187,6 +187,12 @@ link_to(const Arena *a, const ArenaKey *key)
         link = &r->chain;
     }
     return link;
+}
+
+static inline uint32_t *
+link_to(const Arena *a, const ArenaKey *key)
+{
+    return link_from(a, key, hash_of(a, key->code, key->data, key->size));
 }
 
 /* What refers to the record at a place. */

@@ -14,26 +14,47 @@
  * have been given out 32 times for each that leaves; it leaves by CLOCK (Corbató, "A Paging Experiment with the Multics
  * System", 1968).
  *
+ * A copy goes from one object to the next, and would wait for memory at each of them.  So a master has a list of where they
+ * are, and all are fetched together, while the record is still being looked for.
+ *
  * The garbage collector does not walk masters: they refer to nothing that could refer back.  Letting one go may run other code,
  * by a weak reference to something in it; so it is done last, when all is in order again. */
 #include "objects.h"
 
+#include <stddef.h>
 #include <string.h>
 
 enum { WAYS = 4, SEEN_PER_SET = 2, SET_SHARE_BYTES = 1024, DEPTH_MAX = 8, SWEEP_SETS = 32 };
+enum { PARTS_MAX = 64, PART_UNIT = 16, LINE_BYTES = 64 };
+enum { HEAD_BYTES = 48 }; /* Of a collection, or more: the rest of its bytes is its table. */
+enum { SHARED_MIN = 8 };  /* References to what many have, and what is in the processor's cache already. */
 enum { HITS_FOR_ONE = 32, CREDIT_MAX = 3200 };
 enum { PARTS_BYTES = 96 }; /* What a time zone and its offset take, or the number in a UUID: no size says so. */
 
 #define USED 1u /* Lowest bit of `bytes`, which are multiples of 16. */
 
+struct ObjectMaster {
+    PyObject *value;
+    int count;
+    int32_t parts[]; /* Where in memory they are that a copy touches, in units of 16 bytes from `value`. */
+};
+
 struct ObjectSet {
     uint32_t place[WAYS], bytes[WAYS];
-    PyObject *master[WAYS];
+    ObjectMaster *master[WAYS];
 };
+
+void
+objects_let_go(ObjectMaster *master)
+{
+    PyObject *value = master->value;
+    PyMem_Free(master);
+    Py_DECREF(value);
+}
 
 /* What was dropped, to be let go of when all is in order. */
 typedef struct {
-    PyObject *masters[WAYS * SWEEP_SETS];
+    ObjectMaster *masters[WAYS * SWEEP_SETS];
     int count;
 } Dropped;
 
@@ -41,7 +62,7 @@ static void
 let_go(Dropped *dropped)
 {
     while (dropped->count)
-        Py_DECREF(dropped->masters[--dropped->count]);
+        objects_let_go(dropped->masters[--dropped->count]);
 }
 
 static inline uint32_t
@@ -86,7 +107,8 @@ objects_clear(Objects *self)
     self->count = 0;
     for (uint32_t i = 0; i < count; i++)
         for (int way = 0; way < WAYS; way++)
-            Py_XDECREF(sets[i].master[way]);
+            if (sets[i].master[way] != NULL)
+                objects_let_go(sets[i].master[way]);
     PyMem_RawFree(sets);
 }
 
@@ -183,22 +205,43 @@ copied(PyObject *master)
     return PySet_CheckExact(master) ? PySet_New(master) : Py_NewRef(master);
 }
 
+/* The way of a set that has a place, WAYS if none has. */
+static inline int
+way_of(const ObjectSet *set, uint32_t place)
+{
+    int way = 0;
+    while (way < WAYS && (set->place[way] != place || set->master[way] == NULL))
+        way++;
+    return way;
+}
+
+void
+objects_foresee(const Objects *self, uint32_t place)
+{
+    if (self->sets == NULL)
+        return;
+    const ObjectSet *set = set_of(self, place);
+    int way = way_of(set, place);
+    const ObjectMaster *master = way < WAYS ? set->master[way] : NULL;
+    for (int i = 0; master && i < master->count; i++)
+        __builtin_prefetch((const char *)master->value + (ptrdiff_t)master->parts[i] * PART_UNIT, 1);
+}
+
 PyObject *
 objects_get(Objects *self, uint32_t place)
 {
     if (self->sets == NULL)
         return NULL;
     ObjectSet *set = set_of(self, place);
-    for (int way = 0; way < WAYS; way++)
-        if (set->place[way] == place && set->master[way] != NULL) {
-            set->bytes[way] |= USED;
-            self->hits++;
-            self->credit += self->credit < CREDIT_MAX;
-            PyObject *master = Py_NewRef(set->master[way]), *copy = copied(master);
-            Py_DECREF(master);
-            return copy;
-        }
-    return NULL;
+    int way = way_of(set, place);
+    if (way == WAYS)
+        return NULL;
+    set->bytes[way] |= USED;
+    self->hits++;
+    self->credit += self->credit < CREDIT_MAX;
+    PyObject *value = Py_NewRef(set->master[way]->value), *copy = copied(value);
+    Py_DECREF(value);
+    return copy;
 }
 
 /* -- masters ------------------------------------------------------------------------------------- */
@@ -208,7 +251,32 @@ typedef struct {
     Py_ssize_t entries;
     size_t bytes;
     int depth;
+    const char *base;
+    int count;
+    int32_t parts[PARTS_MAX];
 } Measure;
+
+/* Notes where a part is, as long as there is room for it. */
+static void
+note(Measure *measure, const void *part)
+{
+    ptrdiff_t away = ((const char *)part - measure->base) / PART_UNIT;
+    if (measure->count < PARTS_MAX && away == (int32_t)away)
+        measure->parts[measure->count++] = (int32_t)away;
+}
+
+/* Notes what a collection has outside its head, as far as it goes in the lines of the processor's cache. */
+static void
+note_table(Measure *measure, PyObject *object, size_t bytes)
+{
+    const void *table = NULL;
+    if (PyDict_CheckExact(object))
+        table = ((PyDictObject *)object)->ma_keys;
+    else if (PyList_CheckExact(object))
+        table = ((PyListObject *)object)->ob_item;
+    for (size_t line = 0; table && line < bytes; line += LINE_BYTES)
+        note(measure, (const char *)table + line);
+}
 
 static bool
 count_bytes(Measure *measure, PyObject *object)
@@ -272,8 +340,11 @@ static bool measure_value(Measure *measure, PyObject *object);
 static bool
 measure_collection(Measure *measure, PyObject *object)
 {
+    size_t before = measure->bytes;
     if (++measure->depth > DEPTH_MAX || !count_bytes(measure, object))
         return false;
+    note(measure, object);
+    note_table(measure, object, measure->bytes - before - HEAD_BYTES);
     if (PyDict_CheckExact(object)) {
         Py_ssize_t at = 0;
         PyObject *key, *value;
@@ -300,8 +371,11 @@ measure_collection(Measure *measure, PyObject *object)
 static bool
 measure_value(Measure *measure, PyObject *object)
 {
-    if (!is_collection(object))
+    if (!is_collection(object)) {
+        if (Py_REFCNT(object) < SHARED_MIN)
+            note(measure, object);
         return measure_immutable(measure, object);
+    }
     return ++measure->entries <= measure->tier->entries_max && measure_collection(measure, object);
 }
 
@@ -323,19 +397,26 @@ untrack(PyObject *master)
     }
 }
 
-PyObject *
+ObjectMaster *
 objects_master(const Objects *self, PyObject *value, size_t *bytes)
 {
-    PyObject *master = copied(value);
-    if (master == NULL)
+    PyObject *copy = copied(value);
+    if (copy == NULL)
         return NULL;
     /* From here on nobody else can change it, whatever runs. */
-    untrack(master);
-    Measure measure = {self, 0, 16, 0};
-    bool good = measure_value(&measure, master) && measure.bytes <= self->bytes_max / 16;
-    *bytes = (measure.bytes + 15) & ~(size_t)15;
-    if (!good)
-        Py_CLEAR(master);
+    untrack(copy);
+    Measure measure = {.tier = self, .bytes = 16, .base = (const char *)copy};
+    bool good = measure_value(&measure, copy);
+    size_t parts_bytes = (size_t)measure.count * sizeof *measure.parts;
+    *bytes = (measure.bytes + sizeof(ObjectMaster) + parts_bytes + 15) & ~(size_t)15;
+    ObjectMaster *master = good && *bytes <= self->bytes_max / 16 ? PyMem_Malloc(sizeof *master + parts_bytes) : NULL;
+    if (master == NULL) {
+        Py_DECREF(copy);
+        return NULL;
+    }
+    master->value = copy;
+    master->count = measure.count;
+    memcpy(master->parts, measure.parts, parts_bytes);
     return master;
 }
 
@@ -406,7 +487,7 @@ objects_make_room(Objects *self, size_t bytes)
 }
 
 void
-objects_put(Objects *self, uint32_t place, PyObject *master, size_t bytes)
+objects_put(Objects *self, uint32_t place, ObjectMaster *master, size_t bytes)
 {
     ObjectSet *set = set_of(self, place);
     Dropped dropped = {.count = 0};

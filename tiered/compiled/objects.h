@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 typedef struct ObjectSet ObjectSet;
+typedef struct ObjectMaster ObjectMaster;
 
 typedef struct {
     ObjectSet *sets; /* NULL until something is kept. */
@@ -24,17 +25,20 @@ typedef struct {
 void objects_limit(Objects *self, size_t bytes_max);
 void objects_clear(Objects *self);
 
+/* Fetches from memory what `objects_get` of that place would touch. */
+void objects_foresee(const Objects *self, uint32_t place);
 /* A copy of the value kept for the record at a place; NULL with an error set or none: there is none.  Copying may run any code. */
 PyObject *objects_get(Objects *self, uint32_t place);
 /* Whether the value of the record at a place, decoded just now, should be kept: it was decoded before, not long ago. */
 bool objects_wanted(Objects *self, uint32_t place);
 /* What is to be kept of a value: a copy nobody else has, and the bytes it takes.  NULL with an error set or none: it is
  * not of the kind or size that is kept.  May run any code. */
-PyObject *objects_master(const Objects *self, PyObject *value, size_t *bytes);
+ObjectMaster *objects_master(const Objects *self, PyObject *value, size_t *bytes);
+void objects_let_go(ObjectMaster *master);
 /* Whether there is room for so many bytes more; makes some, a bounded part of it, if not. */
 bool objects_make_room(Objects *self, size_t bytes);
 /* Keeps a master, for which there is room, for the record at a place, and takes over the reference. */
-void objects_put(Objects *self, uint32_t place, PyObject *master, size_t bytes);
+void objects_put(Objects *self, uint32_t place, ObjectMaster *master, size_t bytes);
 
 /* Whether the bytes that are counted are those of what is kept. */
 bool objects_add_up(const Objects *self);

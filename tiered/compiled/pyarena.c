@@ -103,7 +103,9 @@ tiered_arena_lookup(ArenaObject *self, PyObject *object, int64_t now_ms, int any
     if (known <= 0)
         return NULL;
     PyObject *value = NULL;
-    if (arena_find(&self->arena, &key.key, &found)
+    uint32_t hash = arena_hash(&self->arena, &key.key);
+    objects_foresee(&self->objects, arena_first(&self->arena, hash));
+    if (arena_find_hashed(&self->arena, &key.key, hash, &found)
         && (found.deadline == 0 || (now_ms != TIERED_BELOW_NOW && found.deadline > now_ms))) {
         if (self->shards != NULL)
             advise(self, &key.key, found.size, 1);

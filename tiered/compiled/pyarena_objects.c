@@ -30,7 +30,7 @@ static int
 keep_object(ArenaObject *self, const ArenaKey *key, uint32_t place, const unsigned char *payload, size_t size, PyObject *value)
 {
     size_t bytes;
-    PyObject *master = objects_master(&self->objects, value, &bytes);
+    ObjectMaster *master = objects_master(&self->objects, value, &bytes);
     if (master == NULL)
         return PyErr_Occurred() ? -1 : 0;
     ArenaValue now;
@@ -44,7 +44,7 @@ keep_object(ArenaObject *self, const ArenaKey *key, uint32_t place, const unsign
             return 0;
         }
     }
-    Py_DECREF(master);
+    objects_let_go(master);
     return 0;
 }
 
