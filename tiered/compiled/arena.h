@@ -98,9 +98,10 @@ bool arena_begin(Arena *a, size_t budget_bytes, const uint64_t seed[2]);
 void arena_end(Arena *a);
 void arena_clear(Arena *a);
 
-/* Of many keys that are about to be looked up: what each has to wait for is fetched while the others wait for theirs. */
 uint32_t arena_hash(const Arena *a, const ArenaKey *key);
-void arena_foresee(const Arena *a, const uint32_t *hashes, size_t count);
+/* Of a key that will be looked up: fetches what that waits for, in three steps of which each needs what the one before fetched. */
+enum { ARENA_FORESEE_STEPS = 3 };
+void arena_foresee(const Arena *a, uint32_t hash, int step);
 /* The same of a put that is to follow, which may evict. */
 void arena_foresee_put(const Arena *a);
 bool arena_find(const Arena *a, const ArenaKey *key, ArenaValue *found);

@@ -3,7 +3,7 @@
  * 32-bit places, in a mapping of their own; the chains are in the records. */
 #include "arena_record.h"
 
-#define FORESEEN_BYTES 320 /* Of each record: an ordinary document. */
+#define FORESEEN_BYTES 320 /* Of a value: an ordinary document. */
 
 uint32_t *
 arena_link_to_place(const Arena *a, uint32_t place)
@@ -78,25 +78,28 @@ arena_first(const Arena *a, uint32_t hash)
     return place;
 }
 
-/* Buckets, then what they lead to, then that one's neighbours in the order of use: each in turn for all of them. */
+/* First the bucket, then the record that it leads to, then the rest of that and its neighbours in the order of use. */
 void
-arena_foresee(const Arena *a, const uint32_t *hashes, size_t count)
+arena_foresee(const Arena *a, uint32_t hash, int step)
 {
     if (a->index[0] == 0)
         return;
-    for (size_t i = 0; i < count; i++)
-        __builtin_prefetch(bucket_of(a, hashes[i]));
-    for (size_t i = 0; i < count; i++) {
-        const char *record = (const char *)at(a, *bucket_of(a, hashes[i]));
-        for (int line = 0; line < FORESEEN_BYTES; line += 64)
-            __builtin_prefetch(record + line);
+    const uint32_t *bucket = bucket_of(a, hash);
+    if (step == 0) {
+        __builtin_prefetch(bucket);
+        return;
     }
-    for (size_t i = 0; i < count; i++) {
-        const Record *r = at(a, *bucket_of(a, hashes[i]));
-        __builtin_prefetch(at(a, r->older), 1);
-        __builtin_prefetch(at(a, r->newer), 1);
-        __builtin_prefetch(at(a, r->chain));
+    const Record *r = at(a, *bucket);
+    if (step == 1) {
+        __builtin_prefetch(r);
+        return;
     }
+    size_t size = sizeof *r + r->key_size + (r->value_size < FORESEEN_BYTES ? r->value_size : FORESEEN_BYTES);
+    for (size_t line = 64; line < size + 63; line += 64)
+        __builtin_prefetch((const char *)r + line);
+    __builtin_prefetch(at(a, r->older), 1);
+    __builtin_prefetch(at(a, r->newer), 1);
+    __builtin_prefetch(at(a, r->chain));
 }
 
 void

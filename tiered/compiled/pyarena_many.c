@@ -4,20 +4,30 @@
  * Of many keys those waits are had together. */
 #include "pyarena.h"
 
-#define AHEAD 32 /* Keys whose waits are had together: what they touch stays in the cache nearest to the processor. */
+enum {
+    STEP = 8, /* Keys from one step of foresight to the next: their look-ups take longer than memory does. */
+    AHEAD = ARENA_FORESEE_STEPS * STEP,
+};
 
-/* Fetches what the next keys of a list are about to touch; of keys that only Python knows, nothing. */
-static void
-foresee(ArenaObject *self, PyObject *keys, Py_ssize_t from)
-{
+typedef struct {
     uint32_t hashes[AHEAD];
-    size_t count = 0;
-    for (Py_ssize_t i = from; i < from + AHEAD && i < PyList_GET_SIZE(keys); i++) {
+} Foresight;
+
+/* Before the key at a place of the list is looked up, or at AHEAD places before the first: does one step for each of
+ * several that follow; nothing for keys that only Python knows. */
+static inline void
+foresee(const ArenaObject *self, Foresight *foresight, PyObject *keys, Py_ssize_t place)
+{
+    for (int step = 0; step < ARENA_FORESEE_STEPS; step++) {
+        Py_ssize_t later = place + AHEAD - step * STEP;
+        if (later < 0 || later >= PyList_GET_SIZE(keys))
+            continue;
         TieredKey key;
-        if (tiered_key(PyList_GET_ITEM(keys, i), &key))
-            hashes[count++] = arena_hash(&self->arena, &key.key);
+        uint32_t *hash = &foresight->hashes[later % AHEAD];
+        if (step == 0)
+            *hash = tiered_key(PyList_GET_ITEM(keys, later), &key) ? arena_hash(&self->arena, &key.key) : 0;
+        arena_foresee(&self->arena, *hash, step);
     }
-    arena_foresee(&self->arena, hashes, count);
 }
 
 PyObject *
@@ -25,9 +35,11 @@ tiered_arena_discard_many(ArenaObject *self, PyObject *keys)
 {
     if (!PyList_CheckExact(keys))
         return PyErr_Format(PyExc_TypeError, "discard_many(keys), a list");
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(keys); i++) {
-        if (i % AHEAD == 0)
-            foresee(self, keys, i);
+    Foresight foresight;
+    for (Py_ssize_t i = -AHEAD; i < PyList_GET_SIZE(keys); i++) {
+        foresee(self, &foresight, keys, i);
+        if (i < 0)
+            continue;
         PyObject *object = Py_NewRef(PyList_GET_ITEM(keys, i));
         TieredKey key;
         int wrong = tiered_arena_key(self, object, &key) < 0;
@@ -74,9 +86,11 @@ tiered_arena_get_many(ArenaObject *self, PyObject *const *args, Py_ssize_t count
     if (count != 3 || !PyList_CheckExact(args[0]) || !PyDict_CheckExact(args[1]))
         return PyErr_Format(PyExc_TypeError, "get_many(keys, found, absent)");
     PyObject *missing = PyList_New(0);
-    for (Py_ssize_t i = 0; missing != NULL && i < PyList_GET_SIZE(args[0]); i++) {
-        if (i % AHEAD == 0)
-            foresee(self, args[0], i);
+    Foresight foresight;
+    for (Py_ssize_t i = -AHEAD; missing != NULL && i < PyList_GET_SIZE(args[0]); i++) {
+        foresee(self, &foresight, args[0], i);
+        if (i < 0)
+            continue;
         PyObject *key = Py_NewRef(PyList_GET_ITEM(args[0], i));
         PyObject *value = tiered_arena_lookup(self, key, TIERED_BELOW_NOW, 1);
         int wrong = value == NULL && PyErr_Occurred();
