@@ -73,8 +73,7 @@ uint32_t
 arena_first(const Arena *a, uint32_t hash)
 {
     uint32_t place = a->index[0] ? *bucket_of(a, hash) : 0;
-    for (int line = 0; line < FORESEEN_BYTES; line += 64)
-        __builtin_prefetch((const char *)at(a, place) + line);
+    __builtin_prefetch(at(a, place));
     return place;
 }
 
