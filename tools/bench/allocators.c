@@ -9,7 +9,8 @@
  * Every record has 20 bytes of links and sizes and a 4-byte place in an index, whose bytes count in all three; the
  * time of `segments` includes the index, the order of use and the hash, the others' only memory, and the order in arrays.
  *
- *   cc -O2 -o /tmp/allocators tools/bench/allocators.c tiered/compiled/arena*.c tiered/compiled/segments.c -lm && /tmp/allocators
+ *   cc -O2 -o /tmp/allocators tools/bench/allocators.c tiered/compiled/arena*.c tiered/compiled/segments.c \
+ *     tiered/compiled/sketch.c -lm && /tmp/allocators
  */
 #include "../../tiered/compiled/arena.h"
 
