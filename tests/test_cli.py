@@ -193,6 +193,21 @@ def test_values_are_written_and_read_in_the_notation(cli: CommandLine, tmp_path:
     assert cli("del", path, "a", "42", "none") == (0, "2\n", "")
 
 
+def test_a_time_to_live_has_a_unit_or_is_in_seconds(cli: CommandLine, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    for given, seconds in {"90": 90, "60.5": 60.5, ".5d": 43200, "70s": 70, "15m": 900, "2h": 7200}.items():
+        assert cli("set", path, "a", "1", "--ttl", given, "--create") == (0, "", "")
+        assert seconds - 30 < float(cli("ttl", path, "a").out) <= seconds
+        assert cli("expire", path, "a", "never") == (0, "", "")
+        assert cli("expire", path, "a", given) == (0, "", "")
+        assert seconds - 30 < float(cli("ttl", path, "a").out) <= seconds
+    for wrong in ("0", "0m", "-1", "1w", "h", "1 h", "1h30m", "inf", "nan", "", "never ever"):
+        for command in (("expire", path, "a", "--", wrong), ("set", path, "a", "1", f"--ttl={wrong}")):
+            assert cli(*command).status == USAGE, command
+    assert "is not seconds above zero, such as 90, or with a unit: 15m" in cli("expire", path, "a", "1w").errors
+    assert cli("set", path, "a", "1", "--ttl", "never").status == USAGE
+
+
 def test_what_cannot_be_done_has_a_next_step(cli: CommandLine, places: dict[str, Path]) -> None:
     path = places["closed"]
     assert cli("get", path, '"42"').errors == "tiered-cli: no key \"42\"; there is 42, give it as '42'\n"

@@ -6,6 +6,7 @@ for itself.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -75,7 +76,7 @@ def _write_raw(value: Any) -> None:
 @options.store
 @options.key
 @click.argument("value")
-@click.option("--ttl", type=click.FloatRange(min=0, min_open=True), help="Seconds to live; else the store's default.")
+@click.option("--ttl", callback=options.seconds_of, help="Time to live, 90 or 15m; else the store's default.")
 @click.option("--raw", is_flag=True, help="VALUE is a text as it is.")
 @click.option("--bytes", "as_bytes", is_flag=True, help="VALUE is bytes as they are.")
 @click.option("--create", is_flag=True, help="Make the store if there is none.")
@@ -193,15 +194,11 @@ def ttl_command(store: str, key: Any, as_json: bool) -> None:
 @click.command("expire")
 @options.store
 @options.key
-@click.argument("seconds")
-def expire_command(store: str, key: Any, seconds: str) -> None:
-    """Give a KEY so many SECONDS to live from now on, or "never"."""
-    try:
-        ttl = None if seconds == "never" else float(seconds)
-    except ValueError:
-        raise running.Failure(f"{seconds!r} is no number of seconds, nor 'never'", running.USAGE) from None
+@click.argument("seconds", callback=options.lifetime_of)
+def expire_command(store: str, key: Any, seconds: float) -> None:
+    """Give a KEY so many SECONDS to live from now on, or 15m, 2h, 7d, "never"."""
     with writing(store) as writer:
-        if not writer.touch(key, ttl):
+        if not writer.touch(key, None if seconds == math.inf else seconds):
             raise absent(writer, key)
 
 
