@@ -674,7 +674,7 @@ ARRAYS = {
     "dates": np.array(["2024-01-01", "NaT"], "M8[ns]"),
     "dates of 25 s": np.array([1, 2], "M8[25s]"),
     "deltas": np.array([1, 2], "m8[D]"),
-    "generic deltas": np.array([1, 2], "m8"),
+    "generic deltas": np.array([1, 2]).view("m8"),  # Made of numbers, they are deprecated by NumPy 2.5.
     "bytes": np.array([b"a", b"b\0c"]),
     "text": np.array(["é", "日本"]),
     "void": np.zeros(3, "V5"),
@@ -697,7 +697,7 @@ def test_arrays_come_back_the_same_and_read_only(name):
     in_tuple = round_trip((array,))[0]
     for found in (whole, inside, in_tuple):
         assert found.dtype == array.dtype
-        assert found.dtype.flags == array.dtype.flags
+        assert found.dtype.isalignedstruct == array.dtype.isalignedstruct
         assert found.dtype.fields == array.dtype.fields
         assert found.shape == array.shape
         assert found.tobytes() == array.tobytes()
@@ -724,7 +724,7 @@ SCALARS = [
     np.complex64(1j),
     np.bool_(True),
     np.datetime64("2024-01-01T00:00:00.123"),
-    np.datetime64("NaT"),
+    np.array([-(2**63)]).view("M8")[0],  # NaT, and no unit.
     np.timedelta64(5, "D"),
     np.str_("é\ud800\0"),
     np.str_(""),
