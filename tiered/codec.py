@@ -84,8 +84,8 @@ def _encode(value: object) -> tuple[int, bytes]:
     payload: bytes | None = None
     if kind in _PACKED_FAST:
         codec, payload = MSGPACK, _pack_fast(value)
-        if payload is not None and (kind is dict or kind is list) and payload.translate(_SUSPECTS) is not payload:
-            payload = _without_bytes(payload)
+        if payload is not None and (kind is dict or kind is list) and _is_suspicious(payload):
+            payload = _read_back(payload)
     elif kind is str:
         codec = STR
         try:
@@ -137,9 +137,19 @@ def _pack_fast(value: object) -> bytes | None:
 # and is looked at more closely.  CPython returns an unchanged payload itself.
 _SUSPECTS = bytes(byte ^ 1 if 0xC4 <= byte <= 0xC9 or 0xD4 <= byte <= 0xD8 else byte for byte in range(256))
 
+# A packer may go one level deeper than an unpacker, both about a thousand. A level takes the head of a container.
+_CONTAINERS = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
+_LEVELS_SURE = 500
 
-def _without_bytes(payload: bytes) -> bytes | None:
-    """The payload if it has neither bytes nor extensions in it, None if it must go the slow way.
+
+def _is_suspicious(payload: bytes) -> bool:
+    if payload.translate(_SUSPECTS) is not payload:
+        return True
+    return len(payload) > _LEVELS_SURE and len(payload.translate(None, _CONTAINERS)) < len(payload) - _LEVELS_SURE
+
+
+def _read_back(payload: bytes) -> bytes | None:
+    """The payload if it has neither bytes nor extensions in it and can be read, None if it must go the slow way.
 
     Most suspects are floats and large integers; reading the payload back tells, at a
     fifth of the slow way's cost.  A limit of 0 would let empty ones through, and -1 is no limit.
