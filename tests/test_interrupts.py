@@ -33,7 +33,8 @@ def ends_of_with_blocks(code: CodeType) -> frozenset[int]:
     """Offsets of the instructions that begin to leave a `with` block.
 
     A tracer may raise there, before `__exit__` is called; the interpreter itself looks for
-    signals only after that call.  The same for the NOP that a `try` inside a block begins with.
+    signals only after that call.  The same for the NOP that a `try` inside a block begins with.  What a tracer raises
+    where a loop begins anew is not handled by the block around it since Python 3.12; a signal's exception is.
     """
     found = list(dis.get_instructions(code))
     names = [instruction.opname for instruction in found]
@@ -41,6 +42,7 @@ def ends_of_with_blocks(code: CodeType) -> frozenset[int]:
         instruction.offset
         for at, instruction in enumerate(found)
         if names[at] in ("NOP", "PUSH_EXC_INFO", "WITH_EXCEPT_START", "POP_BLOCK")
+        or (names[at] == "JUMP_BACKWARD" and sys.version_info >= (3, 12))
         or names[at : at + 3] == ["LOAD_CONST"] * 3
         or names[at : at + 4] == ["SWAP", *["LOAD_CONST"] * 3]
     )

@@ -99,10 +99,9 @@ class _Salvage:
         try:
             state = cold.state()
             if self._read_records(cold):
-                fresh = self._copied(cold, number + 1)
-                cold.close()
-                self._put_aside(cold.directory)
-                cold = fresh
+                old, cold = cold, self._copied(cold, number + 1)
+                old.close()
+                self._put_aside(old.directory)
             self._apply_journal(cold, state.applied)
             records = cold.state().records
         finally:
@@ -135,9 +134,8 @@ class _Salvage:
                 return number
         for number in files.cold_numbers(self.directory):
             try:
-                cold = Cold(files.cold_path(self.directory, number), mend=True)
-                moved = cold.state().moved
-                cold.close()
+                with contextlib.closing(Cold(files.cold_path(self.directory, number), mend=True)) as cold:
+                    moved = cold.state().moved
             except CorruptionError:
                 continue  # Removed in part, or never finished; if it was neither, it is lost.
             if not moved:

@@ -10,10 +10,13 @@ import signal
 import sys
 import threading
 import time
+import warnings
 
 import operations
 
 import tiered
+
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads, which this is about.
 
 
 def work(store: tiered.Store, folder: str, thread: int, step: int) -> None:
