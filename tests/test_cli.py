@@ -208,6 +208,21 @@ def test_a_time_to_live_has_a_unit_or_is_in_seconds(cli: CommandLine, tmp_path: 
     assert cli("set", path, "a", "1", "--ttl", "never").status == USAGE
 
 
+def test_what_is_nested_too_deeply_to_be_shown_is_one_line(cli: CommandLine, tmp_path: Path) -> None:
+    deep: list[Any] = []
+    for _ in range(1000):
+        deep = [deep]
+    with tiered.open(tmp_path / "s", helper=False) as store:
+        store["deep"] = deep
+    for command in (("get", tmp_path / "s", "deep"), ("dump", tmp_path / "s", tmp_path / "out.jsonl")):
+        called = cli(*command)
+        assert called.status == FAILED
+        assert called.errors == (
+            "tiered-cli: a value is nested too deeply to be shown or taken as text; 256 levels are sure to be kept\n"
+        )
+    assert cli("set", tmp_path / "s", "k", "[" * 100_000).status in (FAILED, USAGE)
+
+
 def test_what_cannot_be_done_has_a_next_step(cli: CommandLine, places: dict[str, Path]) -> None:
     path = places["closed"]
     assert cli("get", path, '"42"').errors == "tiered-cli: no key \"42\"; there is 42, give it as '42'\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import lmdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from tiered.cold import Cold
 from tiered.cold_reader import Reader
 from tiered.cold_state import RUNS, SLOTS, State, deadline_key, filter_name, key_size, run_name, sealed
 from tiered.compression import Compressor, Decompressor
-from tiered.errors import CorruptionError, FormatError, StoreFullError
+from tiered.errors import CorruptionError, FormatError, LockedError, StoreFullError
 
 SHM = "/dev/shm" if os.path.isdir("/dev/shm") else None
 KEYS = [b"a", b"a\0", b"ab", b"b", b"c", b"d", b"e" * 480, b"f" * 503, b"zz"]
@@ -737,3 +738,25 @@ def test_a_fold_goes_on_without_a_filter_that_was_damaged_meanwhile(filtered: Co
     assert not filtered.state().filters[slot]
     assert all(filtered.get(key) for key in KEYS)
     assert_filters_hold(filtered)
+
+
+def test_a_new_file_with_the_number_of_one_that_is_being_closed_is_opened_a_little_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = lmdb.open, 0
+
+    def refusing(*arguments: Any, **options: Any) -> lmdb.Environment:
+        nonlocal calls
+        calls += 1
+        if calls < 4:
+            raise lmdb.Error("The environment is already open in this process.")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(lmdb, "open", refusing)
+    cold = Cold(tmp_path / "new", create=True)
+    assert (calls, cold.state().records) == (4, 0)
+    calls = 0
+    with pytest.raises(LockedError):
+        Cold(tmp_path / "new")
+    assert calls == 1, "a file that was there is open, and would be for long"
+    cold.close()

@@ -29,10 +29,14 @@ def check_engine(engine: Engine) -> list[Finding]:
     """Everything that is wrong, up to 100 findings.  Holds the lock, so that nothing moves meanwhile."""
     findings = Findings()
     inside = engine.owned()
-    with engine.lock, engine.reading(inside) as reader:
+    with engine.lock:
         _check_accounting(engine, findings)
-        _check_hot(engine, reader, findings)
-        check_cold(reader, lambda stored_key, data: engine.opened(engine.cold, stored_key, data), findings)
+        try:
+            with engine.reading(inside) as reader:
+                _check_hot(engine, reader, findings)
+                check_cold(reader, lambda stored_key, data: engine.opened(engine.cold, stored_key, data), findings)
+        except CorruptionError as error:
+            findings.add("damaged store", error.path, error.message)
     return findings.closed()
 
 
@@ -101,6 +105,7 @@ def check_cold(
     """Counts, checksums, dictionaries, and the expiry index both ways.
 
     `undone` makes a record's payload and raises `CorruptionError`; `examine` looks at that, and raises ValueError.
+    A damaged page of LMDB's ends it, by what LMDB raises.
     """
     path, state, numbers = reader.cold.path, reader.state(), set(reader.dictionary_numbers())
     _check_filters(reader, findings)

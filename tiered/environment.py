@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import lmdb
@@ -36,6 +37,7 @@ READERS_MAX = 4096
 _LOCK_FILE_BYTES = 64 * READERS_MAX + 4096
 """A slot of 64 bytes for each reader, and LMDB's header."""
 _IN_PROCESS = "already open in this process"
+NEW_FILE_TRIES, NEW_FILE_WAIT_SECONDS = 200, 0.005
 
 _open: weakref.WeakSet[lmdb.Environment] = weakref.WeakSet()
 _main_pid = os.getpid()
@@ -85,11 +87,17 @@ def _opened(directory: Path, readonly: bool, databases: int, size: int) -> lmdb.
         # the readers.  A new one costs no more than 0.1 µs.
         "max_spare_txns": 0,
     }
-    try:
-        return lmdb.open(str(directory), **options)
-    except lmdb.Error as error:
-        if os.getpid() == _main_pid or _IN_PROCESS not in str(error):
-            raise
+    # A file that is new may have the number of one that another thread closes at this moment, after it was removed.
+    tries = NEW_FILE_TRIES if not (directory / "data.mdb").exists() else 1
+    while tries:
+        tries -= 1
+        try:
+            return lmdb.open(str(directory), **options)
+        except lmdb.Error as error:
+            if _IN_PROCESS not in str(error) or (not tries and os.getpid() == _main_pid):
+                raise
+        if tries:
+            sleep(NEW_FILE_WAIT_SECONDS)
     with _told_apart_by_process():
         return lmdb.open(str(directory), **options)
 

@@ -47,7 +47,8 @@ class Salvaged(NamedTuple):
     `damage` says what was found, a line for each; empty if nothing was.  `kept_in` is where
     the damaged files are now.  `lost_records` are those of the cold tier that could not be read, and
     `lost_keys` the first hundred of their keys, if these are known; `lost_all_known` is False where
-    more may be missing.  `dropped_bytes` is how much of the journal was not applied.
+    more may be missing, and where deleted keys and older values may be back: `damage` says so.
+    `dropped_bytes` is how much of the journal was not applied.
     """
 
     path: str
@@ -155,11 +156,13 @@ class _Salvage:
             except CorruptionError as error:
                 self._found(error.message)
             counted = reader.state().records
-            readable = sum(1 for _ in self._good(cold, reader, tell=True))
+            readable = sum(1 for _ in self._good(cold, tell=True))
             if readable + self.lost_records != counted:
                 # A page that is not damaged in itself, but is not the one that belongs there.
                 self.lost_all_known = False
                 self._found(f"{readable:,} records can be read where {counted:,} were kept")
+                if readable + self.lost_records > counted:
+                    self._found("what deleted keys, or was written over older values, is missing: those may be back")
             if len(self.damage) == before:
                 self._read_indexes(reader)
         return len(self.damage) > before
@@ -176,7 +179,7 @@ class _Salvage:
         for finding in findings.closed():
             self._found(f"{finding.what}: {finding.detail}")
 
-    def _good(self, cold: Cold, reader: Reader, tell: bool = False) -> Iterator[tuple[bytes, bytes]]:
+    def _good(self, cold: Cold, tell: bool = False) -> Iterator[tuple[bytes, bytes]]:
         """The records that can be read, in order."""
 
         def dictionary(number: int) -> bytes:
@@ -184,7 +187,7 @@ class _Salvage:
                 return other.dictionary(number)
 
         decompressor = Decompressor(dictionary)
-        for stored_key, data in self._reached(reader, tell):
+        for stored_key, data in self._reached(cold, tell):
             try:
                 found = record.unpack(stored_key, data)
                 if found is not None:
@@ -195,11 +198,11 @@ class _Salvage:
             else:
                 yield stored_key, data
 
-    def _reached(self, reader: Reader, tell: bool) -> Iterator[tuple[bytes, bytes]]:
-        """All records, but for those that a damaged page of LMDB's stands before."""
+    def _reached(self, cold: Cold, tell: bool) -> Iterator[tuple[bytes, bytes]]:
+        """All records, but for those that a damaged page of LMDB's stands before: what is reached from either end."""
         last = b""
         try:
-            for item in reader.scan():
+            for item in self._scanned(cold):
                 if tell and item[0] <= last and self.lost_all_known:
                     self.lost_all_known = False
                     self._found(f"records are out of order after stored key {last[:60]!r}")
@@ -212,11 +215,16 @@ class _Salvage:
                 self._found(f"{error.message}; after stored key {last[:60]!r}")
         begin = b""
         with contextlib.suppress(CorruptionError):
-            for stored_key, _ in reader.scan(start=last + b"\0", reverse=True):
+            for stored_key, _ in self._scanned(cold, start=last + b"\0", reverse=True):
                 begin = stored_key
         if begin:
             with contextlib.suppress(CorruptionError):
-                yield from reader.scan(start=begin)
+                yield from self._scanned(cold, start=begin)
+
+    def _scanned(self, cold: Cold, start: bytes = b"", reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """A scan with a transaction of its own: one that has met a damaged page reads nothing any more."""
+        with cold.read() as reader:
+            yield from reader.scan(start=start, reverse=reverse)
 
     def _lose(self, stored_key: bytes, error: Exception) -> None:
         self.lost_records += 1
@@ -245,7 +253,7 @@ class _Salvage:
                 update.current.dictionary_next = state.dictionary_next
             items: list[tuple[bytes, bytes]] = []
             size = 0
-            for item in self._good(cold, reader):
+            for item in self._good(cold):
                 items.append(item)
                 size += len(item[1])
                 if len(items) >= COPY_RECORDS or size >= COPY_BYTES:
@@ -254,7 +262,7 @@ class _Salvage:
                     items, size = [], 0
             with fresh.update() as update:
                 update.append_records(items, ordered=False)
-            self.lost_records = max(0, state.records - fresh.state().records)
+            self.lost_records = max(len(self.lost_keys), state.records - fresh.state().records)
             files.write_current(self.directory, number)
             undo.pop_all()
         return fresh

@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import tiered
 from tiered import CorruptionError, files, recovery
 from tiered.cold import Cold
 from tiered.journal import SegmentFile
+
+BRANCH_PAGE = 1  # LMDB's flag.
 
 
 def small_journal(directory: Path, synced: bool) -> Written:
@@ -253,6 +256,42 @@ def test_salvage_of_a_page_put_over_another_keeps_what_is_left_and_says_that_it_
             assert len(store) == report.records
             assert dict(store).items() <= items.items()
     assert told > 2
+
+
+def test_a_page_that_leads_nowhere_costs_what_is_behind_it_and_check_tells_it(opener: Any, tmp_path: Path) -> None:
+    with opener("store", save="", compression="none") as store:
+        store.update({number: f"{number} " * 40 for number in range(3000)})
+    (data_file,) = (tmp_path / "store").glob("cold-*/data.mdb")
+    data = bytearray(data_file.read_bytes())
+    branches = []
+    for at in range(8192, len(data), 4096):
+        number, _, flags, lower = struct.unpack_from("<QHHH", data, at)
+        if number * 4096 == at and flags == BRANCH_PAGE:
+            branches.append(((lower - 16) // 2, at))
+    children, at = max(branches)  # Others are of older trees.
+    (node,) = struct.unpack_from("<H", data, at + 16 + children // 2 * 2)
+    data[at + node + 3] ^= 0x40  # Of a child's number: a page far behind the end.
+    data_file.write_bytes(data)
+    with opener("store") as store:
+        assert store.get(0) == "0 " * 40
+        assert "MDB_PAGE_NOTFOUND" in store.check()[-1].detail
+    report = tiered.salvage(tmp_path / "store")
+    assert 0 < report.lost_records < 60
+    assert (report.records + report.lost_records, report.lost_all_known) == (3000, False)
+    with opener("store") as store:
+        assert (len(store), store.check()) == (report.records, [])
+
+
+def test_salvage_says_that_old_values_may_be_back_where_more_is_read_than_was_kept(damaged: Any) -> None:
+    left, _ = damaged()
+    cold = Cold(left / "cold-0001")
+    with cold.update() as update:
+        update.current.records = 12
+    cold.close()
+    flip(left / "cold-0001" / "data.mdb", b"cold 7 cold 7")
+    report = tiered.salvage(left)
+    assert (report.records, report.lost_records, report.lost_keys, report.lost_all_known) == (19, 1, (7,), False)
+    assert [line for line in report.damage if "those may be back" in line]
 
 
 def test_salvage_of_a_whole_store_changes_nothing_and_of_an_open_one_is_refused(

@@ -88,6 +88,11 @@ def _guarded(command: Callable[[], int | None]) -> int:
         status, text = FAILED, in_words_of_the_command_line(str(error))
     except OSError as error:
         status, text = FAILED, f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except RecursionError:
+        status, text = (
+            FAILED,
+            "a value is nested too deeply to be shown or taken as text; 256 levels are sure to be kept",
+        )
     except KeyboardInterrupt:
         status, text = INTERRUPTED, "interrupted"
     complain(text)
