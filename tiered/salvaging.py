@@ -39,6 +39,9 @@ from tiered.log import LOG
 from tiered.opening import check_arguments, lock_applying, named_errors, refuse_network
 
 LOST_KEYS_MAX = 100
+PROBES_DEPTH = 12
+"""How often a range with damage in it is halved: a few thousand looks at most, and little of it is left unread."""
+PROBE_BYTES = 8
 
 
 class Salvaged(NamedTuple):
@@ -199,13 +202,22 @@ class _Salvage:
                 yield stored_key, data
 
     def _reached(self, cold: Cold, tell: bool) -> Iterator[tuple[bytes, bytes]]:
-        """All records, but for those that a damaged page of LMDB's stands before: what is reached from either end."""
+        """All records, but for those that only a damaged page of LMDB's leads to."""
         last = b""
+        for item in self._range(cold, b"", None, PROBES_DEPTH, tell):
+            if tell and item[0] <= last and self.lost_all_known:
+                self.lost_all_known = False
+                self._found(f"records are out of order after stored key {last[:60]!r}")
+            last = item[0]
+            yield item
+
+    def _range(
+        self, cold: Cold, start: bytes, stop: bytes | None, depth: int, tell: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """What can be read from both ends of a range, and of either half of what is between where these reads end."""
+        last = start
         try:
-            for item in self._scanned(cold):
-                if tell and item[0] <= last and self.lost_all_known:
-                    self.lost_all_known = False
-                    self._found(f"records are out of order after stored key {last[:60]!r}")
+            for item in self._scanned(cold, start, stop):
                 last = item[0]
                 yield item
             return
@@ -213,18 +225,24 @@ class _Salvage:
             if tell:
                 self.lost_all_known = False
                 self._found(f"{error.message}; after stored key {last[:60]!r}")
-        begin = b""
+        begin = stop
         with contextlib.suppress(CorruptionError):
-            for stored_key, _ in self._scanned(cold, start=last + b"\0", reverse=True):
+            for stored_key, _ in self._scanned(cold, last + b"\0", stop, reverse=True):
                 begin = stored_key
-        if begin:
+        middle = _between(last, begin)
+        if depth and middle:
+            yield from self._range(cold, last + b"\0", middle, depth - 1)
+            yield from self._range(cold, middle, begin, depth - 1)
+        if begin is not None and begin != stop:
             with contextlib.suppress(CorruptionError):
-                yield from self._scanned(cold, start=begin)
+                yield from self._scanned(cold, begin, stop)
 
-    def _scanned(self, cold: Cold, start: bytes = b"", reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+    def _scanned(
+        self, cold: Cold, start: bytes, stop: bytes | None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
         """A scan with a transaction of its own: one that has met a damaged page reads nothing any more."""
         with cold.read() as reader:
-            yield from reader.scan(start=start, reverse=reverse)
+            yield from reader.scan(start, stop, reverse)
 
     def _lose(self, stored_key: bytes, error: Exception) -> None:
         self.lost_records += 1
@@ -287,3 +305,15 @@ class _Salvage:
             self.dropped_bytes += segment.written_bytes(0)
             self._put_aside(segment.path)
         mark.give_up(self.directory)
+
+
+def _between(low: bytes, high: bytes | None) -> bytes | None:
+    """A stored key half way between two others, the end where the second is None; None if they are too near."""
+    alike = 0
+    while high is not None and alike < len(low) and low[alike : alike + 1] == high[alike : alike + 1]:
+        alike += 1
+    size = alike + PROBE_BYTES
+    begin = int.from_bytes(low[:size].ljust(size, b"\0"), "big")
+    end = 256**size if high is None else int.from_bytes(high[:size].ljust(size, b"\0"), "big")
+    middle = (begin + end) // 2
+    return middle.to_bytes(size, "big") if begin < middle and size <= keys.STORED_BYTES_EXACT else None
