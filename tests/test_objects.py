@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 import tracemalloc
 import uuid
 import weakref
@@ -259,6 +260,19 @@ def test_the_bytes_counted_are_those_that_are_allocated(make):
         tracemalloc.stop()
     assert tier.objects > 100
     assert 0.75 <= tier.object_bytes / allocated <= 1.6
+
+
+def test_the_list_of_where_its_parts_are_counts_as_part_of_a_master():
+    tier = arena(share=MB, budget=16 * MB)
+    documents = [[f"{number} {n} " * 3 for n in range(40)] for number in range(2)]
+    taken = []
+    for number, document in enumerate(documents):
+        put(tier, number, document)
+        read(tier, number, 3)
+        taken.append(tier.object_bytes)
+    rounded = [sys.getsizeof(part) + 15 & ~15 for part in (documents[1], *documents[1])]
+    assert tier.objects == 2
+    assert taken[1] - taken[0] >= sum(rounded) + 4 * (40 + 5)
 
 
 def test_what_happens_when_a_master_is_let_go_of_may_use_the_tier():
