@@ -164,8 +164,7 @@ class _Salvage:
                 # A page that is not damaged in itself, but is not the one that belongs there.
                 self.lost_all_known = False
                 self._found(f"{readable:,} records can be read where {counted:,} were kept")
-                if readable + self.lost_records > counted:
-                    self._found("what deleted keys, or was written over older values, is missing: those may be back")
+                self._found("deleted keys and older values may be back, where what came after them is missing")
             if len(self.damage) == before:
                 self._read_indexes(reader)
         return len(self.damage) > before

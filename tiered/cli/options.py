@@ -40,7 +40,7 @@ def seconds_of(context: click.Context, parameter: click.Parameter, given: str | 
         return None
     found = re.fullmatch(r"(\d+\.?\d*|\.\d+)([smhd]?)", given)
     seconds = float(found[1]) * UNITS[found[2]] if found else 0.0
-    if not seconds:
+    if not 0 < seconds < math.inf:
         wrong = f"{given!r} is not seconds above zero, such as 90, or with a unit: 15m, 2h, 7d"
         raise click.BadParameter(wrong, context, parameter)
     return seconds
