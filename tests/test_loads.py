@@ -345,6 +345,9 @@ def test_a_read_notes_itself_among_the_users_of_the_cold_tier(opener: Any, monke
             noted.append(dict(cold_tier._users))
             return env.begin()
 
+        def __getattr__(self, name: str) -> Any:
+            return getattr(env, name)
+
     monkeypatch.setattr(cold_tier, "_env", Watching())
     assert store["key"] == DOCUMENT
     assert [list(users.values()) for users in noted] == [[threading.get_ident()]]

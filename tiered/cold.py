@@ -51,6 +51,7 @@ from tiered.errors import (
     StoreFullError,
 )
 from tiered.log import LOG
+from tiered.native import native
 
 CLOSE_WAIT_SECONDS = 5.0
 _DAMAGE = (
@@ -66,8 +67,12 @@ _DAMAGE = (
 )
 
 
-_Layer = tuple[Any, "bytes | None"]
-"""A database that holds records, and its filter, if it has one."""
+class _Layer(NamedTuple):
+    """A database that holds records; its filter, and its pages as of a transaction, where there are any to be had."""
+
+    database: Any
+    filter: bytes | None
+    pages: Any
 
 
 class _Layout(NamedTuple):
@@ -154,6 +159,8 @@ class Cold:
         self.records = self.databases["records"]
         self.expiry = self.databases["expiry"]
         self._layout = _Layout(-1, [], b"", [])
+        with self._env.begin(buffers=True) as txn:
+            self._map = native and native.pages_map(txn.get(b"records"), self._env.stat()["psize"])
 
     def file_bytes(self) -> int:
         """Bytes of all pages, free ones included."""
@@ -271,7 +278,7 @@ class Cold:
 
     def layers_of(self, txn: Any) -> list[Any]:
         """The layers that a read transaction sees."""
-        return [database for database, _ in self._layout_of(txn).layers]
+        return [layer.database for layer in self._layout_of(txn).layers]
 
     def _layout_of(self, txn: Any) -> _Layout:
         """That of the transaction before, unless something was committed since."""
@@ -280,13 +287,22 @@ class Cold:
             reader = Reader(self, txn)
             state = reader.state()
             known = self._read_filters(reader, state)
-            runs = {slot: (self.databases[run_name(slot)], known.get(slot, (0, None))[1]) for slot in state.runs}
-            layers: list[_Layer] = [*runs.values(), (self.records, None)]
+            pages = self._pages_bytes() // self._env.stat()["psize"]
+            pages = min(pages, self.path.stat().st_size // self._env.stat()["psize"])
+            runs = {slot: self._layer(txn, run_name(slot), known.get(slot, (0, None))[1], pages) for slot in state.runs}
+            layers = [*runs.values(), self._layer(txn, "records", None, pages)]
             merged = [runs[slot] for slot in state.merging]
             behind = [layer for layer in layers if layer not in merged]
             # Replaced as a whole, by whichever thread comes last.
             self._layout = layout = _Layout(transaction, layers, state.merged_to, behind)
         return layout
+
+    def _layer(self, txn: Any, name: str, bits: bytes | None, pages: int) -> _Layer:
+        """That of a database, in a file of so many pages."""
+        found = None
+        if self._map is not None:
+            found = native.pages_of(self._map, self._env.stat()["psize"], pages, txn.get(name.encode()))
+        return _Layer(self.databases[name], bits, found)
 
     def _read_filters(self, reader: Reader, state: State) -> dict[int, tuple[int, bytes | None]]:
         """The filters of the runs there are, as many as may be kept; a damaged one is none, and `check` reports it."""
@@ -328,7 +344,7 @@ class Cold:
                 transaction, layers, merged_to, behind = self._layout
                 if transaction != txn.id():
                     transaction, layers, merged_to, behind = self._layout_of(txn)
-                for database, bits in layers if stored_key >= merged_to else behind:
+                for database, bits, _ in layers if stored_key >= merged_to else behind:
                     if bits is None or filters.has(bits, stored_key):
                         data = txn.get(stored_key, None, database)
                         if data is not None:

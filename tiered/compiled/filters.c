@@ -11,9 +11,9 @@ typedef struct {
 } Bits;
 
 static inline Bits
-bits_of(size_t size, PyObject *key)
+bits_of(size_t size, const unsigned char *key, size_t key_size)
 {
-    uint64_t mixed = tiered_crc32(0, (unsigned char *)PyBytes_AS_STRING(key), (size_t)PyBytes_GET_SIZE(key));
+    uint64_t mixed = tiered_crc32(0, key, key_size);
     return (Bits){(size_t)(mixed * (size / BLOCK_BYTES) >> 32) * BLOCK_BYTES, mixed * 0x9E3779B97F4A7C15u};
 }
 
@@ -24,13 +24,12 @@ bit_of(Bits bits, int probe)
 }
 
 bool
-tiered_filter_has(PyObject *filter, PyObject *stored_key)
+tiered_filter_has(const unsigned char *filter, size_t size, const unsigned char *key, size_t key_size)
 {
-    size_t size = PyBytes_CheckExact(filter) ? (size_t)PyBytes_GET_SIZE(filter) : 0;
     if (size < BLOCK_BYTES)
         return true;
-    Bits bits = bits_of(size, stored_key);
-    const unsigned char *block = (unsigned char *)PyBytes_AS_STRING(filter) + bits.block;
+    Bits bits = bits_of(size, key, key_size);
+    const unsigned char *block = filter + bits.block;
     for (int probe = 0; probe < PROBES; probe++) {
         unsigned bit = bit_of(bits, probe);
         if (!(block[bit >> 3] >> (bit & 7) & 1))
@@ -39,12 +38,24 @@ tiered_filter_has(PyObject *filter, PyObject *stored_key)
     return true;
 }
 
+static const unsigned char *
+data_of(PyObject *bytes)
+{
+    return (const unsigned char *)PyBytes_AS_STRING(bytes);
+}
+
+static size_t
+size_of(PyObject *bytes)
+{
+    return (size_t)PyBytes_GET_SIZE(bytes);
+}
+
 static PyObject *
 filter_has(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     if (count != 2 || !PyBytes_CheckExact(args[0]) || !PyBytes_CheckExact(args[1]))
         return PyErr_Format(PyExc_TypeError, "filter_has(bits, key), both bytes");
-    return PyBool_FromLong(tiered_filter_has(args[0], args[1]));
+    return PyBool_FromLong(tiered_filter_has(data_of(args[0]), size_of(args[0]), data_of(args[1]), size_of(args[1])));
 }
 
 static PyObject *
@@ -60,7 +71,7 @@ filter_add(PyObject *module, PyObject *const *args, Py_ssize_t count)
             Py_CLEAR(keys);
             break;
         }
-        Bits bits = bits_of((size_t)PyByteArray_GET_SIZE(args[0]), key);
+        Bits bits = bits_of((size_t)PyByteArray_GET_SIZE(args[0]), data_of(key), size_of(key));
         unsigned char *block = (unsigned char *)PyByteArray_AS_STRING(args[0]) + bits.block;
         for (int probe = 0; probe < PROBES; probe++) {
             unsigned bit = bit_of(bits, probe);

@@ -5,8 +5,9 @@
 #include "native.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 
-/* Whether a filter, which is a bytes object, may have a key.  Anything else may have it. */
-bool tiered_filter_has(PyObject *filter, PyObject *stored_key);
+/* Whether a filter may have a key.  One of no bytes may have any. */
+bool tiered_filter_has(const unsigned char *filter, size_t size, const unsigned char *key, size_t key_size);
 
 #endif

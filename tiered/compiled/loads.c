@@ -2,14 +2,13 @@
  * that nearly every read takes.  At whatever is out of the ordinary, a dirty key, a follower, damage, an error of LMDB,
  * it gives up, before anything is counted or kept, and the twin begins anew.
  *
- * LMDB and zstandard are called through their Python types.  They let go of the interpreter lock, so that other threads
- * run in between; the order of the steps, and the look under the store's lock before a value is kept, are what the twin
+ * LMDB's transactions and zstandard are called through their Python types; the pages of a transaction are looked at here
+ * (pages.c).  All let go of the interpreter lock, so that other threads run in between; the order of the steps, and the look under the store's lock before a value is kept, are what the twin
  * relies on, too (tiered/tiers.py).  No signal handler runs from the first note among the users of the cold tier to its
  * removal. */
 #include "loads.h"
 
 #include "decoder.h"
-#include "filters.h"
 #include "record.h"
 
 #include <string.h>
@@ -124,8 +123,9 @@ is_clean(PyObject *engine, PyObject *stored_key)
 
 /* -- the cold tier ----------------------------------------------------------------------------- */
 
-PyObject *
-tiered_cold_layout(PyObject *cold, PyObject *txn)
+/* `Cold._layout_of`. */
+static PyObject *
+layout_of(PyObject *cold, PyObject *txn)
 {
     PyObject *layout = ATTRIBUTE(cold, _layout), *id = layout ? CALL(txn, id) : NULL;
     int same = id ? PyObject_RichCompareBool(PyTuple_GET_ITEM(layout, LAYOUT_TRANSACTION), id, Py_EQ) : -1;
@@ -135,31 +135,25 @@ tiered_cold_layout(PyObject *cold, PyObject *txn)
     return same == 0 ? PyObject_CallMethodOneArg(cold, tiered_names[NAME__layout_of], txn) : layout;
 }
 
-/* The newest record of a transaction; NULL without an error: there is none. */
-static PyObject *
-newest(PyObject *cold, PyObject *txn, PyObject *stored_key)
+static bool
+add_layers(ColdRead *read, PyObject *layers)
 {
-    PyObject *data = NULL, *layout = tiered_cold_layout(cold, txn);
-    int merged = layout ? PyObject_RichCompareBool(stored_key, PyTuple_GET_ITEM(layout, LAYOUT_MERGED_TO), Py_LT) : -1;
-    if (merged >= 0) {
-        PyObject *layers = PyTuple_GET_ITEM(layout, merged ? LAYOUT_BEHIND : LAYOUT_LAYERS); /* The layout keeps it. */
-        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(layers); i++) {
-            PyObject *layer = PyList_GET_ITEM(layers, i);
-            if (!tiered_filter_has(PyTuple_GET_ITEM(layer, LAYER_FILTER), stored_key))
-                continue;
-            data = PyObject_CallMethodObjArgs(
-                txn, tiered_names[NAME_get], stored_key, Py_None, PyTuple_GET_ITEM(layer, LAYER_DATABASE), NULL);
-            if (data != Py_None)
-                break; /* Found, or failed. */
-            Py_CLEAR(data);
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(layers); i++) {
+        PyObject *layer = PyList_GET_ITEM(layers, i), *filter = PyTuple_GET_ITEM(layer, LAYER_FILTER);
+        ColdLayer *one = &read->layers[read->count++];
+        *one = (ColdLayer){.pages = tiered_pages(PyTuple_GET_ITEM(layer, LAYER_PAGES))};
+        if (PyBytes_CheckExact(filter)) {
+            one->filter = (const unsigned char *)PyBytes_AS_STRING(filter);
+            one->filter_bytes = (size_t)PyBytes_GET_SIZE(filter);
         }
+        if (one->pages == NULL || read->count == LAYERS_MAX)
+            return false;
     }
-    Py_XDECREF(layout);
-    return data;
+    return true;
 }
 
 bool
-tiered_cold_enter(ColdRead *read, PyObject *cold)
+tiered_cold_enter(ColdRead *read, PyObject *cold, PyObject *stored_key)
 {
     *read = (ColdRead){.users = ATTRIBUTE(cold, _users), .user = PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type)};
     PyObject *thread = PyLong_FromUnsignedLong(PyThread_get_thread_ident()), *env = NULL;
@@ -170,7 +164,12 @@ tiered_cold_enter(ColdRead *read, PyObject *cold)
     else if (read->noted && !PyErr_Occurred() && (env = ATTRIBUTE(cold, _env)) != NULL)
         read->txn = CALL(env, begin);
     Py_XDECREF(env);
-    return read->txn != NULL;
+    read->layout = read->txn ? layout_of(cold, read->txn) : NULL;
+    int merged = 0;
+    if (read->layout && stored_key)
+        merged = PyObject_RichCompareBool(stored_key, PyTuple_GET_ITEM(read->layout, LAYOUT_MERGED_TO), Py_LT);
+    return read->layout && merged >= 0
+        && add_layers(read, PyTuple_GET_ITEM(read->layout, merged ? LAYOUT_BEHIND : LAYOUT_LAYERS));
 }
 
 void
@@ -184,19 +183,30 @@ tiered_cold_leave(ColdRead *read)
     if (read->noted)
         PyDict_DelItem(read->users, read->user); /* A fork may have taken it. */
     PyErr_Clear();
+    Py_XDECREF(read->layout);
     Py_XDECREF(read->user);
     Py_XDECREF(read->users);
     tiered_put_back(error);
 }
 
-/* `Cold.get_at`. */
-static PyObject *
-cold_record(PyObject *cold, PyObject *stored_key)
+/* `Cold.get_at`, and the record taken apart. */
+static int
+look_up(const ColdRead *read, PyObject *stored_key, TieredRecord *record)
 {
-    ColdRead read;
-    PyObject *data = tiered_cold_enter(&read, cold) ? newest(cold, read.txn, stored_key) : NULL;
-    tiered_cold_leave(&read);
-    return data;
+    const unsigned char *key = (unsigned char *)PyBytes_AS_STRING(stored_key);
+    size_t key_size = (size_t)PyBytes_GET_SIZE(stored_key);
+    PageSearch search = {.key = key, .key_size = key_size, .state = PAGES_ABSENT};
+    const char *wrong = NULL;
+    Py_BEGIN_ALLOW_THREADS /* A page may have to come from the disk. */
+    for (int i = 0; i < read->count && search.state == PAGES_ABSENT; i++)
+        if (tiered_layer_may_have(&read->layers[i], key, key_size))
+            tiered_pages_find(read->layers[i].pages, &search);
+    if (search.state == PAGES_FOUND)
+        wrong = tiered_record(key, key_size, search.data, search.data_size, record);
+    Py_END_ALLOW_THREADS
+    if (search.state == PAGES_ABSENT)
+        return LOAD_ABSENT;
+    return search.state == PAGES_FOUND && !wrong && tiered_is_plain(record) ? LOAD_FOUND : LOAD_PYTHON;
 }
 
 PyObject *
@@ -359,35 +369,34 @@ tiered_is_over(PyObject *engine, int64_t deadline)
     return now < 0 ? -1 : deadline <= now;
 }
 
-/* The value of a record that was found, which is kept hot. */
+/* The payload of a key's record, if it has one now. */
 static int
-value_of(ArenaObject *arena, PyObject *engine, PyObject *generation, PyObject *key, PyObject *stored_key, PyObject *data,
-    PyObject **value)
+payload_of(PyObject *engine, const ColdRead *read, PyObject *stored_key, TieredRecord *record, PyObject **payload)
 {
-    TieredRecord record;
-    const char *wrong = tiered_record(
-        (const unsigned char *)PyBytes_AS_STRING(stored_key), (size_t)PyBytes_GET_SIZE(stored_key),
-        (const unsigned char *)PyBytes_AS_STRING(data), (size_t)PyBytes_GET_SIZE(data), &record);
-    if (wrong || !tiered_is_plain(&record))
-        return LOAD_PYTHON;
-    int over = record.flags & RECORD_IS_MARKER ? 1 : tiered_is_over(engine, record.deadline);
+    int came = look_up(read, stored_key, record);
+    if (came != LOAD_FOUND)
+        return came;
+    int over = record->flags & RECORD_IS_MARKER ? 1 : tiered_is_over(engine, record->deadline);
     if (over)
-        return over < 0 ? tiered_given_up() : LOAD_ABSENT;
-    PyObject *payload = NULL;
-    if (record.compression == COMPRESSION_ZSTD)
-        payload = decompressed(engine, &record);
-    else if (record.compression == COMPRESSION_NONE)
-        payload = bytes_of(record.body, record.body_size);
-    if (payload != NULL)
-        *value = tiered_decoded(
-            arena, record.codec, (unsigned char *)PyBytes_AS_STRING(payload), (size_t)PyBytes_GET_SIZE(payload));
-    if (*value == NULL) {
-        Py_XDECREF(payload);
+        return over < 0 ? LOAD_PYTHON : LOAD_ABSENT;
+    if (record->compression == COMPRESSION_ZSTD)
+        *payload = decompressed(engine, record);
+    else
+        *payload = bytes_of(record->body, record->body_size);
+    return *payload ? LOAD_FOUND : LOAD_PYTHON;
+}
+
+/* The value of a payload, which is kept hot. */
+static int
+value_of(ArenaObject *arena, PyObject *engine, PyObject *generation, PyObject *key, PyObject *stored_key,
+    const TieredRecord *record, PyObject *payload, PyObject **value)
+{
+    *value = tiered_decoded(
+        arena, record->codec, (unsigned char *)PyBytes_AS_STRING(payload), (size_t)PyBytes_GET_SIZE(payload));
+    if (*value == NULL)
         return tiered_given_up();
-    }
     bool done = tiered_count(engine, NAME_cold_hits, 1)
-        && keep(arena, engine, generation, key, stored_key, &record, payload);
-    Py_DECREF(payload);
+        && keep(arena, engine, generation, key, stored_key, record, payload);
     if (!done)
         Py_CLEAR(*value);
     return done ? LOAD_FOUND : LOAD_FAILED;
@@ -397,18 +406,20 @@ static int
 cold_value(ArenaObject *arena, PyObject *engine, PyObject *key, PyObject *stored_key, PyObject **value)
 {
     PyObject *generation = ATTRIBUTE(engine, generation), *background = generation ? ATTRIBUTE(engine, _background) : NULL;
-    PyObject *cold = NULL, *data = NULL;
+    PyObject *cold = NULL, *payload = NULL;
+    TieredRecord record;
     int came = LOAD_PYTHON;
     if (background == Py_None && is_clean(engine, stored_key) && (cold = ATTRIBUTE(engine, cold)) != NULL) {
-        data = cold_record(cold, stored_key);
-        if (data && PyBytes_CheckExact(data))
-            came = value_of(arena, engine, generation, key, stored_key, data, value);
-        else if (!PyErr_Occurred() && data == NULL)
-            came = LOAD_ABSENT;
+        ColdRead read;
+        if (tiered_cold_enter(&read, cold, stored_key))
+            came = payload_of(engine, &read, stored_key, &record, &payload);
+        tiered_cold_leave(&read);
     }
+    if (came == LOAD_FOUND)
+        came = value_of(arena, engine, generation, key, stored_key, &record, payload, value);
     if (came == LOAD_ABSENT && !tiered_count(engine, NAME_misses, 1))
         came = LOAD_FAILED;
-    Py_XDECREF(data);
+    Py_XDECREF(payload);
     Py_XDECREF(cold);
     Py_XDECREF(background);
     Py_XDECREF(generation);

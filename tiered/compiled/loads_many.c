@@ -1,7 +1,6 @@
 /* Reads of many cold keys at once: of the steps of `Store._load_many` (tiered/store.py), its twin, those of the keys that
- * have nothing unusual.  One transaction for all, one call of LMDB's binding for each layer, with the keys in order, one of
- * zstandard's for the frames of each dictionary, and the store's lock once.  What only the twin knows is left to it. */
-#include "filters.h"
+ * have nothing unusual.  One transaction for all, the keys in their order, one call of zstandard's for the frames of each
+ * dictionary, and the store's lock once.  What only the twin knows is left to it. */
 #include "loads.h"
 
 #include <stdlib.h>
@@ -11,10 +10,10 @@ enum { EVICTIONS_MAX = 2000 }; /* As in tiered/tiers.py. */
 
 typedef struct {
     PyObject *key, *stored_key; /* Borrowed of the list of keys, and owned. */
-    PyObject *data;             /* The record. */
-    PyObject *segment;          /* What its payload was decompressed into, as long as `view` is held. */
+    PyObject *segment;          /* What has the payload once the transaction is over, as long as `view` is held. */
     Py_buffer view;
     TieredRecord record;
+    bool asked, there; /* Whether the last layer may have it, and whether a record was found. */
     enum { LEFT, ASKED, READ, DECODED } state;
 } Item;
 
@@ -29,8 +28,15 @@ typedef struct {
 static const unsigned char *
 payload_of(const Item *item, size_t *size)
 {
-    *size = item->segment ? (size_t)item->view.len : item->record.body_size;
-    return item->segment ? item->view.buf : item->record.body;
+    *size = (size_t)item->view.len;
+    return item->view.buf;
+}
+
+static const unsigned char *
+key_of(const Item *item, size_t *size)
+{
+    *size = (size_t)PyBytes_GET_SIZE(item->stored_key);
+    return (const unsigned char *)PyBytes_AS_STRING(item->stored_key);
 }
 
 static int
@@ -67,105 +73,67 @@ gather(Batch *batch, PyObject *keys)
     return !PyErr_Occurred();
 }
 
-/* The keys that have no record yet, and that a layer with this filter may have; `at` says which items they are of. */
-static PyObject *
-wanted(const Batch *batch, PyObject *filter, Py_ssize_t *at)
+/* What came of a search: the record, taken apart. */
+static void
+found(Item *item, const PageSearch *search)
 {
-    PyObject *list = PyList_New(0);
-    Py_ssize_t count = 0;
-    for (Py_ssize_t i = 0; list && i < batch->count; i++)
-        if (batch->items[i].data == NULL && tiered_filter_has(filter, batch->items[i].stored_key)) {
-            at[count++] = i;
-            if (PyList_Append(list, batch->items[i].stored_key) < 0)
-                Py_CLEAR(list);
-        }
-    return list;
+    if (search->state == PAGES_ABSENT)
+        return;
+    item->there = true;
+    if (search->state != PAGES_FOUND || tiered_record(search->key, search->key_size, search->data, search->data_size, &item->record)
+        || !tiered_is_plain(&item->record))
+        item->state = LEFT;
 }
 
-/* Takes what a layer has of the keys: LMDB's pairs are in their order, each once. */
-static bool
-take(Batch *batch, PyObject *pairs, const Py_ssize_t *at, Py_ssize_t count)
+/* Looks in one layer for the keys that have no record yet. */
+static void
+look_up(Batch *batch, const ColdLayer *layer, PageSearch *searches)
 {
-    Py_ssize_t next = 0;
-    bool whole = pairs && PyList_CheckExact(pairs);
-    for (Py_ssize_t i = 0; whole && i < PyList_GET_SIZE(pairs); i++) {
-        PyObject *pair = PyList_GET_ITEM(pairs, i);
-        PyObject *name = PyTuple_CheckExact(pair) && PyTuple_GET_SIZE(pair) == 2 ? PyTuple_GET_ITEM(pair, 0) : NULL;
-        PyObject *data = name ? PyTuple_GET_ITEM(pair, 1) : NULL;
-        whole = data && PyBytes_CheckExact(name) && PyBytes_CheckExact(data);
-        Item wantedlike = {.stored_key = name};
-        while (whole && next < count && by_stored_key(&batch->items[at[next]], &wantedlike) < 0)
-            next++;
-        for (; whole && next < count && by_stored_key(&batch->items[at[next]], &wantedlike) == 0; next++)
-            batch->items[at[next]].data = Py_NewRef(data);
+    size_t count = 0, next = 0;
+    for (Py_ssize_t i = 0; i < batch->count; i++) {
+        PageSearch *search = &searches[count];
+        search->key = key_of(&batch->items[i], &search->key_size);
+        batch->items[i].asked = !batch->items[i].there && tiered_layer_may_have(layer, search->key, search->key_size);
+        count += batch->items[i].asked;
     }
-    return whole;
+    tiered_pages_find_many(layer->pages, searches, count);
+    for (Py_ssize_t i = 0; i < batch->count; i++)
+        if (batch->items[i].asked)
+            found(&batch->items[i], &searches[next++]);
 }
 
+/* Counts the records that are not there, or no more. */
 static bool
-read_layers(Batch *batch, PyObject *cold, PyObject *txn)
-{
-    PyObject *layout = tiered_cold_layout(cold, txn), *layers = layout ? PyTuple_GET_ITEM(layout, LAYOUT_LAYERS) : NULL;
-    Py_ssize_t *at = PyMem_Malloc(((size_t)batch->count + 1) * sizeof *at);
-    bool done = layers && at;
-    for (Py_ssize_t i = 0; done && i < PyList_GET_SIZE(layers); i++) {
-        PyObject *layer = PyList_GET_ITEM(layers, i), *names = wanted(batch, PyTuple_GET_ITEM(layer, LAYER_FILTER), at);
-        if (names && PyList_GET_SIZE(names) == 0) {
-            Py_DECREF(names);
-            continue;
-        }
-        PyObject *database = PyTuple_GET_ITEM(layer, LAYER_DATABASE);
-        PyObject *cursor = names ? PyObject_CallMethodOneArg(txn, tiered_names[NAME_cursor], database) : NULL;
-        PyObject *pairs = cursor ? PyObject_CallMethodOneArg(cursor, tiered_names[NAME_getmulti], names) : NULL;
-        done = pairs && take(batch, pairs, at, PyList_GET_SIZE(names));
-        Py_XDECREF(pairs);
-        Py_XDECREF(cursor);
-        Py_XDECREF(names);
-    }
-    PyMem_Free(at);
-    Py_XDECREF(layout);
-    return done;
-}
-
-static bool
-read_cold(Batch *batch)
-{
-    ColdRead read;
-    PyObject *cold = ATTRIBUTE(batch->engine, cold);
-    bool done = false;
-    if (cold != NULL) {
-        done = tiered_cold_enter(&read, cold) && read_layers(batch, cold, read.txn);
-        tiered_cold_leave(&read);
-        Py_DECREF(cold);
-    }
-    return done;
-}
-
-/* Takes the records apart, and counts those that are not there. */
-static bool
-open_records(Batch *batch)
+count_misses(Batch *batch)
 {
     for (Py_ssize_t i = 0; i < batch->count; i++) {
         Item *item = &batch->items[i];
-        int over = 1;
-        if (item->data != NULL) {
-            const char *wrong = tiered_record(
-                (unsigned char *)PyBytes_AS_STRING(item->stored_key), (size_t)PyBytes_GET_SIZE(item->stored_key),
-                (unsigned char *)PyBytes_AS_STRING(item->data), (size_t)PyBytes_GET_SIZE(item->data), &item->record);
-            if (wrong || !tiered_is_plain(&item->record))
-                item->state = LEFT;
-            else if (!(item->record.flags & RECORD_IS_MARKER) && (over = tiered_is_over(batch->engine, item->record.deadline)) < 0)
-                return false;
-        }
-        if (item->state == ASKED && over) {
-            item->state = DECODED;
-            Py_CLEAR(item->data);
-            batch->misses++;
-        } else if (item->state == ASKED) {
-            item->state = READ;
-        }
+        if (item->state != ASKED)
+            continue;
+        int over = !item->there || item->record.flags & RECORD_IS_MARKER ? 1 : tiered_is_over(batch->engine, item->record.deadline);
+        if (over < 0)
+            return false;
+        item->there = !over;
+        item->state = over ? DECODED : READ;
+        batch->misses += over;
     }
     return true;
+}
+
+static bool
+hold(Item *item, PyObject *segment)
+{
+    item->segment = segment;
+    if (segment && PyObject_GetBuffer(segment, &item->view, PyBUF_SIMPLE) < 0)
+        Py_CLEAR(item->segment);
+    item->state = item->segment ? READ : LEFT;
+    return item->segment != NULL;
+}
+
+static PyObject *
+body_of(const Item *item)
+{
+    return PyBytes_FromStringAndSize((const char *)item->record.body, (Py_ssize_t)item->record.body_size);
 }
 
 /* Undoes the frames of one dictionary, those from the first one that is still compressed on; what fails is left. */
@@ -179,8 +147,7 @@ undo(Batch *batch, const TieredRecord *like)
         if (item->state != READ || item->segment || item->record.compression != COMPRESSION_ZSTD
             || item->record.dictionary != like->dictionary)
             continue;
-        PyObject *body = tiered_is_small_frame(&item->record)
-            ? PyBytes_FromStringAndSize((const char *)item->record.body, (Py_ssize_t)item->record.body_size) : NULL;
+        PyObject *body = tiered_is_small_frame(&item->record) ? body_of(item) : NULL;
         item->state = body && PyList_Append(bodies, body) == 0 ? ASKED : LEFT;
         Py_XDECREF(body);
     }
@@ -192,27 +159,50 @@ undo(Batch *batch, const TieredRecord *like)
         Item *item = &batch->items[i];
         if (item->state != ASKED)
             continue;
-        item->segment = undone ? PySequence_GetItem(undone, next++) : NULL;
-        if (item->segment && PyObject_GetBuffer(item->segment, &item->view, PyBUF_SIMPLE) < 0)
-            Py_CLEAR(item->segment);
-        item->state = item->segment ? READ : LEFT;
+        hold(item, undone ? PySequence_GetItem(undone, next++) : NULL);
     }
     Py_XDECREF(undone);
     Py_XDECREF(bodies);
 }
 
+/* The payloads; false with an error set. */
 static bool
 undo_all(Batch *batch)
 {
     for (Py_ssize_t i = 0; i < batch->count; i++) {
         Item *item = &batch->items[i];
-        if (item->state == READ && item->record.compression == COMPRESSION_ZSTD && !item->segment) {
+        if (item->state != READ || item->segment)
+            continue;
+        if (item->record.compression == COMPRESSION_ZSTD)
             undo(batch, &item->record);
-            if (tiered_given_up() == LOAD_FAILED)
-                return false;
-        }
+        else
+            hold(item, body_of(item));
+        if (tiered_given_up() == LOAD_FAILED)
+            return false;
     }
     return true;
+}
+
+/* The payloads of the keys that are there, all as of one transaction. */
+static bool
+read_cold(Batch *batch)
+{
+    ColdRead read;
+    PyObject *cold = ATTRIBUTE(batch->engine, cold);
+    PageSearch *searches = PyMem_Malloc(((size_t)batch->count + 1) * sizeof *searches);
+    bool done = false;
+    if (cold && searches && tiered_cold_enter(&read, cold, NULL)) {
+        Py_BEGIN_ALLOW_THREADS /* Pages may have to come from the disk. */
+        for (int i = 0; i < read.count; i++)
+            look_up(batch, &read.layers[i], searches);
+        Py_END_ALLOW_THREADS
+        done = count_misses(batch) && undo_all(batch);
+    }
+    if (cold && searches)
+        tiered_cold_leave(&read);
+    PyMem_Free(searches);
+    Py_XDECREF(cold);
+    return done;
 }
 
 static bool
@@ -241,7 +231,7 @@ is_doubtful(const Item *item, bool plainly, Py_ssize_t size_max)
 {
     size_t size;
     payload_of(item, &size);
-    return item->data && item->state == DECODED && (!plainly || (Py_ssize_t)size > size_max);
+    return item->there && item->state == DECODED && (!plainly || (Py_ssize_t)size > size_max);
 }
 
 /* `Tiers.promote_many` of those. */
@@ -287,7 +277,7 @@ promote(const Batch *batch, PyObject *generation)
             const Item *item = &batch->items[i];
             size_t size;
             const unsigned char *payload = payload_of(item, &size);
-            if (item->data && item->state == DECODED && (Py_ssize_t)size <= size_max
+            if (item->there && item->state == DECODED && (Py_ssize_t)size <= size_max
                 && tiered_is_saved(&unsaved, item->stored_key)) {
                 done = tiered_arena_put(arena, item->key, item->record.codec, payload, size, item->record.deadline) >= 0;
                 promotions++;
@@ -306,8 +296,7 @@ static bool
 load_all(Batch *batch, PyObject *keys)
 {
     PyObject *generation = ATTRIBUTE(batch->engine, generation);
-    bool done = generation && gather(batch, keys) && (batch->count == 0 || read_cold(batch)) && open_records(batch)
-        && undo_all(batch) && decode_all(batch) && tiered_count(batch->engine, NAME_cold_hits, batch->hits)
+    bool done = generation && gather(batch, keys) && (batch->count == 0 || read_cold(batch)) && decode_all(batch) && tiered_count(batch->engine, NAME_cold_hits, batch->hits)
         && tiered_count(batch->engine, NAME_misses, batch->misses) && (batch->hits == 0 || promote(batch, generation));
     Py_XDECREF(generation);
     return done;
@@ -343,7 +332,6 @@ end(Batch *batch)
         if (item->segment)
             PyBuffer_Release(&item->view);
         Py_XDECREF(item->segment);
-        Py_XDECREF(item->data);
         Py_XDECREF(item->stored_key);
     }
     PyMem_Free(batch->items);
@@ -396,7 +384,7 @@ tiered_read_ahead(PyObject *module, PyObject *const *args, Py_ssize_t count)
     batch.items = PyMem_Calloc((size_t)PyList_GET_SIZE(args[2]) + 1, sizeof *batch.items);
     if (batch.items == NULL)
         return PyErr_NoMemory();
-    bool done = gather(&batch, args[2]) && (batch.count == 0 || read_cold(&batch)) && open_records(&batch) && undo_all(&batch);
+    bool done = gather(&batch, args[2]) && (batch.count == 0 || read_cold(&batch));
     Py_ssize_t kept = done ? keep_in_order(&batch, args[2], bytes_max) : 0;
     end(&batch);
     return tiered_given_up() == LOAD_FAILED ? NULL : PyLong_FromSsize_t(kept);

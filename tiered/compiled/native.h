@@ -18,6 +18,7 @@ int tiered_add_keys(PyObject *module);
 int tiered_add_shards(PyObject *module);
 int tiered_add_slots(PyObject *module);
 int tiered_add_loads(PyObject *module);
+int tiered_add_pages(PyObject *module);
 int tiered_add_record(PyObject *module);
 
 #endif

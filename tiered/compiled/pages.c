@@ -1,0 +1,406 @@
+/* Look-ups in the pages of an LMDB snapshot, as `mdb_get` does them, but without LMDB: the interpreter lock is let go of
+ * once for many keys, nothing is copied, of keys in order each begins where the one before went, and the searches in several
+ * pages take turns, so that each finds what it looks at next fetched from memory by then.
+ *
+ * The format is that of LMDB 0.9 with 64 bits (mdb.c: `MDB_page`, `MDB_node`, `MDB_db`, `MDB_meta`), in the byte order of the
+ * machine.  A page begins with its number (8 bytes), 2 bytes unused, its flags (2), the end of the offsets of its nodes (2)
+ * and the begin of its nodes (2); for values of several pages, the last two are their count.  Then come the offsets (2 each)
+ * of the nodes, in the order of their keys.  A node is 8 bytes, its key and, in a leaf, its value.  The 8 bytes of a branch
+ * are the number of the page below (6) and the key's size (2); those of a leaf the value's size (4), flags (2) and the key's
+ * size (2); the key of a branch's first node counts for none.
+ *
+ * A read transaction of LMDB's, open meanwhile, keeps the pages as they are.  They may still be damaged: nothing is looked at
+ * outside of the page, or of the pages of the file, and what cannot be is left to LMDB to report. */
+#define _DEFAULT_SOURCE /* sysconf, msync */
+#include "pages.h"
+
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum {
+    HEADER_BYTES = 16, NODE_BYTES = 8, OFFSET_BYTES = 2, PAGE_BYTES_MAX = 1 << 15,
+    PAGE_IS_BRANCH = 0x01, PAGE_IS_LEAF = 0x02, PAGE_IS_OVERFLOW = 0x04, PAGE_IS_META = 0x08,
+    PAGE_KINDS = 0x01 | 0x02 | 0x04 | 0x08 | 0x20 | 0x40,
+    NODE_IS_LARGE = 0x01,
+    DATABASE_BYTES = 48, DATABASE_FLAGS = 4, DATABASE_ROOT = 40,
+    LEVELS_MAX = 32, AT_ONCE = 16, LINE_BYTES = 64,
+};
+#define NO_PAGE UINT64_MAX
+static const char CAPSULE[] = "tiered.pages";
+static const uint32_t MAGIC = 0xBEEFC0DE, VERSION = 1;
+
+static inline unsigned
+number16(const unsigned char *at)
+{
+    uint16_t value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
+static inline uint32_t
+number32(const unsigned char *at)
+{
+    uint32_t value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
+static inline uint64_t
+number64(const unsigned char *at)
+{
+    uint64_t value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
+static inline unsigned
+flags_of(const unsigned char *page)
+{
+    return number16(page + 10) & PAGE_KINDS;
+}
+
+static inline bool
+is_branch(const unsigned char *page)
+{
+    return flags_of(page) == PAGE_IS_BRANCH;
+}
+
+/* -- nodes -------------------------------------------------------------------------------------- */
+
+static inline unsigned
+offset_of(const unsigned char *page, unsigned number)
+{
+    return number16(page + HEADER_BYTES + OFFSET_BYTES * number);
+}
+
+/* The node with a number, which is in the page with its key, or NULL. */
+static inline const unsigned char *
+node_at(const TieredPages *pages, const unsigned char *page, unsigned number)
+{
+    unsigned offset = offset_of(page, number);
+    const unsigned char *node = page + offset;
+    bool inside = offset >= HEADER_BYTES && offset + NODE_BYTES <= pages->page_bytes
+        && offset + NODE_BYTES + number16(node + 6) <= pages->page_bytes;
+    return inside ? node : NULL;
+}
+
+/* As memcmp, of keys that mostly have much in common. */
+static inline int
+order_of(const unsigned char *one, const unsigned char *other, size_t size)
+{
+    size_t at = 0;
+    if (size < 8)
+        return memcmp(one, other, size);
+    while (true) {
+        uint64_t a = __builtin_bswap64(number64(one + at)), b = __builtin_bswap64(number64(other + at));
+        if (a != b || at == size - 8)
+            return (a > b) - (a < b);
+        at = at + 16 <= size ? at + 8 : size - 8; /* The last eight again, perhaps: what was equal stays so. */
+    }
+}
+
+/* Compares the key that is looked for with that of a node; false if the node is damaged. */
+static inline bool
+compare(const TieredPages *pages, const PageSearch *search, const unsigned char *page, unsigned number, int *order)
+{
+    const unsigned char *node = node_at(pages, page, number);
+    if (node == NULL)
+        return false;
+    size_t size = number16(node + 6);
+    *order = order_of(search->key, node + NODE_BYTES, size < search->key_size ? size : search->key_size);
+    if (*order == 0)
+        *order = (search->key_size > size) - (search->key_size < size);
+    return true;
+}
+
+/* -- places ------------------------------------------------------------------------------------- */
+
+/* All nodes of a page that have a key; false if it is damaged. */
+static bool
+open_page(const TieredPages *pages, const unsigned char *page, PagePlace *place)
+{
+    unsigned flags = flags_of(page), end = number16(page + 12), first = flags == PAGE_IS_BRANCH;
+    if ((!first && flags != PAGE_IS_LEAF) || end < HEADER_BYTES + OFFSET_BYTES * (first + 1) || end > pages->page_bytes)
+        return false;
+    *place = (PagePlace){page, first, (end - HEADER_BYTES) / OFFSET_BYTES};
+    return true;
+}
+
+static inline void
+fetch_middle(const TieredPages *pages, const PagePlace *place)
+{
+    unsigned offset = offset_of(place->page, (place->low + place->high) / 2);
+    if (offset < pages->page_bytes)
+        __builtin_prefetch(place->page + offset);
+}
+
+/* One step to the first of the nodes left whose key is greater; false if one is damaged. */
+static inline bool
+narrow(const TieredPages *pages, const PageSearch *search, PagePlace *place)
+{
+    unsigned middle = (place->low + place->high) / 2;
+    int order;
+    if (!compare(pages, search, place->page, middle, &order))
+        return false;
+    place->high = order < 0 ? middle : place->high;
+    place->low = order < 0 ? place->low : middle + 1;
+    return true;
+}
+
+/* A page by its number, or NULL. */
+static inline const unsigned char *
+page_at(const TieredPages *pages, uint64_t number)
+{
+    return number < pages->count ? pages->map + number * pages->page_bytes : NULL;
+}
+
+/* The page below the node before a place in a branch; NULL if it is damaged. */
+static const unsigned char *
+page_below(const TieredPages *pages, const PagePlace *place)
+{
+    const unsigned char *node = node_at(pages, place->page, place->low - 1);
+    return node ? page_at(pages, number32(node) | (uint64_t)number16(node + 4) << 32) : NULL;
+}
+
+/* -- searches ----------------------------------------------------------------------------------- */
+
+/* The value of the node before the place, if that has the key. */
+static void
+take(const TieredPages *pages, PageSearch *search)
+{
+    const unsigned char *page = search->place.page, *node;
+    int order;
+    search->state = PAGES_ABSENT;
+    if (search->place.low == 0)
+        return;
+    search->state = PAGES_DAMAGED;
+    if (!compare(pages, search, page, search->place.low - 1, &order))
+        return;
+    if (order != 0) {
+        search->state = PAGES_ABSENT;
+        return;
+    }
+    node = node_at(pages, page, search->place.low - 1);
+    size_t size = number32(node), at = (size_t)(node - page) + NODE_BYTES + search->key_size;
+    unsigned flags = number16(node + 4);
+    if (flags == 0 && size <= pages->page_bytes - at) {
+        search->data = page + at;
+        search->state = PAGES_FOUND;
+    } else if (flags == NODE_IS_LARGE && sizeof(uint64_t) <= pages->page_bytes - at) {
+        uint64_t number = number64(page + at), all = (HEADER_BYTES + size + pages->page_bytes - 1) / pages->page_bytes;
+        const unsigned char *first = page_at(pages, number);
+        if (first && all <= pages->count - number && flags_of(first) == PAGE_IS_OVERFLOW) {
+            search->data = first + HEADER_BYTES;
+            search->state = PAGES_FOUND;
+        }
+    }
+    search->data_size = size;
+}
+
+void
+tiered_pages_find(const TieredPages *pages, PageSearch *search)
+{
+    const unsigned char *page = page_at(pages, pages->root);
+    search->state = pages->root == NO_PAGE ? PAGES_ABSENT : PAGES_DAMAGED;
+    for (int level = 0; page && level < LEVELS_MAX; level++) {
+        if (!open_page(pages, page, &search->place))
+            return;
+        while (search->place.low < search->place.high)
+            if (!narrow(pages, search, &search->place))
+                return;
+        if (!is_branch(page)) {
+            take(pages, search);
+            return;
+        }
+        page = page_below(pages, &search->place);
+    }
+}
+
+/* How a search came down: its place in each branch, all nodes behind it left. */
+typedef struct {
+    PagePlace places[LEVELS_MAX];
+    int depth;
+} Path;
+
+/* Moves a place in a branch forward, first by one node, then by twice as many each time, and back as `narrow` does. */
+static bool
+forward(const TieredPages *pages, const PageSearch *search, PagePlace *place)
+{
+    unsigned high = place->high, step = 1;
+    int order = 0;
+    while (place->low < high) {
+        unsigned next = place->low + step - 1 < high ? place->low + step - 1 : high - 1;
+        if (!compare(pages, search, place->page, next, &order))
+            return false;
+        if (order < 0) {
+            place->high = next;
+            break;
+        }
+        place->low = next + 1;
+        step *= 2;
+    }
+    while (place->low < place->high)
+        if (!narrow(pages, search, place))
+            return false;
+    place->high = high;
+    return true;
+}
+
+/* The leaf that may have a key not less than the one before it; NULL if there is damage on the way. */
+static const unsigned char *
+leaf_of(const TieredPages *pages, const PageSearch *search, Path *path)
+{
+    const unsigned char *page = page_at(pages, pages->root);
+    for (int level = 0; page && level < LEVELS_MAX; level++) {
+        PagePlace *place = &path->places[level];
+        if (level == path->depth || place->page != page) {
+            path->depth = level; /* What is below belongs to another page. */
+            if (!open_page(pages, page, place))
+                return NULL;
+            if (!is_branch(page))
+                return page;
+            path->depth++;
+        }
+        if (!forward(pages, search, place)) {
+            path->depth = level;
+            return NULL;
+        }
+        page = page_below(pages, place);
+    }
+    return NULL;
+}
+
+/* Looks in the leaves, in turns. */
+static void
+find_in_leaves(const TieredPages *pages, PageSearch *searches, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (searches[i].place.page && open_page(pages, searches[i].place.page, &searches[i].place))
+            fetch_middle(pages, &searches[i].place);
+        else
+            searches[i].state = PAGES_DAMAGED;
+    for (bool busy = true; busy;) {
+        busy = false;
+        for (size_t i = 0; i < count; i++) {
+            PageSearch *search = &searches[i];
+            if (search->state != PAGES_SEARCHING || search->place.low == search->place.high)
+                continue;
+            if (!narrow(pages, search, &search->place))
+                search->state = PAGES_DAMAGED;
+            else if (search->place.low < search->place.high)
+                fetch_middle(pages, &search->place);
+            busy = true;
+        }
+    }
+    for (size_t i = 0; i < count; i++)
+        if (searches[i].state == PAGES_SEARCHING)
+            take(pages, &searches[i]);
+}
+
+void
+tiered_pages_find_many(const TieredPages *pages, PageSearch *searches, size_t count)
+{
+    Path path = {.depth = 0};
+    for (size_t done = 0; done < count; done += AT_ONCE) {
+        size_t some = count - done < AT_ONCE ? count - done : AT_ONCE;
+        for (size_t i = done; i < done + some; i++) {
+            searches[i].state = pages->root == NO_PAGE ? PAGES_ABSENT : PAGES_SEARCHING;
+            searches[i].place = (PagePlace){0};
+            if (searches[i].state == PAGES_SEARCHING && (searches[i].place.page = leaf_of(pages, &searches[i], &path))) {
+                __builtin_prefetch(searches[i].place.page);
+                __builtin_prefetch(searches[i].place.page + LINE_BYTES);
+            }
+        }
+        if (pages->root != NO_PAGE)
+            find_in_leaves(pages, searches + done, some);
+    }
+}
+
+/* -- the pages of a database -------------------------------------------------------------------- */
+
+static void
+forget(PyObject *capsule)
+{
+    PyMem_Free(PyCapsule_GetPointer(capsule, CAPSULE));
+}
+
+const TieredPages *
+tiered_pages(PyObject *pages)
+{
+    return PyCapsule_IsValid(pages, CAPSULE) ? PyCapsule_GetPointer(pages, CAPSULE) : NULL;
+}
+
+/* Where the map begins that a value of one page lies in, or NULL: the page has its number, and the first page of all is known
+ * by its looks. */
+static const unsigned char *
+map_around(const unsigned char *value, size_t page_bytes)
+{
+    const unsigned char *page = value - (uintptr_t)value % page_bytes;
+    uint64_t number = number64(page);
+    if (flags_of(page) != PAGE_IS_LEAF || number > (uintptr_t)page / page_bytes)
+        return NULL;
+    const unsigned char *map = page - number * page_bytes;
+    if (msync((void *)map, page_bytes, MS_ASYNC) != 0) /* Nothing is there. */
+        return NULL;
+    bool known = number64(map) == 0 && flags_of(map) == PAGE_IS_META && number32(map + HEADER_BYTES) == MAGIC
+        && number32(map + HEADER_BYTES + 4) == VERSION;
+    return known ? map : NULL;
+}
+
+static PyObject *
+pages_map(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    Py_buffer value;
+    size_t page_bytes = count == 2 ? PyLong_AsSize_t(args[1]) : 0;
+    if (PyErr_Occurred())
+        return NULL;
+    if (count != 2 || !PyObject_CheckBuffer(args[0]))
+        return PyErr_Format(PyExc_TypeError, "pages_map(value, page_bytes), the first in a page of the map");
+    if (PyObject_GetBuffer(args[0], &value, PyBUF_SIMPLE) < 0)
+        return NULL;
+    const unsigned char *map = NULL;
+    if (sizeof(void *) == 8 && page_bytes == (size_t)sysconf(_SC_PAGESIZE) && value.len == DATABASE_BYTES)
+        map = map_around(value.buf, page_bytes);
+    PyBuffer_Release(&value);
+    if (map == NULL)
+        Py_RETURN_NONE;
+    return PyLong_FromVoidPtr((void *)map);
+}
+
+static PyObject *
+pages_of(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 4 || !PyBytes_CheckExact(args[3]) || PyBytes_GET_SIZE(args[3]) != DATABASE_BYTES)
+        return PyErr_Format(PyExc_TypeError, "pages_of(map, page_bytes, count, database)");
+    const unsigned char *database = (const unsigned char *)PyBytes_AS_STRING(args[3]);
+    TieredPages pages = {.map = PyLong_AsVoidPtr(args[0]), .page_bytes = PyLong_AsSize_t(args[1])};
+    pages.count = PyLong_AsUnsignedLongLong(args[2]);
+    pages.root = number64(database + DATABASE_ROOT);
+    if (PyErr_Occurred())
+        return NULL;
+    if (number16(database + DATABASE_FLAGS)) /* Sorted in another way, or with several values for a key. */
+        Py_RETURN_NONE;
+    TieredPages *kept = PyMem_Malloc(sizeof *kept);
+    if (kept == NULL)
+        return PyErr_NoMemory();
+    *kept = pages;
+    PyObject *capsule = PyCapsule_New(kept, CAPSULE, forget);
+    if (capsule == NULL)
+        PyMem_Free(kept);
+    return capsule;
+}
+
+static PyMethodDef methods[] = {
+    {"pages_map", (PyCFunction)(void (*)(void))pages_map, METH_FASTCALL,
+     "pages_map(value, page_bytes): where LMDB's map is in memory that the entry of a database lies in; None if unknown."},
+    {"pages_of", (PyCFunction)(void (*)(void))pages_of, METH_FASTCALL,
+     "pages_of(map, page_bytes, count, database): the pages of a database, by its entry, to be searched; None if they cannot be."},
+    {NULL, NULL, 0, NULL},
+};
+
+int
+tiered_add_pages(PyObject *module)
+{
+    return PyModule_AddFunctions(module, methods);
+}
