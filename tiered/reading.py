@@ -122,7 +122,7 @@ class Reads(Hits, Handle, Generic[K, V]):
                 keys.encode(key)  # Refuses what is no key, before it is hashed.
                 found[key] = self._glanced(key)
             self._load_many([key for key in found if found[key] is _UNSET], found, engine.clock.now_ms(), False)
-            return {key: value for key, value in found.items() if value is not _UNSET}
+            return found
         collecting = gc.isenabled()
         try:
             gc.disable()  # Thousands of new containers, none of them garbage yet: it would walk them again and again.
@@ -139,13 +139,13 @@ class Reads(Hits, Handle, Generic[K, V]):
             missing = [key for part in slices for key in self._loaded(part, found)]
             if missing:
                 self._load_many(missing, found, engine.clock.now_ms())
-            return {key: value for key, value in found.items() if value is not _UNSET}
+            return found
         finally:
             if collecting:
                 gc.enable()
 
     def _load_many(self, missing: list[K], found: dict[K, Any], now_ms: int, promote: bool = True) -> None:
-        """Put the values of keys that are not hot into `found`."""
+        """Put the values of keys that are not hot into `found`, which has a place for each, or take that away."""
         if not missing:
             return
         engine = self._engine
@@ -164,6 +164,8 @@ class Reads(Hits, Handle, Generic[K, V]):
                     counters.cold_hits += 1
                 else:
                     counters.buffer_hits += 1
+            else:
+                found.pop(key, None)
         counters.misses += len(missing) - len(located)
         packed = [(key, dirty.payload) for key, _, _, dirty in located if dirty.codec == codec.MSGPACK]
         try:

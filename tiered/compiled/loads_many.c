@@ -205,11 +205,17 @@ read_cold(Batch *batch)
     return done;
 }
 
+/* Fills the places that the dict has for the values, or takes them away; false with an error set. */
 static bool
 decode_all(Batch *batch)
 {
     for (Py_ssize_t i = 0; i < batch->count; i++) {
         Item *item = &batch->items[i];
+        if (item->state == DECODED) { /* Absent; gone already, where it was asked for twice. */
+            int there = PyDict_Contains(batch->found, item->key);
+            if (there < 0 || (there && PyDict_DelItem(batch->found, item->key) < 0))
+                return false;
+        }
         if (item->state != READ)
             continue;
         size_t size;
