@@ -19,14 +19,13 @@
 #include <unistd.h>
 
 enum {
-    HEADER_BYTES = 16, NODE_BYTES = 8, OFFSET_BYTES = 2, PAGE_BYTES_MAX = 1 << 15,
+    HEADER_BYTES = 16, NODE_BYTES = 8, OFFSET_BYTES = 2,
     PAGE_IS_BRANCH = 0x01, PAGE_IS_LEAF = 0x02, PAGE_IS_OVERFLOW = 0x04, PAGE_IS_META = 0x08,
     PAGE_KINDS = 0x01 | 0x02 | 0x04 | 0x08 | 0x20 | 0x40,
     NODE_IS_LARGE = 0x01,
-    DATABASE_BYTES = 48, DATABASE_FLAGS = 4, DATABASE_ROOT = 40,
+    DATABASE_BYTES = 48, DATABASE_FLAGS = 4, DATABASE_LEVELS = 6, DATABASE_ROOT = 40,
     LEVELS_MAX = 32, AT_ONCE = 16, LINE_BYTES = 64,
 };
-#define NO_PAGE UINT64_MAX
 static const char CAPSULE[] = "tiered.pages";
 static const uint32_t MAGIC = 0xBEEFC0DE, VERSION = 1;
 
@@ -58,12 +57,6 @@ static inline unsigned
 flags_of(const unsigned char *page)
 {
     return number16(page + 10) & PAGE_KINDS;
-}
-
-static inline bool
-is_branch(const unsigned char *page)
-{
-    return flags_of(page) == PAGE_IS_BRANCH;
 }
 
 /* -- nodes -------------------------------------------------------------------------------------- */
@@ -118,10 +111,11 @@ compare(const TieredPages *pages, const PageSearch *search, const unsigned char 
 
 /* All nodes of a page that have a key; false if it is damaged. */
 static bool
-open_page(const TieredPages *pages, const unsigned char *page, PagePlace *place)
+open_page(const TieredPages *pages, const unsigned char *page, bool branch, PagePlace *place)
 {
-    unsigned flags = flags_of(page), end = number16(page + 12), first = flags == PAGE_IS_BRANCH;
-    if ((!first && flags != PAGE_IS_LEAF) || end < HEADER_BYTES + OFFSET_BYTES * (first + 1) || end > pages->page_bytes)
+    unsigned end = number16(page + 12), first = branch;
+    if (flags_of(page) != (branch ? PAGE_IS_BRANCH : PAGE_IS_LEAF) || end < HEADER_BYTES + OFFSET_BYTES * (first + 1)
+        || end > pages->page_bytes)
         return false;
     *place = (PagePlace){page, first, (end - HEADER_BYTES) / OFFSET_BYTES};
     return true;
@@ -202,18 +196,17 @@ void
 tiered_pages_find(const TieredPages *pages, PageSearch *search)
 {
     const unsigned char *page = page_at(pages, pages->root);
-    search->state = pages->root == NO_PAGE ? PAGES_ABSENT : PAGES_DAMAGED;
-    for (int level = 0; page && level < LEVELS_MAX; level++) {
-        if (!open_page(pages, page, &search->place))
+    search->state = pages->levels ? PAGES_DAMAGED : PAGES_ABSENT;
+    for (int level = 1; page && level <= pages->levels; level++) {
+        if (!open_page(pages, page, level < pages->levels, &search->place))
             return;
         while (search->place.low < search->place.high)
             if (!narrow(pages, search, &search->place))
                 return;
-        if (!is_branch(page)) {
+        if (level == pages->levels)
             take(pages, search);
-            return;
-        }
-        page = page_below(pages, &search->place);
+        else
+            page = page_below(pages, &search->place);
     }
 }
 
@@ -247,28 +240,23 @@ forward(const TieredPages *pages, const PageSearch *search, PagePlace *place)
     return true;
 }
 
-/* The leaf that may have a key not less than the one before it; NULL if there is damage on the way. */
+/* The leaf, which is not looked at, that may have a key not less than the one before it; NULL if there is damage on the way. */
 static const unsigned char *
 leaf_of(const TieredPages *pages, const PageSearch *search, Path *path)
 {
     const unsigned char *page = page_at(pages, pages->root);
-    for (int level = 0; page && level < LEVELS_MAX; level++) {
+    for (int level = 0; page && level < pages->levels - 1; level++) {
         PagePlace *place = &path->places[level];
-        if (level == path->depth || place->page != page) {
-            path->depth = level; /* What is below belongs to another page. */
-            if (!open_page(pages, page, place))
-                return NULL;
-            if (!is_branch(page))
-                return page;
-            path->depth++;
-        }
-        if (!forward(pages, search, place)) {
+        bool known = level < path->depth && place->page == page;
+        path->depth = known ? path->depth : level; /* What is below belongs to another page. */
+        if ((!known && !open_page(pages, page, true, place)) || !forward(pages, search, place)) {
             path->depth = level;
             return NULL;
         }
+        path->depth += !known;
         page = page_below(pages, place);
     }
-    return NULL;
+    return page;
 }
 
 /* Looks in the leaves, in turns. */
@@ -276,7 +264,7 @@ static void
 find_in_leaves(const TieredPages *pages, PageSearch *searches, size_t count)
 {
     for (size_t i = 0; i < count; i++)
-        if (searches[i].place.page && open_page(pages, searches[i].place.page, &searches[i].place))
+        if (searches[i].place.page && open_page(pages, searches[i].place.page, false, &searches[i].place))
             fetch_middle(pages, &searches[i].place);
         else
             searches[i].state = PAGES_DAMAGED;
@@ -302,18 +290,16 @@ void
 tiered_pages_find_many(const TieredPages *pages, PageSearch *searches, size_t count)
 {
     Path path = {.depth = 0};
-    for (size_t done = 0; done < count; done += AT_ONCE) {
+    for (size_t i = 0; i < count; i++)
+        searches[i].state = pages->levels ? PAGES_SEARCHING : PAGES_ABSENT;
+    for (size_t done = 0; pages->levels && done < count; done += AT_ONCE) {
         size_t some = count - done < AT_ONCE ? count - done : AT_ONCE;
         for (size_t i = done; i < done + some; i++) {
-            searches[i].state = pages->root == NO_PAGE ? PAGES_ABSENT : PAGES_SEARCHING;
-            searches[i].place = (PagePlace){0};
-            if (searches[i].state == PAGES_SEARCHING && (searches[i].place.page = leaf_of(pages, &searches[i], &path))) {
-                __builtin_prefetch(searches[i].place.page);
-                __builtin_prefetch(searches[i].place.page + LINE_BYTES);
-            }
+            searches[i].place.page = leaf_of(pages, &searches[i], &path);
+            __builtin_prefetch(searches[i].place.page);
+            __builtin_prefetch(searches[i].place.page + LINE_BYTES);
         }
-        if (pages->root != NO_PAGE)
-            find_in_leaves(pages, searches + done, some);
+        find_in_leaves(pages, searches + done, some);
     }
 }
 
@@ -379,7 +365,9 @@ pages_of(PyObject *module, PyObject *const *args, Py_ssize_t count)
     pages.root = number64(database + DATABASE_ROOT);
     if (PyErr_Occurred())
         return NULL;
-    if (number16(database + DATABASE_FLAGS)) /* Sorted in another way, or with several values for a key. */
+    pages.levels = (int)number16(database + DATABASE_LEVELS);
+    /* Sorted in another way, with several values for a key, or with more levels than there are pages. */
+    if (number16(database + DATABASE_FLAGS) || pages.levels > LEVELS_MAX)
         Py_RETURN_NONE;
     TieredPages *kept = PyMem_Malloc(sizeof *kept);
     if (kept == NULL)

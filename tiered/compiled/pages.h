@@ -12,7 +12,8 @@
 typedef struct {
     const unsigned char *map; /* LMDB's own, of the whole file. */
     size_t page_bytes;
-    uint64_t count, root; /* Of the pages, and the number of the uppermost, if it has any. */
+    uint64_t count, root; /* Of the pages, and the number of the uppermost. */
+    int levels;           /* Of pages, from there down to the leaves; 0: no page. */
 } TieredPages;
 
 /* The nodes of a page, numbered, that a search has left. */
