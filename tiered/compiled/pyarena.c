@@ -95,22 +95,26 @@ advise(const ArenaObject *self, const ArenaKey *key, size_t size, int counted)
 }
 
 PyObject *
+tiered_arena_hit(ArenaObject *self, const ArenaKey *key, uint32_t hash, int64_t now_ms)
+{
+    ArenaValue found;
+    objects_foresee(&self->objects, arena_first(&self->arena, hash));
+    if (!arena_find_hashed(&self->arena, key, hash, &found)
+        || (found.deadline != 0 && (now_ms == TIERED_BELOW_NOW || found.deadline <= now_ms)))
+        return NULL;
+    if (self->shards != NULL)
+        advise(self, key, found.size, 1);
+    return value_of(self, key, &found);
+}
+
+PyObject *
 tiered_arena_lookup(ArenaObject *self, PyObject *object, int64_t now_ms, int any)
 {
     TieredKey key;
-    ArenaValue found;
     int known = any ? tiered_arena_key(self, object, &key) : tiered_key(object, &key);
     if (known <= 0)
         return NULL;
-    PyObject *value = NULL;
-    uint32_t hash = arena_hash(&self->arena, &key.key);
-    objects_foresee(&self->objects, arena_first(&self->arena, hash));
-    if (arena_find_hashed(&self->arena, &key.key, hash, &found)
-        && (found.deadline == 0 || (now_ms != TIERED_BELOW_NOW && found.deadline > now_ms))) {
-        if (self->shards != NULL)
-            advise(self, &key.key, found.size, 1);
-        value = value_of(self, &key.key, &found);
-    }
+    PyObject *value = tiered_arena_hit(self, &key.key, arena_hash(&self->arena, &key.key), now_ms);
     tiered_key_end(&key);
     return value;
 }

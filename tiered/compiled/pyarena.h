@@ -33,6 +33,8 @@ extern PyTypeObject TieredArenaType;
 /* The value under a key that has not expired at `now_ms`, TIERED_BELOW_NOW: that never does; counts as a use.  NULL with
  * an error set or none: there is none, or its key is of a kind that only Python knows, where `any` is false. */
 PyObject *tiered_arena_lookup(ArenaObject *self, PyObject *object, int64_t now_ms, int any);
+/* The same of a key whose hash is known. */
+PyObject *tiered_arena_hit(ArenaObject *self, const ArenaKey *key, uint32_t hash, int64_t now_ms);
 
 /* The key of any object, to be let go of; -1 with an error set. */
 int tiered_arena_key(ArenaObject *self, PyObject *object, TieredKey *key);

@@ -10,7 +10,7 @@ enum {
 };
 
 typedef struct {
-    uint32_t hashes[AHEAD];
+    uint32_t hashes[AHEAD]; /* 0 of a key that only Python knows. */
 } Foresight;
 
 /* Before the key at a place of the list is looked up, or at AHEAD places before the first: does one step for each of
@@ -88,11 +88,18 @@ tiered_arena_get_many(ArenaObject *self, PyObject *const *args, Py_ssize_t count
     PyObject *missing = PyList_New(0);
     Foresight foresight;
     for (Py_ssize_t i = -AHEAD; missing != NULL && i < PyList_GET_SIZE(args[0]); i++) {
+        uint32_t hash = i < 0 ? 0 : foresight.hashes[i % AHEAD]; /* Whose place goes to a later one. */
         foresee(self, &foresight, args[0], i);
         if (i < 0)
             continue;
-        PyObject *key = Py_NewRef(PyList_GET_ITEM(args[0], i));
-        PyObject *value = tiered_arena_lookup(self, key, TIERED_BELOW_NOW, 1);
+        PyObject *key = Py_NewRef(PyList_GET_ITEM(args[0], i)), *value;
+        TieredKey known;
+        if (hash && tiered_key(key, &known)) {
+            value = tiered_arena_hit(self, &known.key, hash, TIERED_BELOW_NOW);
+            tiered_key_end(&known);
+        } else {
+            value = tiered_arena_lookup(self, key, TIERED_BELOW_NOW, 1);
+        }
         int wrong = value == NULL && PyErr_Occurred();
         if (!wrong)
             wrong = PyDict_SetItem(args[1], key, value ? value : args[2]) < 0 || (!value && PyList_Append(missing, key) < 0);
