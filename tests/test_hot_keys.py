@@ -139,7 +139,7 @@ def test_a_write_and_a_checkpoint_in_the_middle_of_reading_ahead_win(
         read_newest(store)
     store = opener(stepwise=True)
     cold = store._engine.cold
-    layout_of = cold._layout_of
+    layout_of = cold.layout_of
 
     def write() -> None:
         for number in range(90, 100):
@@ -157,7 +157,7 @@ def test_a_write_and_a_checkpoint_in_the_middle_of_reading_ahead_win(
         return layout_of(txn)
 
     cold._layout = cold._layout._replace(transaction=-1)
-    monkeypatch.setattr(cold, "_layout_of", read_and_be_late)
+    monkeypatch.setattr(cold, "layout_of", read_and_be_late)
     warm(store)
     writer.join()
     assert [store[number] for number in range(90, 100)] == ["new"] * 10

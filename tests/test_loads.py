@@ -171,7 +171,7 @@ def test_many_cold_values_are_read_without_python_and_hot_from_then_on(opener: A
 
 
 @pytest.mark.parametrize("saved", [False, True])
-@pytest.mark.parametrize("step", ["_layout_of", "admission", "promote_many"])
+@pytest.mark.parametrize("step", ["layout_of", "admission", "promote_many"])
 def test_what_is_written_while_many_are_read_is_not_covered_by_what_was_there(
     opener: Any, step: str, saved: bool
 ) -> None:
@@ -202,15 +202,15 @@ def test_what_is_written_while_many_are_read_is_not_covered_by_what_was_there(
             evict(store)
 
     admission = engine.admission
-    if step == "_layout_of":
-        cold, layout_of = engine.cold, engine.cold._layout_of
+    if step == "layout_of":
+        cold, layout_of = engine.cold, engine.cold.layout_of
 
         def meddling(txn: Any) -> Any:
-            cold._layout_of = layout_of
+            cold.layout_of = layout_of
             meddle()
             return layout_of(txn)
 
-        cold._layout, cold._layout_of = cold._layout._replace(transaction=-1), meddling
+        cold._layout, cold.layout_of = cold._layout._replace(transaction=-1), meddling
     else:
         engine.admission = Meddling(admission)
     assert store.get_many(NEIGHBOURS) == dict.fromkeys(NEIGHBOURS, "old")

@@ -67,7 +67,7 @@ _DAMAGE = (
 )
 
 
-class _Layer(NamedTuple):
+class Layer(NamedTuple):
     """A database that holds records; its filter, and its pages as of a transaction, where there are any to be had."""
 
     database: Any
@@ -75,13 +75,13 @@ class _Layer(NamedTuple):
     pages: Any
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """The layers as of a transaction; those `behind` are enough for keys below `merged_to`."""
 
     transaction: int
-    layers: list[_Layer]
+    layers: list[Layer]
     merged_to: bytes
-    behind: list[_Layer]
+    behind: list[Layer]
 
 
 @contextmanager
@@ -158,7 +158,7 @@ class Cold:
         self.databases = {name: self._env.open_db(name.encode(), create=False) for name in DATABASES}
         self.records = self.databases["records"]
         self.expiry = self.databases["expiry"]
-        self._layout = _Layout(-1, [], b"", [])
+        self._layout = Layout(-1, [], b"", [])
         with self._env.begin(buffers=True) as txn:
             self._map = native and native.pages_map(txn.get(b"records"), self._env.stat()["psize"])
 
@@ -278,9 +278,9 @@ class Cold:
 
     def layers_of(self, txn: Any) -> list[Any]:
         """The layers that a read transaction sees."""
-        return [layer.database for layer in self._layout_of(txn).layers]
+        return [layer.database for layer in self.layout_of(txn).layers]
 
-    def _layout_of(self, txn: Any) -> _Layout:
+    def layout_of(self, txn: Any) -> Layout:
         """That of the transaction before, unless something was committed since."""
         layout, transaction = self._layout, txn.id()
         if layout.transaction != transaction:
@@ -294,15 +294,15 @@ class Cold:
             merged = [runs[slot] for slot in state.merging]
             behind = [layer for layer in layers if layer not in merged]
             # Replaced as a whole, by whichever thread comes last.
-            self._layout = layout = _Layout(transaction, layers, state.merged_to, behind)
+            self._layout = layout = Layout(transaction, layers, state.merged_to, behind)
         return layout
 
-    def _layer(self, txn: Any, name: str, bits: bytes | None, pages: int) -> _Layer:
+    def _layer(self, txn: Any, name: str, bits: bytes | None, pages: int) -> Layer:
         """That of a database, in a file of so many pages."""
         found = None
         if self._map is not None:
             found = native.pages_of(self._map, self._env.stat()["psize"], pages, txn.get(name.encode()))
-        return _Layer(self.databases[name], bits, found)
+        return Layer(self.databases[name], bits, found)
 
     def _read_filters(self, reader: Reader, state: State) -> dict[int, tuple[int, bytes | None]]:
         """The filters of the runs there are, as many as may be kept; a damaged one is none, and `check` reports it."""
@@ -343,7 +343,7 @@ class Cold:
             with self._env.begin() as txn:
                 transaction, layers, merged_to, behind = self._layout
                 if transaction != txn.id():
-                    transaction, layers, merged_to, behind = self._layout_of(txn)
+                    transaction, layers, merged_to, behind = self.layout_of(txn)
                 for database, bits, _ in layers if stored_key >= merged_to else behind:
                     if bits is None or filters.has(bits, stored_key):
                         data = txn.get(stored_key, None, database)

@@ -123,7 +123,7 @@ is_clean(PyObject *engine, PyObject *stored_key)
 
 /* -- the cold tier ----------------------------------------------------------------------------- */
 
-/* `Cold._layout_of`. */
+/* `Cold.layout_of`. */
 static PyObject *
 layout_of(PyObject *cold, PyObject *txn)
 {
@@ -132,24 +132,7 @@ layout_of(PyObject *cold, PyObject *txn)
     Py_XDECREF(id);
     if (same <= 0)
         Py_CLEAR(layout);
-    return same == 0 ? PyObject_CallMethodOneArg(cold, tiered_names[NAME__layout_of], txn) : layout;
-}
-
-static bool
-add_layers(ColdRead *read, PyObject *layers)
-{
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(layers); i++) {
-        PyObject *layer = PyList_GET_ITEM(layers, i), *filter = PyTuple_GET_ITEM(layer, LAYER_FILTER);
-        ColdLayer *one = &read->layers[read->count++];
-        *one = (ColdLayer){.pages = tiered_pages(PyTuple_GET_ITEM(layer, LAYER_PAGES))};
-        if (PyBytes_CheckExact(filter)) {
-            one->filter = (const unsigned char *)PyBytes_AS_STRING(filter);
-            one->filter_bytes = (size_t)PyBytes_GET_SIZE(filter);
-        }
-        if (one->pages == NULL || read->count == LAYERS_MAX)
-            return false;
-    }
-    return true;
+    return same == 0 ? PyObject_CallMethodOneArg(cold, tiered_names[NAME_layout_of], txn) : layout;
 }
 
 bool
@@ -168,8 +151,9 @@ tiered_cold_enter(ColdRead *read, PyObject *cold, PyObject *stored_key)
     int merged = 0;
     if (read->layout && stored_key)
         merged = PyObject_RichCompareBool(stored_key, PyTuple_GET_ITEM(read->layout, LAYOUT_MERGED_TO), Py_LT);
-    return read->layout && merged >= 0
-        && add_layers(read, PyTuple_GET_ITEM(read->layout, merged ? LAYOUT_BEHIND : LAYOUT_LAYERS));
+    if (read->layout && merged >= 0)
+        read->count = tiered_layers(PyTuple_GET_ITEM(read->layout, merged ? LAYOUT_BEHIND : LAYOUT_LAYERS), read->layers);
+    return read->count > 0;
 }
 
 void
@@ -193,16 +177,13 @@ tiered_cold_leave(ColdRead *read)
 static int
 look_up(const ColdRead *read, PyObject *stored_key, TieredRecord *record)
 {
-    const unsigned char *key = (unsigned char *)PyBytes_AS_STRING(stored_key);
-    size_t key_size = (size_t)PyBytes_GET_SIZE(stored_key);
-    PageSearch search = {.key = key, .key_size = key_size, .state = PAGES_ABSENT};
+    PageSearch search = {
+        .key = (const unsigned char *)PyBytes_AS_STRING(stored_key), .key_size = (size_t)PyBytes_GET_SIZE(stored_key)};
     const char *wrong = NULL;
     Py_BEGIN_ALLOW_THREADS /* A page may have to come from the disk. */
-    for (int i = 0; i < read->count && search.state == PAGES_ABSENT; i++)
-        if (tiered_layer_may_have(&read->layers[i], key, key_size))
-            tiered_pages_find(read->layers[i].pages, &search);
+    tiered_layers_find(read->layers, read->count, &search);
     if (search.state == PAGES_FOUND)
-        wrong = tiered_record(key, key_size, search.data, search.data_size, record);
+        wrong = tiered_record(search.key, search.key_size, search.data, search.data_size, record);
     Py_END_ALLOW_THREADS
     if (search.state == PAGES_ABSENT)
         return LOAD_ABSENT;

@@ -2,7 +2,6 @@
 #ifndef TIERED_LOADS_H
 #define TIERED_LOADS_H
 
-#include "filters.h"
 #include "pages.h"
 #include "pyarena.h"
 #include "record.h"
@@ -27,7 +26,6 @@ PyObject *tiered_read_ahead(PyObject *module, PyObject *const *args, Py_ssize_t 
 enum { STORED_BYTES_EXACT = 480 };                   /* As in tiered/keys.py. */
 enum { COMPRESSION_NONE = 0, COMPRESSION_ZSTD = 1 }; /* As in tiered/compression.py. */
 enum { LAYOUT_TRANSACTION, LAYOUT_LAYERS, LAYOUT_MERGED_TO, LAYOUT_BEHIND }; /* As in tiered/cold.py. */
-enum { LAYER_DATABASE, LAYER_FILTER, LAYER_PAGES };
 
 /* An error that is kept while something is put in order. */
 typedef struct {
@@ -70,32 +68,17 @@ bool tiered_unlock(PyObject *lock);
 /* Under the lock: whether what was read in that generation is the newest, unless a write buffer has it. */
 bool tiered_is_newest(PyObject *engine, PyObject *generation);
 
-enum { LAYERS_MAX = 32 }; /* More than there ever are: tiered/cold_state.py. */
-
-/* What holds records: a database and its filter, which may be of no bytes. */
-typedef struct {
-    const TieredPages *pages;
-    const unsigned char *filter;
-    size_t filter_bytes;
-} ColdLayer;
-
 /* A read transaction, with its note among the users of the cold tier as long as it is there, and the layers it sees. */
 typedef struct {
     PyObject *users, *user, *txn, *layout;
     bool noted;
     int count;
-    ColdLayer layers[LAYERS_MAX];
+    PagesLayer layers[PAGES_LAYERS_MAX];
 } ColdRead;
 
 /* With all layers, or with those that are enough for a key; false, perhaps with an error set: the twin has to look. */
 bool tiered_cold_enter(ColdRead *read, PyObject *cold, PyObject *stored_key);
 void tiered_cold_leave(ColdRead *read);
-
-static inline bool
-tiered_layer_may_have(const ColdLayer *layer, const unsigned char *key, size_t key_size)
-{
-    return tiered_filter_has(layer->filter, layer->filter_bytes, key, key_size);
-}
 
 /* A context for frames of a dictionary that nobody has, and the pool to give it back to; NULL if there is none. */
 PyObject *tiered_context(PyObject *engine, unsigned dictionary, PyObject **pool);

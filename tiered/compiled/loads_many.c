@@ -13,7 +13,7 @@ typedef struct {
     PyObject *segment;          /* What has the payload once the transaction is over, as long as `view` is held. */
     Py_buffer view;
     TieredRecord record;
-    bool asked, there; /* Whether the last layer may have it, and whether a record was found. */
+    bool there; /* A record was found. */
     enum { LEFT, ASKED, READ, DECODED } state;
 } Item;
 
@@ -85,21 +85,16 @@ found(Item *item, const PageSearch *search)
         item->state = LEFT;
 }
 
-/* Looks in one layer for the keys that have no record yet. */
+/* Looks for all keys; `searches` has room for twice as many. */
 static void
-look_up(Batch *batch, const ColdLayer *layer, PageSearch *searches)
+look_up(const Batch *batch, const ColdRead *read, PageSearch *searches)
 {
-    size_t count = 0, next = 0;
-    for (Py_ssize_t i = 0; i < batch->count; i++) {
-        PageSearch *search = &searches[count];
-        search->key = key_of(&batch->items[i], &search->key_size);
-        batch->items[i].asked = !batch->items[i].there && tiered_layer_may_have(layer, search->key, search->key_size);
-        count += batch->items[i].asked;
-    }
-    tiered_pages_find_many(layer->pages, searches, count);
-    for (Py_ssize_t i = 0; i < batch->count; i++)
-        if (batch->items[i].asked)
-            found(&batch->items[i], &searches[next++]);
+    size_t keys = (size_t)batch->count;
+    for (size_t i = 0; i < keys; i++)
+        searches[i].key = key_of(&batch->items[i], &searches[i].key_size);
+    tiered_layers_find_many(read->layers, read->count, searches, keys, searches + keys);
+    for (size_t i = 0; i < keys; i++)
+        found(&batch->items[i], &searches[i]);
 }
 
 /* Counts the records that are not there, or no more. */
@@ -189,12 +184,11 @@ read_cold(Batch *batch)
 {
     ColdRead read;
     PyObject *cold = ATTRIBUTE(batch->engine, cold);
-    PageSearch *searches = PyMem_Malloc(((size_t)batch->count + 1) * sizeof *searches);
+    PageSearch *searches = PyMem_Malloc((2 * (size_t)batch->count + 1) * sizeof *searches);
     bool done = false;
     if (cold && searches && tiered_cold_enter(&read, cold, NULL)) {
         Py_BEGIN_ALLOW_THREADS /* Pages may have to come from the disk. */
-        for (int i = 0; i < read.count; i++)
-            look_up(batch, &read.layers[i], searches);
+        look_up(batch, &read, searches);
         Py_END_ALLOW_THREADS
         done = count_misses(batch) && undo_all(batch);
     }

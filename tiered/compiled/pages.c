@@ -14,6 +14,8 @@
 #define _DEFAULT_SOURCE /* sysconf, msync */
 #include "pages.h"
 
+#include "filters.h"
+
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -192,8 +194,8 @@ take(const TieredPages *pages, PageSearch *search)
     search->data_size = size;
 }
 
-void
-tiered_pages_find(const TieredPages *pages, PageSearch *search)
+static void
+find(const TieredPages *pages, PageSearch *search)
 {
     const unsigned char *page = page_at(pages, pages->root);
     search->state = pages->levels ? PAGES_DAMAGED : PAGES_ABSENT;
@@ -286,8 +288,8 @@ find_in_leaves(const TieredPages *pages, PageSearch *searches, size_t count)
             take(pages, &searches[i]);
 }
 
-void
-tiered_pages_find_many(const TieredPages *pages, PageSearch *searches, size_t count)
+static void
+find_many(const TieredPages *pages, PageSearch *searches, size_t count)
 {
     Path path = {.depth = 0};
     for (size_t i = 0; i < count; i++)
@@ -309,12 +311,6 @@ static void
 forget(PyObject *capsule)
 {
     PyMem_Free(PyCapsule_GetPointer(capsule, CAPSULE));
-}
-
-const TieredPages *
-tiered_pages(PyObject *pages)
-{
-    return PyCapsule_IsValid(pages, CAPSULE) ? PyCapsule_GetPointer(pages, CAPSULE) : NULL;
 }
 
 /* Where the map begins that a value of one page lies in, or NULL: the page has its number, and the first page of all is known
@@ -379,7 +375,127 @@ pages_of(PyObject *module, PyObject *const *args, Py_ssize_t count)
     return capsule;
 }
 
+/* -- layers ------------------------------------------------------------------------------------- */
+
+int
+tiered_layers(PyObject *list, PagesLayer *layers)
+{
+    int count = 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); i++) {
+        PyObject *layer = PyList_GET_ITEM(list, i), *filter = PyTuple_GET_ITEM(layer, LAYER_FILTER);
+        PyObject *pages = PyTuple_GET_ITEM(layer, LAYER_PAGES);
+        if (count == PAGES_LAYERS_MAX || !PyCapsule_IsValid(pages, CAPSULE))
+            return -1;
+        layers[count] = (PagesLayer){.pages = PyCapsule_GetPointer(pages, CAPSULE)};
+        if (PyBytes_CheckExact(filter)) {
+            layers[count].filter = (const unsigned char *)PyBytes_AS_STRING(filter);
+            layers[count].filter_bytes = (size_t)PyBytes_GET_SIZE(filter);
+        }
+        count++;
+    }
+    return count;
+}
+
+static bool
+may_have(const PagesLayer *layer, const PageSearch *search)
+{
+    return search->state == PAGES_ABSENT && tiered_filter_has(layer->filter, layer->filter_bytes, search->key, search->key_size);
+}
+
+void
+tiered_layers_find(const PagesLayer *layers, int count, PageSearch *search)
+{
+    search->state = PAGES_ABSENT;
+    for (int i = 0; i < count; i++)
+        if (may_have(&layers[i], search))
+            find(layers[i].pages, search);
+}
+
+void
+tiered_layers_find_many(const PagesLayer *layers, int count, PageSearch *searches, size_t keys, PageSearch *asked)
+{
+    for (size_t key = 0; key < keys; key++)
+        searches[key].state = PAGES_ABSENT;
+    for (int i = 0; i < count; i++) {
+        size_t some = 0, done = 0;
+        for (size_t key = 0; key < keys; key++)
+            if (may_have(&layers[i], &searches[key])) {
+                asked[some++] = searches[key];
+                searches[key].state = PAGES_SEARCHING;
+            }
+        find_many(layers[i].pages, asked, some);
+        for (size_t key = 0; key < keys; key++)
+            if (searches[key].state == PAGES_SEARCHING)
+                searches[key] = asked[done++];
+    }
+}
+
+static PyObject *
+records_of(const PageSearch *searches, size_t keys)
+{
+    PyObject *records = PyList_New((Py_ssize_t)keys);
+    for (size_t key = 0; records && key < keys; key++) {
+        PyObject *record = Py_None;
+        if (searches[key].state == PAGES_FOUND)
+            record = PyBytes_FromStringAndSize((const char *)searches[key].data, (Py_ssize_t)searches[key].data_size);
+        else
+            Py_INCREF(record);
+        if (record == NULL)
+            Py_CLEAR(records);
+        else
+            PyList_SET_ITEM(records, (Py_ssize_t)key, record);
+    }
+    return records;
+}
+
+/* Takes the keys of a list; false with an error set, where they are not bytes in ascending order. */
+static bool
+begin(PyObject *list, PageSearch *searches)
+{
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); i++) {
+        PyObject *key = PyList_GET_ITEM(list, i);
+        if (!PyBytes_CheckExact(key) || (i && PyObject_RichCompareBool(PyList_GET_ITEM(list, i - 1), key, Py_GT))) {
+            PyErr_SetString(PyExc_ValueError, "keys are bytes, in ascending order");
+            return false;
+        }
+        searches[i].key = (const unsigned char *)PyBytes_AS_STRING(key);
+        searches[i].key_size = (size_t)PyBytes_GET_SIZE(key);
+    }
+    return true;
+}
+
+static PyObject *
+pages_find(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 2 || !PyList_CheckExact(args[0]) || !PyList_CheckExact(args[1]))
+        return PyErr_Format(PyExc_TypeError, "pages_find(layers, keys), two lists");
+    PagesLayer layers[PAGES_LAYERS_MAX];
+    int layer_count = tiered_layers(args[0], layers);
+    if (layer_count < 0)
+        Py_RETURN_NONE;
+    /* Of its own, since others may change the caller's while they have the interpreter. */
+    PyObject *list = PySequence_List(args[1]), *records = NULL;
+    size_t keys = list ? (size_t)PyList_GET_SIZE(list) : 0;
+    PageSearch *searches = PyMem_Malloc((2 * keys + 1) * sizeof *searches);
+    bool whole = true;
+    if (list && searches && begin(list, searches)) {
+        Py_BEGIN_ALLOW_THREADS
+        tiered_layers_find_many(layers, layer_count, searches, keys, searches + keys);
+        for (size_t key = 0; key < keys; key++)
+            whole = whole && searches[key].state != PAGES_DAMAGED;
+        Py_END_ALLOW_THREADS
+        records = whole ? records_of(searches, keys) : Py_NewRef(Py_None);
+    }
+    if (!searches && list)
+        PyErr_NoMemory();
+    PyMem_Free(searches);
+    Py_XDECREF(list);
+    return records;
+}
+
 static PyMethodDef methods[] = {
+    {"pages_find", (PyCFunction)(void (*)(void))pages_find, METH_FASTCALL,
+     "pages_find(layers, keys): the newest record of each of these keys, ascending, or None; None for all if it cannot be told."},
     {"pages_map", (PyCFunction)(void (*)(void))pages_map, METH_FASTCALL,
      "pages_map(value, page_bytes): where LMDB's map is in memory that the entry of a database lies in; None if unknown."},
     {"pages_of", (PyCFunction)(void (*)(void))pages_of, METH_FASTCALL,

@@ -30,11 +30,21 @@ typedef struct {
     PagePlace place;
 } PageSearch;
 
-/* The pages of a layer of the cold tier; NULL if they are not to be looked at. */
-const TieredPages *tiered_pages(PyObject *pages);
-/* Looks for a key.  Needs no interpreter lock, as the next one. */
-void tiered_pages_find(const TieredPages *pages, PageSearch *search);
-/* The same for many keys, in ascending order. */
-void tiered_pages_find_many(const TieredPages *pages, PageSearch *searches, size_t count);
+/* What holds records: a database, and its filter, which may be of no bytes. */
+typedef struct {
+    const TieredPages *pages;
+    const unsigned char *filter;
+    size_t filter_bytes;
+} PagesLayer;
+
+enum { PAGES_LAYERS_MAX = 32 }; /* More than there ever are: tiered/cold_state.py. */
+enum { LAYER_DATABASE, LAYER_FILTER, LAYER_PAGES }; /* As in tiered/cold.py. */
+
+/* The layers in a list of the cold tier's; how many, -1 if there is one whose pages are not to be looked at. */
+int tiered_layers(PyObject *list, PagesLayer *layers);
+/* Looks for a key, in the first layer that has it.  Needs no interpreter lock, as the next one. */
+void tiered_layers_find(const PagesLayer *layers, int count, PageSearch *search);
+/* The same for many keys, in ascending order; `asked` has room for as many. */
+void tiered_layers_find_many(const PagesLayer *layers, int count, PageSearch *searches, size_t keys, PageSearch *asked);
 
 #endif

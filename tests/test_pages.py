@@ -1,0 +1,287 @@
+"""Look-ups in LMDB's pages by the compiled part: what LMDB finds, and nothing outside of the pages, whatever they hold."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+from contracts import evict, merge
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiered import filters
+from tiered.native import native
+
+pytestmark = pytest.mark.skipif(native is None, reason="needs the compiled part: a C compiler, and no TIERED_PURE=1")
+
+NAME = b"records"
+KINDS: dict[str, Callable[[random.Random, int], bytes]] = {
+    "numbered": lambda rng, number: b"\x05record:%08d" % number,
+    "random": lambda rng, number: rng.randbytes(1 + number % 24),
+    "of few letters": lambda rng, number: bytes(rng.choices(b"\0ab\xff", k=rng.randint(1, 12))),
+    "long": lambda rng, number: b"x" * rng.randint(300, 470) + b"%d" % number,
+}
+SIZES = {"small": 60, "of a page": 5000, "large": 40_000}
+
+
+@contextmanager
+def environment(path: Path) -> Iterator[Any]:
+    with lmdb.open(str(path), map_size=1 << 30, max_dbs=4, lib_version=0, sync=False) as env:
+        env.open_db(NAME)
+        yield env
+
+
+def address_of(env: Any) -> int:
+    with env.begin(buffers=True) as txn:
+        return int(native.pages_map(txn.get(NAME), env.stat()["psize"]))
+
+
+def layer_of(env: Any, txn: Any, bits: bytes | None = None, name: bytes = NAME) -> tuple[Any, ...]:
+    page_bytes = env.stat()["psize"]
+    return None, bits, native.pages_of(address_of(env), page_bytes, env.info()["last_pgno"] + 1, txn.get(name))
+
+
+def values(rng: random.Random, most: int) -> bytes:
+    return rng.randbytes(rng.choice([0, 1, rng.randint(0, 60), rng.randint(0, most)]))
+
+
+def asked_of(rng: random.Random, present: list[bytes]) -> list[bytes]:
+    """Those keys, and as many beside them."""
+    beside = [key[:-1] + bytes([key[-1] ^ 1]) for key in present]
+    return sorted({*present, *beside, *(key + b"\0" for key in present[:50]), b"\0", b"\xff" * 480})
+
+
+def assert_as_lmdb(env: Any, keys: list[bytes]) -> None:
+    database = env.open_db(NAME)
+    with env.begin() as txn:
+        expected = [txn.get(key, db=database) for key in keys]
+        layers = [layer_of(env, txn)]
+        assert native.pages_find(layers, keys) == expected
+        for key, value in list(zip(keys, expected, strict=True))[:: max(1, len(keys) // 200)]:
+            assert native.pages_find(layers, [key]) == [value]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [0, 1, 2, 17, 400, 9000])
+def test_what_is_found_is_what_lmdb_finds(tmp_path: Path, count: int, kind: str, size: str) -> None:
+    if count == 9000 and size == "large":
+        count = 1000
+    rng = random.Random(count)
+    with environment(tmp_path) as env:
+        database = env.open_db(NAME)
+        with env.begin(write=True) as txn:
+            for number in range(count):
+                txn.put(KINDS[kind](rng, number), values(rng, SIZES[size]), db=database)
+        with env.begin() as txn:
+            present = [key for key, _ in txn.cursor(database)]
+        assert_as_lmdb(env, asked_of(rng, present))
+        with env.begin(write=True) as txn:
+            for key in rng.sample(present, len(present) // 2):
+                txn.delete(key, db=database)
+        assert_as_lmdb(env, asked_of(rng, present))
+
+
+@settings(max_examples=200)
+@given(
+    st.dictionaries(st.binary(min_size=1, max_size=40), st.binary(max_size=3000), max_size=60),
+    st.lists(st.binary(min_size=1, max_size=40), max_size=60),
+)
+def test_any_keys_are_found_as_lmdb_finds_them(
+    tmp_path_factory: pytest.TempPathFactory, pairs: dict[bytes, bytes], others: list[bytes]
+) -> None:
+    with environment(tmp_path_factory.mktemp("pages")) as env:
+        with env.begin(write=True, db=env.open_db(NAME)) as txn:
+            for key, value in pairs.items():
+                txn.put(key, value)
+        assert_as_lmdb(env, sorted([*pairs, *others, *others[:3]]))
+
+
+def test_a_transaction_finds_what_was_there_when_it_began(tmp_path: Path) -> None:
+    rng, keys = random.Random(0), [b"key %05d" % number for number in range(3000)]
+    with environment(tmp_path) as env:
+        database = env.open_db(NAME)
+        with env.begin(write=True, db=database) as txn:
+            for key in keys:
+                txn.put(key, key * 9)
+        with env.begin() as reader:
+            layers = [layer_of(env, reader)]
+            for turn in range(8):
+                with env.begin(write=True, db=database) as txn:
+                    for key in rng.sample(keys, 800):
+                        txn.put(key, b"%d" % turn * rng.randint(1, 5000)) if turn % 2 else txn.delete(key)
+                assert native.pages_find(layers, keys) == [key * 9 for key in keys]
+        assert_as_lmdb(env, keys)
+
+
+def test_the_first_layer_that_has_a_key_counts_and_a_filter_keeps_a_layer_out(tmp_path: Path) -> None:
+    with lmdb.open(str(tmp_path), map_size=1 << 24, max_dbs=4, lib_version=0, sync=False) as env:
+        databases = [env.open_db(name) for name in (NAME, b"newer")]
+        with env.begin(write=True) as txn:
+            for key in (b"a", b"b", b"c"):
+                txn.put(key, b"old", db=databases[0])
+            for key in (b"b", b"c", b"d"):
+                txn.put(key, b"new", db=databases[1])
+        bits = bytearray(64)
+        filters.add(bits, [b"b", b"d"])
+        keys = [b"a", b"b", b"c", b"d", b"e"]
+        with env.begin() as txn:
+            layers = [layer_of(env, txn, name=b"newer"), layer_of(env, txn)]
+            assert native.pages_find(layers, keys) == [b"old", b"new", b"new", b"new", None]
+            assert native.pages_find(layers[::-1], keys) == [b"old", b"old", b"old", b"new", None]
+            layers[0] = layer_of(env, txn, bytes(bits), b"newer")
+            assert native.pages_find(layers, keys) == [b"old", b"new", b"old", b"new", None]
+
+
+# -- damage ------------------------------------------------------------------------------------------
+
+
+class Damaged:
+    """The pages of a database in memory of exactly their size, to be damaged."""
+
+    def __init__(self, path: Path, rng: random.Random) -> None:
+        self.keys = sorted(b"key %06d" % rng.randrange(10**6) + b"." * 70 for _ in range(2500))
+        with environment(path) as env:
+            database = env.open_db(NAME)
+            with env.begin(write=True) as txn:
+                for key in self.keys:
+                    txn.put(key, values(rng, 300 if rng.random() < 0.95 else 20_000), db=database)
+            with env.begin() as txn:
+                self.entry, self.page_bytes = txn.get(NAME), env.stat()["psize"]
+                self.count = env.info()["last_pgno"] + 1
+        data = (path / "data.mdb").read_bytes()[: self.count * self.page_bytes]
+        self.data = data.ljust(self.count * self.page_bytes, b"\0")
+        self.expected = self.found(bytearray(self.data))
+
+    def found(self, data: bytearray, entry: bytes | None = None, count: int | None = None) -> list[bytes | None] | None:
+        held = (ctypes.c_char * len(data)).from_buffer(data)
+        pages = native.pages_of(ctypes.addressof(held), self.page_bytes, count or self.count, entry or self.entry)
+        found: list[bytes | None] | None = native.pages_find([(None, None, pages)], self.keys)
+        alone = [native.pages_find([(None, None, pages)], [key]) for key in self.keys[::100]]
+        if data == self.data and entry is None and count is None:
+            assert found is not None
+            assert alone == [[value] for value in found[::100]]
+        del held
+        return found
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Damaged:
+    return Damaged(tmp_path_factory.mktemp("damaged"), random.Random(1))
+
+
+def test_whatever_bytes_a_page_has_nothing_outside_of_the_pages_is_looked_at(damaged: Damaged) -> None:
+    rng, outcomes = random.Random(2), {"right": 0, "other": 0, "none": 0}
+    assert damaged.expected is not None
+    for _ in range(400):
+        data = bytearray(damaged.data)
+        for _ in range(rng.choice([1, 1, 3, 30])):
+            page = rng.randrange(damaged.count) * damaged.page_bytes
+            at = page + rng.choice([rng.randrange(24), rng.randrange(24, 120), rng.randrange(damaged.page_bytes)])
+            data[at] = rng.choice([0, 0xFF, data[at] ^ 1 << rng.randrange(8), rng.randrange(256)])
+        found = damaged.found(data)
+        outcomes["none" if found is None else "right" if found == damaged.expected else "other"] += 1
+    assert min(outcomes.values()) > 20, outcomes
+
+
+def test_pages_of_other_kinds_and_pages_that_lead_back_end_the_search(damaged: Damaged) -> None:
+    root = struct.unpack_from("<Q", damaged.entry, 40)[0]
+    for change in (
+        0,
+        4,
+        8,
+        0x22,
+        0x42,
+    ):  # None, a large value's, a meta page, fixed sizes, a page in a page.
+        data = bytearray(damaged.data)
+        struct.pack_into("<H", data, root * damaged.page_bytes + 10, change)
+        assert damaged.found(data) is None
+    data = bytearray(damaged.data)
+    first = struct.unpack_from("<H", data, root * damaged.page_bytes + 16)[0]
+    for node in range(32):  # Branches that lead to themselves.
+        at = root * damaged.page_bytes + struct.unpack_from("<H", data, root * damaged.page_bytes + 16 + 2 * node)[0]
+        if at % damaged.page_bytes and at <= root * damaged.page_bytes + first:
+            struct.pack_into("<I", data, at, root)
+    assert damaged.found(data) is None
+
+
+@pytest.mark.parametrize("entry", ["a root beyond the end", "more levels", "fewer levels", "no level"])
+def test_an_entry_that_is_wrong_finds_nothing(damaged: Damaged, entry: str) -> None:
+    parts = list(struct.unpack("<IHHQQQQQ", damaged.entry))
+    assert parts[2] == 3
+    if entry == "a root beyond the end":
+        parts[-1] = damaged.count
+    else:
+        parts[2] = {"more levels": 4, "fewer levels": 2, "no level": 0}[entry]
+    found = damaged.found(bytearray(damaged.data), struct.pack("<IHHQQQQQ", *parts))
+    assert found == ([None] * len(damaged.keys) if entry == "no level" else None)
+
+
+def test_a_page_beyond_the_end_of_the_file_is_not_looked_at(damaged: Damaged) -> None:
+    assert damaged.found(bytearray(damaged.data), count=damaged.count // 2) is None
+    assert damaged.found(bytearray(damaged.data[: 3 * damaged.page_bytes]), count=3) is None
+
+
+def test_databases_of_other_kinds_and_maps_that_are_none_are_left_to_lmdb(tmp_path: Path) -> None:
+    with environment(tmp_path) as env, env.begin(buffers=True) as txn:
+        entry, page_bytes = bytes(txn.get(NAME)), env.stat()["psize"]
+        assert native.pages_map(txn.get(NAME), page_bytes) == address_of(env)
+        assert native.pages_map(txn.get(NAME), 2 * page_bytes) is None
+        assert native.pages_map(bytes(48), page_bytes) is None
+        assert native.pages_map(bytearray(10), page_bytes) is None
+        for flags in (4, 8, 2):  # Several values for a key, numbers for keys, reversed keys.
+            changed = entry[:4] + struct.pack("<H", flags) + entry[6:]
+            assert native.pages_of(address_of(env), page_bytes, 9, changed) is None
+        assert native.pages_of(address_of(env), page_bytes, 9, entry[:6] + struct.pack("<H", 33) + entry[8:]) is None
+        assert native.pages_find([(None, None, None)], [b"key"]) is None
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ("pages_map", ()),
+        ("pages_map", (7, 4096)),
+        ("pages_map", (b"", "text")),
+        ("pages_of", (0, 4096, 1)),
+        ("pages_of", (0, 4096, 1, b"short")),
+        ("pages_of", ("text", 4096, 1, bytes(48))),
+        ("pages_find", ([],)),
+        ("pages_find", ((), [])),
+        ("pages_find", ([], [b"b", b"a"])),
+        ("pages_find", ([], ["text"])),
+    ],
+)
+def test_other_arguments_are_refused(call: str, arguments: tuple[Any, ...]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        getattr(native, call)(*arguments)
+
+
+# -- in a store ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_store_reads_the_same_where_its_pages_cannot_be_looked_at(opener: Any, known: bool) -> None:
+    store = opener(stepwise=True)
+    expected = {f"key {number}": {"number": number, "text": "of some length " * (number % 90)} for number in range(500)}
+    store.set_many(expected)
+    store.save()
+    merge(store)
+    store["key 7"] = expected["key 7"] = "newer"
+    store.save()
+    cold = store._engine.cold
+    if not known:
+        cold._map, cold._layout = None, cold._layout._replace(transaction=-1)
+    for promote in (True, False):
+        evict(store)
+        assert store.get_many([*expected, "none"], promote=promote) == expected
+    evict(store)
+    assert {key: store[key] for key in expected} == expected
+    assert [layer.pages is not None for layer in cold._layout.layers] == [known, known]
+    assert store.check() == []
