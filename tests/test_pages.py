@@ -1,8 +1,9 @@
-"""Look-ups in LMDB's pages by the compiled part: what LMDB finds, and nothing outside of the pages, whatever they hold."""
+"""Look-ups in LMDB's pages by the compiled part: what LMDB finds, and nothing outside of them, whatever they hold."""
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import random
 import struct
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from contracts import evict, merge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiered
 from tiered import filters
 from tiered.native import native
 
@@ -144,37 +146,44 @@ def test_the_first_layer_that_has_a_key_counts_and_a_filter_keeps_a_layer_out(tm
 
 
 class Damaged:
-    """The pages of a database in memory of exactly their size, to be damaged."""
+    """The pages of a database, to be damaged; what looks beyond their end ends the process."""
 
-    def __init__(self, path: Path, rng: random.Random) -> None:
-        self.keys = sorted(b"key %06d" % rng.randrange(10**6) + b"." * 70 for _ in range(2500))
+    def __init__(self, path: Path, rng: random.Random, count: int) -> None:
+        self.keys = sorted(b"key %06d" % rng.randrange(10**6) + b"." * 70 for _ in range(count))
         with environment(path) as env:
             database = env.open_db(NAME)
             with env.begin(write=True) as txn:
                 for key in self.keys:
-                    txn.put(key, values(rng, 300 if rng.random() < 0.95 else 20_000), db=database)
+                    txn.put(key, values(rng, 300 if rng.random() < 0.95 else 20_000 if count > 9 else 9), db=database)
             with env.begin() as txn:
                 self.entry, self.page_bytes = txn.get(NAME), env.stat()["psize"]
-                self.count = env.info()["last_pgno"] + 1
-        data = (path / "data.mdb").read_bytes()[: self.count * self.page_bytes]
-        self.data = data.ljust(self.count * self.page_bytes, b"\0")
+        self.root = struct.unpack_from("<Q", self.entry, 40)[0]
+        self.data = (path / "data.mdb").read_bytes()
+        if count < 9:  # The page is the last one.
+            self.data = self.data[: (self.root + 1) * self.page_bytes]
+        self.data = self.data.ljust(-(-len(self.data) // self.page_bytes) * self.page_bytes, b"\0")
+        self.count = len(self.data) // self.page_bytes
+        with open(path / "copy", "w+b") as file:
+            file.truncate(len(self.data) + self.page_bytes)
+            self.map = mmap.mmap(file.fileno(), 0)
+            file.truncate(len(self.data))
         self.expected = self.found(bytearray(self.data))
 
     def found(self, data: bytearray, entry: bytes | None = None, count: int | None = None) -> list[bytes | None] | None:
-        held = (ctypes.c_char * len(data)).from_buffer(data)
+        self.map[: len(data)] = data
+        held = ctypes.c_char.from_buffer(self.map)
         pages = native.pages_of(ctypes.addressof(held), self.page_bytes, count or self.count, entry or self.entry)
         found: list[bytes | None] | None = native.pages_find([(None, None, pages)], self.keys)
         alone = [native.pages_find([(None, None, pages)], [key]) for key in self.keys[::100]]
         if data == self.data and entry is None and count is None:
             assert found is not None
             assert alone == [[value] for value in found[::100]]
-        del held
         return found
 
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Damaged:
-    return Damaged(tmp_path_factory.mktemp("damaged"), random.Random(1))
+    return Damaged(tmp_path_factory.mktemp("damaged"), random.Random(1), 2500)
 
 
 def test_whatever_bytes_a_page_has_nothing_outside_of_the_pages_is_looked_at(damaged: Damaged) -> None:
@@ -191,24 +200,36 @@ def test_whatever_bytes_a_page_has_nothing_outside_of_the_pages_is_looked_at(dam
     assert min(outcomes.values()) > 20, outcomes
 
 
-def test_pages_of_other_kinds_and_pages_that_lead_back_end_the_search(damaged: Damaged) -> None:
-    root = struct.unpack_from("<Q", damaged.entry, 40)[0]
-    for change in (
-        0,
-        4,
-        8,
-        0x22,
-        0x42,
-    ):  # None, a large value's, a meta page, fixed sizes, a page in a page.
+def test_nothing_beyond_the_last_page_is_looked_at(tmp_path: Path) -> None:
+    rng, damaged = random.Random(3), Damaged(tmp_path, random.Random(1), 8)
+    assert damaged.expected is not None
+    page = damaged.root * damaged.page_bytes
+    near = damaged.page_bytes
+    for turn in range(6000):
         data = bytearray(damaged.data)
-        struct.pack_into("<H", data, root * damaged.page_bytes + 10, change)
+        number = rng.choice(
+            [near, near - 1, near - 2, near - 7, near - 8, near - 9, near - 90, 0xFFFF, rng.randrange(near)]
+        )
+        at = rng.choice([12, *range(16, 32, 2)])
+        if turn % 2:  # In a node: its value's size, its flags, its key's size.
+            at = struct.unpack_from("<H", data, page + at)[0] % (near - 8) + rng.choice([0, 2, 4, 6])
+        struct.pack_into("<H", data, page + at, number)
+        damaged.found(data)
+
+
+def test_pages_of_other_kinds_and_pages_that_lead_back_end_the_search(damaged: Damaged) -> None:
+    root = damaged.root * damaged.page_bytes
+    for change in (0, 4, 8, 0x22, 0x42):  # None, a large value's, a meta page, fixed sizes, a page in a page.
+        data = bytearray(damaged.data)
+        struct.pack_into("<H", data, root + 10, change)
         assert damaged.found(data) is None
     data = bytearray(damaged.data)
-    first = struct.unpack_from("<H", data, root * damaged.page_bytes + 16)[0]
-    for node in range(32):  # Branches that lead to themselves.
-        at = root * damaged.page_bytes + struct.unpack_from("<H", data, root * damaged.page_bytes + 16 + 2 * node)[0]
-        if at % damaged.page_bytes and at <= root * damaged.page_bytes + first:
-            struct.pack_into("<I", data, at, root)
+    large = [page for page in range(damaged.count) if data[page * damaged.page_bytes + 10] == 4]
+    data[large[0] * damaged.page_bytes + 10] = 2
+    assert damaged.found(data) is None
+    data = bytearray(damaged.data)
+    for at in range(16, struct.unpack_from("<H", data, root + 12)[0], 2):  # Branches that lead to themselves.
+        struct.pack_into("<I", data, root + struct.unpack_from("<H", data, root + at)[0], damaged.root)
     assert damaged.found(data) is None
 
 
@@ -226,7 +247,9 @@ def test_an_entry_that_is_wrong_finds_nothing(damaged: Damaged, entry: str) -> N
 
 def test_a_page_beyond_the_end_of_the_file_is_not_looked_at(damaged: Damaged) -> None:
     assert damaged.found(bytearray(damaged.data), count=damaged.count // 2) is None
-    assert damaged.found(bytearray(damaged.data[: 3 * damaged.page_bytes]), count=3) is None
+    assert damaged.found(bytearray(damaged.data), count=3) is None
+    parts = [*struct.unpack("<IHHQQQQ", damaged.entry[:40]), damaged.count]
+    assert damaged.found(bytearray(damaged.data), struct.pack("<IHHQQQQQ", *parts)) is None
 
 
 def test_databases_of_other_kinds_and_maps_that_are_none_are_left_to_lmdb(tmp_path: Path) -> None:
@@ -285,3 +308,21 @@ def test_a_store_reads_the_same_where_its_pages_cannot_be_looked_at(opener: Any,
     assert {key: store[key] for key in expected} == expected
     assert [layer.pages is not None for layer in cold._layout.layers] == [known, known]
     assert store.check() == []
+
+
+def test_a_damaged_page_is_damage_however_many_keys_are_read(tmp_path: Path) -> None:
+    expected = {f"key {number:05d}": f"text {number} " * 9 for number in range(2000)}
+    with tiered.open(tmp_path / "store", memory="64MB", helper=False) as store:
+        store.set_many(expected)
+    path = next((tmp_path / "store").glob("*/data.mdb"))
+    data = bytearray(path.read_bytes())
+    needle = data.index(b"key 01000")
+    data[needle // 4096 * 4096 + 10] = 0
+    path.write_bytes(data)
+    with tiered.open(tmp_path / "store", memory="64MB", helper=False, warm_start=False) as store:
+        with pytest.raises(tiered.CorruptionError):
+            store["key 01000"]
+        with pytest.raises(tiered.CorruptionError):
+            store.get_many(expected)
+        others = [name for name in expected if name < "key 00900" or name > "key 01100"]
+        assert store.get_many(others) == {name: expected[name] for name in others}
