@@ -30,6 +30,7 @@ KINDS: dict[str, Callable[[random.Random, int], bytes]] = {
     "of few letters": lambda rng, number: bytes(rng.choices(b"\0ab\xff", k=rng.randint(1, 12))),
     "long": lambda rng, number: b"x" * rng.randint(300, 470) + b"%d" % number,
 }
+GUARD_BYTES = 1 << 18
 SIZES = {"small": 60, "of a page": 5000, "large": 40_000}
 
 
@@ -164,7 +165,7 @@ class Damaged:
         self.data = self.data.ljust(-(-len(self.data) // self.page_bytes) * self.page_bytes, b"\0")
         self.count = len(self.data) // self.page_bytes
         with open(path / "copy", "w+b") as file:
-            file.truncate(len(self.data) + self.page_bytes)
+            file.truncate(len(self.data) + GUARD_BYTES)
             self.map = mmap.mmap(file.fileno(), 0)
             file.truncate(len(self.data))
         self.expected = self.found(bytearray(self.data))
@@ -226,6 +227,11 @@ def test_pages_of_other_kinds_and_pages_that_lead_back_end_the_search(damaged: D
     data = bytearray(damaged.data)
     large = [page for page in range(damaged.count) if data[page * damaged.page_bytes + 10] == 4]
     data[large[0] * damaged.page_bytes + 10] = 2
+    assert damaged.found(data) is None
+    data = bytearray(damaged.data)
+    node = data.index(struct.pack("<Q", large[-1])) - len(damaged.keys[0]) - 8
+    assert data[node + 4] == 1
+    data[node + 3] = 0x7F  # The size of the value.
     assert damaged.found(data) is None
     data = bytearray(damaged.data)
     for at in range(16, struct.unpack_from("<H", data, root + 12)[0], 2):  # Branches that lead to themselves.
