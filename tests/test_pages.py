@@ -229,7 +229,7 @@ def test_pages_of_other_kinds_and_pages_that_lead_back_end_the_search(damaged: D
     data[large[0] * damaged.page_bytes + 10] = 2
     assert damaged.found(data) is None
     data = bytearray(damaged.data)
-    node = data.index(struct.pack("<Q", large[-1])) - len(damaged.keys[0]) - 8
+    node = data.index(damaged.keys[0][-70:] + struct.pack("<Q", large[-1])) + 70 - len(damaged.keys[0]) - 8
     assert data[node + 4] == 1
     data[node + 3] = 0x7F  # The size of the value.
     assert damaged.found(data) is None
