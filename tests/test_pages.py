@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import random
+import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -229,8 +230,8 @@ def test_pages_of_other_kinds_and_pages_that_lead_back_end_the_search(damaged: D
     data[large[0] * damaged.page_bytes + 10] = 2
     assert damaged.found(data) is None
     data = bytearray(damaged.data)
-    node = data.index(damaged.keys[0][-70:] + struct.pack("<Q", large[-1])) + 70 - len(damaged.keys[0]) - 8
-    assert data[node + 4] == 1
+    nodes = re.compile(rb"\x01\0\x50\0key \d{6}\.{70}" + re.escape(struct.pack("<Q", large[-1])))
+    node = next(nodes.finditer(data)).start() - 4
     data[node + 3] = 0x7F  # The size of the value.
     assert damaged.found(data) is None
     data = bytearray(damaged.data)
