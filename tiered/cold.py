@@ -15,6 +15,9 @@ every layer for each key written, in key order.
 
 How an environment is opened: `environment`.
 
+The compiled part looks records up in the pages of a read transaction itself (compiled/pages.c), in LMDB's own map, which
+is where the value lies that LMDB gives without a copy.  Where that cannot be told, or a page is damaged, LMDB is asked.
+
 Locking: any thread may read.  Only the holder of the APPLY lock writes.  Readers use
 short transactions of their own; an environment that is no longer current is dropped,
 not closed, and goes when the last reader lets go of it.  Whoever is at work in an environment
@@ -287,22 +290,21 @@ class Cold:
             reader = Reader(self, txn)
             state = reader.state()
             known = self._read_filters(reader, state)
-            pages = self._pages_bytes() // self._env.stat()["psize"]
-            pages = min(pages, self.path.stat().st_size // self._env.stat()["psize"])
-            runs = {slot: self._layer(txn, run_name(slot), known.get(slot, (0, None))[1], pages) for slot in state.runs}
-            layers = [*runs.values(), self._layer(txn, "records", None, pages)]
+            end = min(self._pages_bytes(), self.path.stat().st_size)
+            runs = {slot: self._layer(txn, run_name(slot), known.get(slot, (0, None))[1], end) for slot in state.runs}
+            layers = [*runs.values(), self._layer(txn, "records", None, end)]
             merged = [runs[slot] for slot in state.merging]
             behind = [layer for layer in layers if layer not in merged]
             # Replaced as a whole, by whichever thread comes last.
             self._layout = layout = Layout(transaction, layers, state.merged_to, behind)
         return layout
 
-    def _layer(self, txn: Any, name: str, bits: bytes | None, pages: int) -> Layer:
-        """That of a database, in a file of so many pages."""
-        found = None
+    def _layer(self, txn: Any, name: str, bits: bytes | None, end: int) -> Layer:
+        """That of a database, whose pages end after so many bytes of the file."""
+        pages, page_bytes = None, self._env.stat()["psize"]
         if self._map is not None:
-            found = native.pages_of(self._map, self._env.stat()["psize"], pages, txn.get(name.encode()))
-        return Layer(self.databases[name], bits, found)
+            pages = native.pages_of(self._map, page_bytes, end // page_bytes, txn.get(name.encode()))
+        return Layer(self.databases[name], bits, pages)
 
     def _read_filters(self, reader: Reader, state: State) -> dict[int, tuple[int, bytes | None]]:
         """The filters of the runs there are, as many as may be kept; a damaged one is none, and `check` reports it."""

@@ -1,4 +1,4 @@
-/* A read of what is cold without a frame of Python: of the steps of `Store._load` (tiered/store.py), its twin, those
+/* A read of what is cold without a frame of Python: of the steps of `Store._load` (tiered/reading.py), its twin, those
  * that nearly every read takes.  At whatever is out of the ordinary, a dirty key, a follower, damage, an error of LMDB,
  * it gives up, before anything is counted or kept, and the twin begins anew.
  *

@@ -1,4 +1,4 @@
-/* Reads of many cold keys at once: of the steps of `Store._load_many` (tiered/store.py), its twin, those of the keys that
+/* Reads of many cold keys at once: of the steps of `Store._load_many` (tiered/reading.py), its twin, those of the keys that
  * have nothing unusual.  One transaction for all, the keys in their order, one call of zstandard's for the frames of each
  * dictionary, and the store's lock once.  What only the twin knows is left to it. */
 #include "loads.h"

@@ -1,5 +1,6 @@
 /* The module tiered._native: what is too hot for Python.  Everything in it has a twin in Python, which
- * defines what it does (see tiered/native.py).  It needs the interpreter lock throughout. */
+ * defines what it does (see tiered/native.py).  It needs the interpreter lock, but to
+ * search pages (pages.c). */
 #include "native.h"
 
 static struct PyModuleDef definition = {
