@@ -15,8 +15,8 @@ every layer for each key written, in key order.
 
 How an environment is opened: `environment`.
 
-The compiled part looks records up in the pages of a read transaction itself (compiled/pages.c), in LMDB's own map, which
-is where the value lies that LMDB gives without a copy.  Where that cannot be told, or a page is damaged, LMDB is asked.
+The compiled part looks records up in the pages of a read transaction itself (compiled/pages.c), in LMDB's own map,
+around a value that LMDB gives without copying it.  Where that cannot be told, or a page is damaged, LMDB is asked.
 
 Locking: any thread may read.  Only the holder of the APPLY lock writes.  Readers use
 short transactions of their own; an environment that is no longer current is dropped,
