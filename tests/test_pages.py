@@ -264,13 +264,25 @@ def test_databases_of_other_kinds_and_maps_that_are_none_are_left_to_lmdb(tmp_pa
         entry, page_bytes = bytes(txn.get(NAME)), env.stat()["psize"]
         assert native.pages_map(txn.get(NAME), page_bytes) == address_of(env)
         assert native.pages_map(txn.get(NAME), 2 * page_bytes) is None
-        assert native.pages_map(bytes(48), page_bytes) is None
         assert native.pages_map(bytearray(10), page_bytes) is None
         for flags in (4, 8, 2):  # Several values for a key, numbers for keys, reversed keys.
             changed = entry[:4] + struct.pack("<H", flags) + entry[6:]
             assert native.pages_of(address_of(env), page_bytes, 9, changed) is None
         assert native.pages_of(address_of(env), page_bytes, 9, entry[:6] + struct.pack("<H", 33) + entry[8:]) is None
         assert native.pages_find([(None, None, None)], [b"key"]) is None
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 1 << 20, 1 << 40, (1 << 64) - 1])
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_memory_that_is_no_map_of_lmdb_is_known(number: int, kind: int) -> None:
+    with mmap.mmap(-1, 4 * mmap.PAGESIZE) as memory:
+        page = 2 * mmap.PAGESIZE
+        struct.pack_into("<QHH", memory, page, number, 0, kind)
+        with memoryview(memory) as view, view[page + 100 : page + 148] as value:
+            assert native.pages_map(value, mmap.PAGESIZE) is None
+        struct.pack_into("<QHHHHII", memory, 0, 0, 0, 8, 0, 0, 0xBEEFC0DE, 1)
+        with memoryview(memory) as view, view[page + 100 : page + 148] as value:
+            assert (native.pages_map(value, mmap.PAGESIZE) is None) == ((number, kind) != (2, 2))
 
 
 @pytest.mark.parametrize(
