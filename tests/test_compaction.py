@@ -397,3 +397,16 @@ def test_a_compaction_whose_copy_cannot_be_opened_for_want_of_descriptors_is_fol
     assert dict(store) == {"last": 1, 0: "again", **right}
     # A compaction that the dead helper had begun may be done again now, and leaves its old tier to a later cycle.
     wait_until(lambda: len(list(Path(store.path).glob("cold-*"))) == 1)
+
+
+def test_a_view_from_before_a_compaction_reads_what_was_there(opener: Any) -> None:
+    store = opener(stepwise=True)
+    store["key"] = "old"
+    store.save()
+    with store.view() as view:
+        store["other"] = 1
+        store.save()  # So that the view's layout is not known yet.
+        store.compact()
+        assert view["key"] == "old"
+        assert list(view.items()) == [("key", "old")]
+        assert view.get_many(["key", "other"]) == {"key": "old"}

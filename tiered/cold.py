@@ -290,7 +290,7 @@ class Cold:
             reader = Reader(self, txn)
             state = reader.state()
             known = self._read_filters(reader, state)
-            end = min(self._pages_bytes(), self.path.stat().st_size)
+            end = self._pages_bytes()
             runs = {slot: self._layer(txn, run_name(slot), known.get(slot, (0, None))[1], end) for slot in state.runs}
             layers = [*runs.values(), self._layer(txn, "records", None, end)]
             merged = [runs[slot] for slot in state.merging]

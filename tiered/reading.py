@@ -127,6 +127,8 @@ class Reads(Hits, Handle, Generic[K, V]):
         try:
             gc.disable()  # Thousands of new containers, none of them garbage yet: it would walk them again and again.
             missing = names if tier is None else tier.get_many(names, found, _UNSET)
+            if len(found) < len(names):  # Some were asked for twice, and are read once.
+                missing = list(dict.fromkeys(missing))
             if missing and tier is not None and tier.expiring:
                 for key in missing:
                     found[key] = self._unexpired(tier, key)

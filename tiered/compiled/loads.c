@@ -15,14 +15,56 @@
 
 static PyObject *zero;
 
-/* What was raised is the twin's to raise again, if it is an error; an interrupt is one, and stays. */
+LoadError
+tiered_set_aside(void)
+{
+    LoadError error;
+    PyErr_Fetch(&error.kind, &error.value, &error.trace);
+    return error;
+}
+
+void
+tiered_put_back(LoadError error)
+{
+    PyErr_Restore(error.kind, error.value, error.trace);
+}
+
+/* The errors of the steps themselves. */
+static PyObject *
+own_errors(void)
+{
+    static PyObject *own;
+    if (own == NULL) {
+        PyObject *lmdb = PyImport_ImportModule("lmdb"), *of_lmdb = lmdb ? PyObject_GetAttrString(lmdb, "Error") : NULL;
+        PyObject *zstd = of_lmdb ? PyImport_ImportModule("zstandard") : NULL;
+        PyObject *of_zstd = zstd ? PyObject_GetAttrString(zstd, "ZstdError") : NULL;
+        if (of_zstd)
+            own = PyTuple_Pack(7, PyExc_ValueError, PyExc_LookupError, PyExc_AttributeError, PyExc_TypeError,
+                PyExc_MemoryError, of_lmdb, of_zstd);
+        Py_XDECREF(of_zstd);
+        Py_XDECREF(zstd);
+        Py_XDECREF(of_lmdb);
+        Py_XDECREF(lmdb);
+    }
+    return own;
+}
+
 int
 tiered_given_up(void)
 {
-    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception))
-        return LOAD_FAILED;
-    PyErr_Clear();
-    return LOAD_PYTHON;
+    if (!PyErr_Occurred())
+        return LOAD_PYTHON;
+    LoadError error = tiered_set_aside();
+    PyObject *own = own_errors();
+    if (own && PyErr_GivenExceptionMatches(error.kind, own)) {
+        tiered_put_back((LoadError){NULL, NULL, NULL});
+        Py_XDECREF(error.kind);
+        Py_XDECREF(error.value);
+        Py_XDECREF(error.trace);
+        return LOAD_PYTHON;
+    }
+    tiered_put_back(error);
+    return LOAD_FAILED;
 }
 
 bool
@@ -43,20 +85,6 @@ now_ms(PyObject *engine)
     Py_XDECREF(now);
     Py_XDECREF(clock);
     return ms;
-}
-
-LoadError
-tiered_set_aside(void)
-{
-    LoadError error;
-    PyErr_Fetch(&error.kind, &error.value, &error.trace);
-    return error;
-}
-
-void
-tiered_put_back(LoadError error)
-{
-    PyErr_Restore(error.kind, error.value, error.trace);
 }
 
 static PyObject *
@@ -148,6 +176,9 @@ tiered_cold_enter(ColdRead *read, PyObject *cold, PyObject *stored_key)
         read->txn = CALL(env, begin);
     Py_XDECREF(env);
     read->layout = read->txn ? layout_of(cold, read->txn) : NULL;
+    /* That was Python, in which this very thread may have closed the store, as a handler of signals does. */
+    if (read->layout && tiered_is_true(cold, NAME__barred))
+        Py_CLEAR(read->layout);
     int merged = 0;
     if (read->layout && stored_key)
         merged = PyObject_RichCompareBool(stored_key, PyTuple_GET_ITEM(read->layout, LAYOUT_MERGED_TO), Py_LT);
@@ -173,21 +204,26 @@ tiered_cold_leave(ColdRead *read)
     tiered_put_back(error);
 }
 
-/* `Cold.get_at`, and the record taken apart. */
+/* `Cold.get_at`, the record taken apart, and a copy of its body. */
 static int
-look_up(const ColdRead *read, PyObject *stored_key, TieredRecord *record)
+look_up(PyObject *cold, PyObject *stored_key, TieredRecord *record, PyObject **body)
 {
+    ColdRead read;
     PageSearch search = {
         .key = (const unsigned char *)PyBytes_AS_STRING(stored_key), .key_size = (size_t)PyBytes_GET_SIZE(stored_key)};
     const char *wrong = NULL;
-    Py_BEGIN_ALLOW_THREADS /* A page may have to come from the disk. */
-    tiered_layers_find(read->layers, read->count, &search);
-    if (search.state == PAGES_FOUND)
-        wrong = tiered_record(search.key, search.key_size, search.data, search.data_size, record);
-    Py_END_ALLOW_THREADS
-    if (search.state == PAGES_ABSENT)
-        return LOAD_ABSENT;
-    return search.state == PAGES_FOUND && !wrong && tiered_is_plain(record) ? LOAD_FOUND : LOAD_PYTHON;
+    search.state = PAGES_DAMAGED;
+    if (tiered_cold_enter(&read, cold, stored_key)) {
+        Py_BEGIN_ALLOW_THREADS /* A page may have to come from the disk. */
+        tiered_layers_find(read.layers, read.count, &search);
+        if (search.state == PAGES_FOUND)
+            wrong = tiered_record(search.key, search.key_size, search.data, search.data_size, record);
+        Py_END_ALLOW_THREADS
+        if (search.state == PAGES_FOUND && !wrong && tiered_is_plain(record))
+            *body = bytes_of(record->body, record->body_size); /* Before Python runs again. */
+    }
+    tiered_cold_leave(&read);
+    return *body ? LOAD_FOUND : search.state == PAGES_ABSENT ? LOAD_ABSENT : LOAD_PYTHON;
 }
 
 PyObject *
@@ -219,16 +255,13 @@ tiered_context_back(PyObject *context, PyObject *pool)
 
 /* `Decompressor.decompress` of a zstd frame; NULL where no context is free, or it is no such frame. */
 static PyObject *
-decompressed(PyObject *engine, const TieredRecord *record)
+decompressed(PyObject *engine, unsigned dictionary, PyObject *body)
 {
-    PyObject *pool, *context = tiered_is_small_frame(record) ? tiered_context(engine, record->dictionary, &pool) : NULL;
+    PyObject *pool, *context = tiered_is_small_frame(body) ? tiered_context(engine, dictionary, &pool) : NULL;
     if (context == NULL)
         return NULL;
-    PyObject *payload = NULL, *body = bytes_of(record->body, record->body_size);
-    if (body != NULL)
-        payload = PyObject_CallMethodObjArgs(
-            context, tiered_names[NAME_decompress], body, zero, Py_False, Py_False, NULL);
-    Py_XDECREF(body);
+    PyObject *payload = PyObject_CallMethodObjArgs(
+        context, tiered_names[NAME_decompress], body, zero, Py_False, Py_False, NULL);
     tiered_context_back(context, pool);
     return payload;
 }
@@ -350,20 +383,14 @@ tiered_is_over(PyObject *engine, int64_t deadline)
     return now < 0 ? -1 : deadline <= now;
 }
 
-/* The payload of a key's record, if it has one now. */
+/* The payload of a record, if that has one now. */
 static int
-payload_of(PyObject *engine, const ColdRead *read, PyObject *stored_key, TieredRecord *record, PyObject **payload)
+payload_of(PyObject *engine, const TieredRecord *record, PyObject *body, PyObject **payload)
 {
-    int came = look_up(read, stored_key, record);
-    if (came != LOAD_FOUND)
-        return came;
     int over = record->flags & RECORD_IS_MARKER ? 1 : tiered_is_over(engine, record->deadline);
     if (over)
         return over < 0 ? LOAD_PYTHON : LOAD_ABSENT;
-    if (record->compression == COMPRESSION_ZSTD)
-        *payload = decompressed(engine, record);
-    else
-        *payload = bytes_of(record->body, record->body_size);
+    *payload = record->compression == COMPRESSION_ZSTD ? decompressed(engine, record->dictionary, body) : Py_NewRef(body);
     return *payload ? LOAD_FOUND : LOAD_PYTHON;
 }
 
@@ -387,20 +414,19 @@ static int
 cold_value(ArenaObject *arena, PyObject *engine, PyObject *key, PyObject *stored_key, PyObject **value)
 {
     PyObject *generation = ATTRIBUTE(engine, generation), *background = generation ? ATTRIBUTE(engine, _background) : NULL;
-    PyObject *cold = NULL, *payload = NULL;
+    PyObject *cold = NULL, *body = NULL, *payload = NULL;
     TieredRecord record;
     int came = LOAD_PYTHON;
-    if (background == Py_None && is_clean(engine, stored_key) && (cold = ATTRIBUTE(engine, cold)) != NULL) {
-        ColdRead read;
-        if (tiered_cold_enter(&read, cold, stored_key))
-            came = payload_of(engine, &read, stored_key, &record, &payload);
-        tiered_cold_leave(&read);
-    }
+    if (background == Py_None && is_clean(engine, stored_key) && (cold = ATTRIBUTE(engine, cold)) != NULL)
+        came = look_up(cold, stored_key, &record, &body);
+    if (came == LOAD_FOUND)
+        came = payload_of(engine, &record, body, &payload);
     if (came == LOAD_FOUND)
         came = value_of(arena, engine, generation, key, stored_key, &record, payload, value);
     if (came == LOAD_ABSENT && !tiered_count(engine, NAME_misses, 1))
         came = LOAD_FAILED;
     Py_XDECREF(payload);
+    Py_XDECREF(body);
     Py_XDECREF(cold);
     Py_XDECREF(background);
     Py_XDECREF(generation);

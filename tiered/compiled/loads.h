@@ -34,7 +34,8 @@ typedef struct {
 
 LoadError tiered_set_aside(void);
 void tiered_put_back(LoadError error);
-/* LOAD_PYTHON, and what was raised is the twin's to raise again; an interrupt comes once, and so stays: LOAD_FAILED. */
+/* LOAD_PYTHON where nothing was raised, or an error of the steps themselves, which is the twin's to raise again.  Whatever else
+ * a handler of signals or the user's code raises comes once, and so stays: LOAD_FAILED. */
 int tiered_given_up(void);
 
 /* Adds to a counter; false with an error set. */
@@ -96,9 +97,9 @@ tiered_is_plain(const TieredRecord *record)
 
 /* Whether a frame's size takes no more than two bytes, as the top bits of its fifth byte say: others the twin judges. */
 static inline bool
-tiered_is_small_frame(const TieredRecord *record)
+tiered_is_small_frame(PyObject *body)
 {
-    return record->body_size > 4 && record->body[4] < 0x80;
+    return PyBytes_GET_SIZE(body) > 4 && (unsigned char)PyBytes_AS_STRING(body)[4] < 0x80;
 }
 
 #endif

@@ -10,7 +10,8 @@ enum { EVICTIONS_MAX = 2000 }; /* As in tiered/tiers.py. */
 
 typedef struct {
     PyObject *key, *stored_key; /* Borrowed of the list of keys, and owned. */
-    PyObject *segment;          /* What has the payload once the transaction is over, as long as `view` is held. */
+    PyObject *body;             /* Of the record, which is not in memory any more. */
+    PyObject *segment;          /* What has the payload, as long as `view` is held. */
     Py_buffer view;
     TieredRecord record;
     bool there; /* A record was found. */
@@ -87,14 +88,23 @@ found(Item *item, const PageSearch *search)
 
 /* Looks for all keys; `searches` has room for twice as many. */
 static void
-look_up(const Batch *batch, const ColdRead *read, PageSearch *searches)
+look_up(Batch *batch, const ColdRead *read, PageSearch *searches)
 {
     size_t keys = (size_t)batch->count;
+    Py_BEGIN_ALLOW_THREADS /* Pages may have to come from the disk. */
     for (size_t i = 0; i < keys; i++)
         searches[i].key = key_of(&batch->items[i], &searches[i].key_size);
     tiered_layers_find_many(read->layers, read->count, searches, keys, searches + keys);
     for (size_t i = 0; i < keys; i++)
         found(&batch->items[i], &searches[i]);
+    Py_END_ALLOW_THREADS
+    for (size_t i = 0; i < keys; i++) { /* Before Python runs again. */
+        Item *item = &batch->items[i];
+        if (!item->there || item->state != ASKED)
+            continue;
+        item->body = PyBytes_FromStringAndSize((const char *)item->record.body, (Py_ssize_t)item->record.body_size);
+        item->state = item->body ? ASKED : LEFT;
+    }
 }
 
 /* Counts the records that are not there, or no more. */
@@ -125,12 +135,6 @@ hold(Item *item, PyObject *segment)
     return item->segment != NULL;
 }
 
-static PyObject *
-body_of(const Item *item)
-{
-    return PyBytes_FromStringAndSize((const char *)item->record.body, (Py_ssize_t)item->record.body_size);
-}
-
 /* Undoes the frames of one dictionary, those from the first one that is still compressed on; what fails is left. */
 static void
 undo(Batch *batch, const TieredRecord *like)
@@ -142,9 +146,7 @@ undo(Batch *batch, const TieredRecord *like)
         if (item->state != READ || item->segment || item->record.compression != COMPRESSION_ZSTD
             || item->record.dictionary != like->dictionary)
             continue;
-        PyObject *body = tiered_is_small_frame(&item->record) ? body_of(item) : NULL;
-        item->state = body && PyList_Append(bodies, body) == 0 ? ASKED : LEFT;
-        Py_XDECREF(body);
+        item->state = tiered_is_small_frame(item->body) && PyList_Append(bodies, item->body) == 0 ? ASKED : LEFT;
     }
     if (context && bodies && PyList_GET_SIZE(bodies)) /* None at all would end the process. */
         undone = PyObject_CallMethodOneArg(context, tiered_names[NAME_multi_decompress_to_buffer], bodies);
@@ -171,7 +173,7 @@ undo_all(Batch *batch)
         if (item->record.compression == COMPRESSION_ZSTD)
             undo(batch, &item->record);
         else
-            hold(item, body_of(item));
+            hold(item, Py_NewRef(item->body));
         if (tiered_given_up() == LOAD_FAILED)
             return false;
     }
@@ -186,17 +188,15 @@ read_cold(Batch *batch)
     PyObject *cold = ATTRIBUTE(batch->engine, cold);
     PageSearch *searches = PyMem_Malloc((2 * (size_t)batch->count + 1) * sizeof *searches);
     bool done = false;
-    if (cold && searches && tiered_cold_enter(&read, cold, NULL)) {
-        Py_BEGIN_ALLOW_THREADS /* Pages may have to come from the disk. */
-        look_up(batch, &read, searches);
-        Py_END_ALLOW_THREADS
-        done = count_misses(batch) && undo_all(batch);
-    }
-    if (cold && searches)
+    if (cold && searches) {
+        done = tiered_cold_enter(&read, cold, NULL);
+        if (done)
+            look_up(batch, &read, searches);
         tiered_cold_leave(&read);
+    }
     PyMem_Free(searches);
     Py_XDECREF(cold);
-    return done;
+    return done && !PyErr_Occurred() && count_misses(batch) && undo_all(batch);
 }
 
 /* Fills the places that the dict has for the values, or takes them away; false with an error set. */
@@ -332,6 +332,7 @@ end(Batch *batch)
         if (item->segment)
             PyBuffer_Release(&item->view);
         Py_XDECREF(item->segment);
+        Py_XDECREF(item->body);
         Py_XDECREF(item->stored_key);
     }
     PyMem_Free(batch->items);
