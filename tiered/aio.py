@@ -35,17 +35,18 @@ from tiered.advisor import Advice
 from tiered.awaited import AsyncMapping, AsyncMutableMapping, finished, refusing
 from tiered.check import Finding
 from tiered.doctor import Diagnosis
-from tiered.errors import ConflictError
+from tiered.errors import ConfigError, ConflictError
 from tiered.events import Event
 from tiered.journal import record_bytes
+from tiered.mapping import AGE_SECONDS_MAX, ATTEMPTS
 from tiered.memoize import Memoizer, Options
 from tiered.sharing import TEMPORARY
 from tiered.snapshot import SnapshotInfo
 from tiered.stats import Explanation, MemoryStats, Stats
 from tiered.store import Store
 from tiered.sub import SubView
-from tiered.transaction import ATTEMPTS, Transaction, backoff_seconds
-from tiered.view import AGE_SECONDS_MAX, View
+from tiered.transaction import Transaction, backoff_seconds
+from tiered.view import View
 from tiered.writing import UNSET
 
 K = TypeVar("K")
@@ -190,7 +191,7 @@ class AsyncStore(AsyncMutableMapping[K, V]):
                     await asyncio.sleep(backoff_seconds(attempt, self._rivals))
         finally:
             self._rivals -= rival
-        raise ValueError(f"attempts={attempts!r} is not a number from 1 on")
+        raise ConfigError(f"attempts={attempts!r} is not a number from 1 on")
 
     @asynccontextmanager
     async def view(self, max_age: float = AGE_SECONDS_MAX) -> AsyncIterator[AsyncView[K, V]]:

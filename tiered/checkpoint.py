@@ -311,7 +311,10 @@ class Applier:
                 return data
             payload = self._decompressor.decompress(found.compression, found.dictionary, found.body)
         except (ValueError, KeyError) as error:
-            raise CorruptionError(self.cold.path, f"damaged record under key {stored_key!r}: {error}") from None
+            raise CorruptionError(
+                self.cold.path,
+                f"damaged record under stored key {stored_key[:60]!r}: {error}; assign a new value to the key",
+            ) from None
         compression, dictionary, body = self._compressor.compress(payload)
         if len(body) >= len(found.body):
             return data

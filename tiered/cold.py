@@ -3,7 +3,7 @@
 Databases of the environment:
 
     records       stored key -> record (`record`)
-    run-NN        the same, newer; a deletion marker hides a record in the layers behind (`cold_state`)
+    run-N         the same, newer; a deletion marker hides a record in the layers behind (`cold_state`)
     expiry        deadline (8 bytes, big-endian) + stored key -> nothing
     dictionaries  id (2 bytes, big-endian) -> CRC-32 (4 bytes, little-endian) + dictionary
     meta          "state" -> what `State` holds, "settings" -> remembered settings (both msgpack, after a CRC-32)

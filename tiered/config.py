@@ -328,7 +328,7 @@ class Settings(SimpleNamespace):
 
 
 def setting_named(name: str) -> Setting:
-    """The setting called `name`; `ConfigError` naming the closest ones if there is none."""
+    """The setting called `name`; `ConfigError` naming all there are if there is none."""
     try:
         return SETTINGS[name]
     except KeyError:

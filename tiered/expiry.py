@@ -4,10 +4,6 @@ Keys are kept in one set per second of their deadlines, so that adding, moving a
 removing one is a set operation, and nothing is left behind when a key is written
 again with another deadline.  A heap would keep every old deadline until it passes.
 
-Each periodic cycle begins a series of slices, and the cycle's other work is not done with every
-slice: with each call of the system the background thread gives the interpreter up, and to have it
-back it takes it from a thread that is busy.
-
 In the cold tier the index is a database of its own (`cold`), and what is due there
 leaves with the next checkpoints, by the time the program wrote into the journal.
 """

@@ -1,9 +1,11 @@
 """Names in a store directory, locks, atomic replacement; the only place that syncs or renames.
 
     NAME/CURRENT               name of the live cold tier, replaced atomically
+    NAME/CURRENT.new           what is to become CURRENT
     NAME/cold-NNNN/            an LMDB environment
     NAME/journal-NNNNNNNN.log  journal segments
     NAME/journal-prepared.log  the next one, made ahead of need
+    NAME/SYNCED                up to which number the journal is on the disk (`mark`)
     NAME/HOT                   the keys that were hot when it was closed (`hot_keys`)
     NAME/LOCK                  held (flock) by the program that has the store open for writing
     NAME/APPLY                 held (flock) by whoever writes the cold tier
@@ -90,7 +92,7 @@ def identity(path: Path) -> tuple[int, int]:
 def is_store_file(name: str) -> bool:
     """Whether a file of this name may lie in a store's directory."""
     known = name in (CURRENT, CURRENT_NEW, HOT, SYNCED, LOCK, APPLY, PREPARED) or name.startswith(CONTROL)
-    return known or any(pattern.fullmatch(name) for pattern in (_SEGMENT, _COLD, _DAMAGED))
+    return known or final_name(name) == HOT or any(pattern.fullmatch(name) for pattern in (_SEGMENT, _COLD, _DAMAGED))
 
 
 def read_current(directory: Path) -> int | None:

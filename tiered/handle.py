@@ -83,7 +83,7 @@ class Ended:
         self.directory = directory
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise ClosedError(self.directory, "the store is closed")
+        raise ClosedError(self.directory, "the store is closed; open it again")
 
 
 class Reading:
@@ -110,7 +110,8 @@ class Reading:
         """Raise what forbids writing."""
         self._real.check_readable()
         raise ReadOnlyError(
-            self._real.directory, "this handle was opened with flag='r'; write through the one opened with flag='w'"
+            self._real.directory,
+            "this handle was opened with flag='r'; write through the one that was opened for writing",
         )
 
 
@@ -130,7 +131,7 @@ class Inherited:
             raise AttributeError(name)
         handle = self._handle()
         if handle is None:
-            raise ClosedError(self.directory, "the store is closed")
+            raise ClosedError(self.directory, "the store is closed; open it again")
         return getattr(handle._reopened(self), name)
 
     def open(self, handle: Handle) -> None:

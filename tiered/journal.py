@@ -182,7 +182,11 @@ class Segment:
     def _read(self, position: int, size: int) -> bytes:
         if self.map is not None:
             return self.map[position : position + size]
-        return os.pread(self.fd, size, position)
+        data = os.pread(self.fd, size, position)
+        if len(data) < size:
+            end = position + len(data)
+            raise CorruptionError(self.path, f"cut short at byte {end}; restore the store from a backup", end)
+        return data
 
     def put_at(self, position: int) -> Dirty:
         """The put at `position`.  Raises `CorruptionError` if it is not what was written."""

@@ -20,9 +20,12 @@ K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")
 ONE: Any = 1
+ATTEMPTS = 100
+"""Of `transact`, unless told otherwise."""
+AGE_SECONDS_MAX = 600.0
+"""Of a view, unless told otherwise."""
 Pairs: TypeAlias = "SupportsKeysAndGetItem[K, V] | Iterable[tuple[K, V]]"
 """What `update` takes."""
-_MISSING: Any = object()
 ABSENT: Any = object()
 _COMPLETIONS_MAX = 100
 
@@ -63,7 +66,7 @@ class RangedMapping(Mapping[K, V]):
         return self._iterate(self._range(None, None, None, True), "keys")
 
     def __bool__(self) -> bool:
-        return next(iter(self), _MISSING) is not _MISSING
+        return next(iter(self), ABSENT) is not ABSENT
 
     @overload
     def get(self, key: K, *, promote: bool = True) -> V | None: ...
@@ -178,4 +181,4 @@ class RangeItems(_Part, ItemsView[Any, Any]):
         if not isinstance(item, tuple) or len(item) != 2:
             return False
         key, value = item
-        return self._holds(key) and self._mapping.get(key, _MISSING) == value
+        return self._holds(key) and self._mapping.get(key, ABSENT) == value

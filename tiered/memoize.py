@@ -377,13 +377,13 @@ class Options(NamedTuple):
     early: float
 
     def checked(self) -> Options:
-        """These; raises `ValueError` for numbers out of bounds, `ConfigError` for what is no time to live."""
+        """These; raises `ConfigError` for numbers out of bounds and for what is no time to live."""
         if callable(self.ttl):
             raise TypeError("memoize() takes the function afterwards: write @store.memoize(), with parentheses")
         if self.ttl is not UNSET:
             parse_ttl(self.ttl)
         if not 0 <= self.jitter < 1 or not self.early >= 0:
-            raise ValueError(f"jitter={self.jitter!r} is to be from 0 to below 1, early={self.early!r} 0 or more")
+            raise ConfigError(f"jitter={self.jitter!r} is to be from 0 to below 1, early={self.early!r} 0 or more")
         if self.name is not None:
             keys.encode(self.name)
         return self

@@ -264,7 +264,10 @@ def _connected(path: Path) -> Connection:
 
     if not path.is_file():
         raise NotAStoreError(path, "no such file")
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    try:
+        return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    except sqlite3.Error as error:
+        raise StoreError(path, f"cannot be read: {error}") from None
 
 
 def _one(database: Connection, source: str | os.PathLike[str], query: str) -> int:

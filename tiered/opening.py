@@ -90,7 +90,9 @@ def named_errors(directory: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise ReadOnlyError(error.filename or directory, f"{error.strerror}; open with flag='r' to read") from None
+        raise ReadOnlyError(
+            error.filename or directory, f"{error.strerror}; check its permissions; reading needs flag='r' only"
+        ) from None
     except OSError as error:
         if files.is_full(error):
             raise StoreFullError(directory, "the disk is full; free some space") from None
@@ -199,9 +201,8 @@ def _check_unfinished(directory: Path) -> None:
     path = files.cold_path(directory, 1)
     if not with_data and (path / "data.mdb").exists() and (path / "data.mdb").stat().st_size:
         try:
-            cold = Cold(path)
-            with_data = [1] if cold.state().applied else []
-            cold.close()
+            with contextlib.closing(Cold(path)) as cold:
+                with_data = [1] if cold.state().applied else []
         except CorruptionError:
             with_data = [1] if (path / "data.mdb").stat().st_size > UNFINISHED_BYTES_MAX else []
     if with_data:

@@ -366,8 +366,11 @@ def destination(path: str | os.PathLike[str]) -> Path:
         raise NotAStoreError(target, f"a directory; name a file in it, as {target.name}.tsnap")
     if not target.parent.is_dir():
         raise NotAStoreError(target.parent, "no such directory; make it first")
-    if target.exists():
-        with open(target, "rb") as file:
-            if file.read(len(MAGIC)) not in (b"", MAGIC):
-                raise NotAStoreError(target, "there, and no snapshot; remove it first, or choose another name")
+    try:
+        if target.exists():
+            with open(target, "rb") as file:
+                if file.read(len(MAGIC)) not in (b"", MAGIC):
+                    raise NotAStoreError(target, "there, and no snapshot; remove it first, or choose another name")
+    except OSError as error:
+        raise StoreError(error.filename or target, f"no place for a snapshot: {error.strerror}") from None
     return target

@@ -177,9 +177,15 @@ class MemoryStats(NamedTuple):
 
 _BOUNDS = {
     True: "real: the arena's memory is the process's, page by page; the rest is accounted",
-    None: "accounted: checkpoints, which this process makes itself, take memory beside it while they last",
     False: "accounted: the heap may add fragmentation to it, since no compiled arena holds the hot tier",
 }
+_OWN_CHECKPOINTS = "; checkpoints, which this process makes itself, take memory beside it while they last"
+
+
+def _checkpoints_itself(engine: Engine) -> bool:
+    checkpointer = engine.checkpointer
+    inline = checkpointer is not None and checkpointer.name == "inline"  # As where no helper could be started.
+    return not engine.readonly and (inline or not engine.settings.helper)
 
 
 class Explanation(NamedTuple):
@@ -294,5 +300,5 @@ def memory_stats_of(engine: Engine) -> MemoryStats:
         process_rss_file_bytes=process.rss_file_bytes(),
         helper_peak_rss_anon_bytes=engine.counters.helper_peak_rss_anon_bytes,
         hot_tier=hot.name,
-        bound=_BOUNDS[hot.in_budget if engine.settings.helper or engine.readonly else None],
+        bound=_BOUNDS[hot.in_budget] + (_OWN_CHECKPOINTS if _checkpoints_itself(engine) else ""),
     )

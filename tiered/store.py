@@ -23,7 +23,7 @@ from tiered.errors import ConfigError
 from tiered.events import Callback
 from tiered.handle import Ended, Inherited
 from tiered.journal import Dirty, record_bytes
-from tiered.mapping import ABSENT, ONE, Pairs, RangedMapping, keys_of, pairs_of
+from tiered.mapping import ABSENT, AGE_SECONDS_MAX, ATTEMPTS, ONE, Pairs, RangedMapping, keys_of, pairs_of
 from tiered.moment import passing
 from tiered.opening import named_errors
 from tiered.reading import CHUNK_RECORDS, Reads
@@ -32,8 +32,8 @@ from tiered.snapshot import SnapshotInfo
 from tiered.stats import Explanation, MemoryStats, Stats, memory_stats_of, state_name, stats_of
 from tiered.sub import Sub
 from tiered.tiers import Where
-from tiered.transaction import ATTEMPTS, Transaction, added, edited, transacted
-from tiered.view import AGE_SECONDS_MAX, View
+from tiered.transaction import Transaction, added, edited, transacted
+from tiered.view import View
 from tiered.writing import UNSET, Batch, Change, collect
 
 if TYPE_CHECKING:
@@ -561,6 +561,7 @@ def open(
     disk_full, snapshot_save, snapshot_dir, snapshot_keep, helper.  One process at a time may have a store open
     for writing; others get `LockedError`, after `lock_timeout` seconds.  Opened again in the same process, it is
     another handle on the same engine, and settings that differ from those in force are a `ConfigError`.
+    `allow_network` opens on a network file system, too, which promises nothing; `clock` is for tests.
 
     Raises `NotAStoreError`, `LockedError`, `CorruptionError`, `FormatError`,
     `ReadOnlyError`, `UnsupportedError`, `ConfigError`.  Opens in a few milliseconds,

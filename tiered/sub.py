@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import Any, TypeVar, overload
 
 from tiered import keys
-from tiered.mapping import ONE, Pairs, RangedMapping, keys_of, pairs_of
+from tiered.mapping import AGE_SECONDS_MAX, ATTEMPTS, ONE, Pairs, RangedMapping, keys_of, pairs_of
 from tiered.ranges import Range
 from tiered.writing import UNSET
 
@@ -189,13 +189,13 @@ class Sub(SubView[K, V], MutableMapping[K, V]):
         with self._whole.transaction() as txn:
             yield Sub(txn, self._prefix)
 
-    def transact(self, run: Callable[[Sub[K, V]], T], *attempts: int) -> T:
+    def transact(self, run: Callable[[Sub[K, V]], T], attempts: int = ATTEMPTS) -> T:
         """As `Store.transact`; `run` is called with this part within a transaction."""
-        return self._whole.transact(lambda txn: run(Sub(txn, self._prefix)), *attempts)  # type: ignore[no-any-return]
+        return self._whole.transact(lambda txn: run(Sub(txn, self._prefix)), attempts)  # type: ignore[no-any-return]
 
-    def view(self, *max_age: float) -> contextlib.AbstractContextManager[SubView[K, V]]:
+    def view(self, max_age: float = AGE_SECONDS_MAX) -> contextlib.AbstractContextManager[SubView[K, V]]:
         """This part at this moment, as `Store.view`; a context manager."""
-        return _closing(self._whole.view(*max_age), self._prefix)
+        return _closing(self._whole.view(max_age), self._prefix)
 
 
 @contextlib.contextmanager

@@ -201,7 +201,7 @@ class Tiers:
                 "or for writing once the parent has closed it",
             )
         if self.closed:
-            raise ClosedError(self.directory, "the store is closed")
+            raise ClosedError(self.directory, "the store is closed; open it again")
         if self._background is not None:
             error, self._background = self._background, None
             raise error
@@ -325,7 +325,9 @@ class Tiers:
     def damaged(self, cold: Cold, stored_key: bytes, error: Exception) -> CorruptionError:
         """The error that says what is wrong with a record of the cold tier."""
         return CorruptionError(
-            cold.path, f"damaged record under stored key {stored_key[:60]!r}: {error}; restore it from a backup"
+            cold.path,
+            f"damaged record under stored key {stored_key[:60]!r}: {error}; "
+            "assign a new value to the key, or restore it from a backup",
         )
 
     def key_of(self, encoded: bytes) -> Any:

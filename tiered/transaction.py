@@ -31,7 +31,7 @@ from typing import Any, NoReturn, TypeVar, overload
 
 from tiered import codec, keys, ranges
 from tiered.arrays import is_numpy_scalar, writable
-from tiered.errors import BatchTooLargeError, ClosedError, ConflictError
+from tiered.errors import BatchTooLargeError, ClosedError, ConfigError, ConflictError
 from tiered.handle import Handle
 from tiered.journal import Dirty
 from tiered.mapping import ABSENT, ONE, RangedMapping, keys_of
@@ -42,7 +42,6 @@ from tiered.writing import UNSET, Change
 K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")
-ATTEMPTS = 100
 _BACKOFF_SECONDS = 0.0005
 _RIVAL_SECONDS = 0.002
 """Measured: 1,000 tasks that count up one number take three attempts each then, twelve with a fourth of it."""
@@ -487,4 +486,4 @@ def transacted(handle: Handle, run: Callable[[Transaction[K, V]], T], attempts: 
             if attempt == attempts - 1:
                 raise
             time.sleep(backoff_seconds(attempt))
-    raise ValueError(f"attempts={attempts!r} is not a number from 1 on")
+    raise ConfigError(f"attempts={attempts!r} is not a number from 1 on")

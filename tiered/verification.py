@@ -24,6 +24,7 @@ from tiered.cold_reader import Reader
 from tiered.compression import Decompressor
 from tiered.errors import CorruptionError, FormatError, NotAStoreError, StoreError, UnknownTypeError
 from tiered.journal import PUT, Dirty
+from tiered.opening import named_errors
 from tiered.sharing import HANDLES
 from tiered.snapshot import SnapshotFile
 
@@ -37,15 +38,17 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> li
 
     `[]` if all is well; else up to 100 findings.  Also while the store is open, here or in another process: then
     of the last checkpoint, and the journal.  Values of types that this program has not registered are not decoded.
-    Raises `NotAStoreError` where there is neither, `FormatError` for a newer format.  Some 5 µs per record.
+    Raises `NotAStoreError` where there is neither, `FormatError` for a newer format, `ReadOnlyError` where it may not
+    be read.  Some 5 µs per record.
     """
     target = Path(os.path.abspath(os.fsdecode(path)))
     findings = Findings()
     told = progress or (lambda done, total: None)
-    if target.is_dir():
-        _verify_store(target, findings, told)
-    else:
-        _verify_snapshot(target, findings, told)
+    with named_errors(target):
+        if target.is_dir():
+            _verify_store(target, findings, told)
+        else:
+            _verify_snapshot(target, findings, told)
     return findings.closed()
 
 

@@ -23,14 +23,13 @@ from tiered import keys, ranges
 from tiered.errors import ClosedError, ConfigError, ForkedError, ViewExpiredError
 from tiered.handle import Handle
 from tiered.journal import Dirty
-from tiered.mapping import ABSENT, RangedMapping
+from tiered.mapping import ABSENT, AGE_SECONDS_MAX, RangedMapping
 from tiered.moment import Item, Moment
 from tiered.sub import SubView
 from tiered.write_buffer import WriteBuffer
 
 K = TypeVar("K")
 V = TypeVar("V")
-AGE_SECONDS_MAX = 600.0
 
 
 class View(RangedMapping[K, V]):

@@ -163,7 +163,11 @@ class Writing(Checkpoints):
         """Whether the active segment has room; closes it if not."""
         self.check_writable()
         if self.capped and not frees:
-            raise StoreFullError(self.directory, f"the cold tier has reached the cap of {self.settings.disk:,} bytes")
+            raise StoreFullError(
+                self.directory,
+                f"the cold tier has reached the cap of {self.settings.disk:,} bytes; "
+                "raise `disk`, or delete keys and save()",
+            )
         if self._active is not None:
             used = self._active.used_bytes()
             segment = self._active.segment

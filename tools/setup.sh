@@ -1,4 +1,4 @@
-# Sourced by demo.sh and test.sh: `setup EXTRA` makes the virtual environment, installs this project with that extra of
+# Sourced by demo.sh, test.sh and sanitize.sh: `setup EXTRA` makes the virtual environment, installs this project with that extra of
 # pyproject.toml, and leaves the interpreter in $python and the project's directory in $root. A second run takes no time.
 #
 # TIERED_VENV   where the environment is (default: .venv in the project)

@@ -1,6 +1,6 @@
 """What a store goes through under the seam: steps that change it, the same on a dict, and steps that must not show.
 
-A step is a name and what it needs.  `States` runs them, and keeps what the store may hold after a crash.
+A step is a name and what it needs.  `Run` runs them, and keeps what the store may hold after a crash.
 """
 
 from __future__ import annotations

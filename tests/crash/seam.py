@@ -1,7 +1,7 @@
 """The seam under a program: every system call that changes a store's files, and a disk that loses what was not synced.
 
 `seam.c` is preloaded into the programs that use this module (`programs`), so that LMDB's calls are seen as well as
-Python's.  `Seam` tells a function of each call before and after it is made, which may have it fail; `Disk` keeps
+Python's.  `watched` tells a function of each call before and after it is made, which may have it fail; `Disk` keeps
 what of a directory is on the disk for sure, and makes what a power cut at this moment may leave.
 """
 

@@ -63,7 +63,7 @@ class Scenario:
         self.notes.mkdir()
         self.models: list[dict[Any, Any]] = [{} for _ in range(THREADS)]
         self.steps = [0] * THREADS
-        self.helpers_killed = self.under_way = self.orphans_killed = self.snapshots = 0
+        self.under_way = self.snapshots = 0
         self.orphans: list[int] = []
 
     def run_and_kill(self) -> None:
@@ -81,7 +81,6 @@ class Scenario:
             victims = uniform.choice(("program", "program", "helper", "both"))
             for helper in helpers if victims != "program" else ():
                 os.kill(helper, signal.SIGKILL)
-                self.helpers_killed += 1
             if victims == "helper":
                 time.sleep(0.4 * uniform.random())
                 helpers += helpers_of(program.pid)
@@ -99,7 +98,6 @@ class Scenario:
         for orphan in self.orphans:
             assert programs.alive(orphan), "the child ended by itself"
             os.kill(orphan, signal.SIGKILL)
-            self.orphans_killed += 1
         self.orphans = []
 
     def verify(self) -> None:

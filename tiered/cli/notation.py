@@ -154,7 +154,8 @@ def _named(name: str, inner: Any) -> Any:
         return arrays.import_numpy().array(values, dtype=inner["dtype"]).reshape(inner["shape"])
     if name == "$scalar":
         return arrays.import_numpy().dtype(inner["dtype"]).type(from_json(inner["value"]))
-    raise ValueError(f"there is no such word; there are {', '.join(sorted({*_READERS, *_MAKERS, '$dict', '$packed'}))}")
+    words = sorted({*_READERS, *_MAKERS, "$array", "$dict", "$packed", "$scalar"})
+    raise ValueError(f"there is no such word; there are {', '.join(words)}")
 
 
 def key_to_json(key: Any) -> Any:

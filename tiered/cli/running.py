@@ -6,6 +6,7 @@
     3    damage was found: in the file or store that was read
     4    no such key
     5    the doctor has something to say
+    6    not all rows were taken; the others are in the store
     130  interrupted (Ctrl-C); what was done before it stays
     141  whoever read the output had enough of it
 

@@ -26,7 +26,7 @@
 #define SEGMENT_BYTES_MAX (1u << 20)
 /* Free or dead bytes, in segments: two, and one of every SLACK_SHARE. */
 #define SLACK_SHARE 32
-#define VALUE_SHARE_MAX 8 /* As in tiered/hot.py. */
+#define VALUE_SHARE_MAX 8 /* As in tiered/heap.py. */
 #define OUTSIDE_MAX 16384 /* A process may have 65,530 mappings. */
 /* What one call does at most, in units of a microsecond at most: an eviction, the move of a record, the return of
  * WORK_BYTES of pages. */

@@ -1,4 +1,5 @@
-/* `Hits`: what answers `store[key]`, `store.get(key)` and `key in store` where the key is hot (tiered/store.py).
+/* `Hits`: what answers `store[key]`, `store.get(key)` and `key in store` where the key is hot;
+ * its twin is `Hits` in tiered/heap.py.
  *
  * A store inherits it, so that a hit is one C function called by the interpreter, without a frame of Python.  What is
  * cold, or has a deadline, mostly is one too (loads.c); the rest is a question for the methods `_load` and `_has`. */

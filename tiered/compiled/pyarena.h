@@ -52,9 +52,9 @@ void tiered_arena_limit_objects(ArenaObject *self);
 
 /* Has the policy, if there is one, make room for a record that is about to be put: any code may run.  -1 with an error set. */
 int tiered_arena_ask(ArenaObject *self, const ArenaKey *key, size_t size, int64_t deadline);
-/* Has it evict until the arena would keep to a budget smaller by so many bytes, or a bounded number has left. */
 /* Has the policy remember no more than its share of the budget, which may be smaller than it was; false with an error set. */
 bool tiered_arena_fit_policy(ArenaObject *self);
+/* Has it evict until the arena would keep to a budget smaller by so many bytes, or a bounded number has left. */
 int tiered_arena_ask_to_leave(ArenaObject *self, size_t bytes, size_t outside);
 PyObject *tiered_arena_steer(ArenaObject *self, PyObject *args);
 PyObject *tiered_arena_queue_bytes(ArenaObject *self, PyObject *queue);

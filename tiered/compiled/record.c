@@ -61,7 +61,7 @@ unpack(PyObject *module, PyObject *const *args, Py_ssize_t count)
         (const unsigned char *)PyBytes_AS_STRING(args[1]), (size_t)PyBytes_GET_SIZE(args[1]),
         (const unsigned char *)PyBytes_AS_STRING(args[2]), (size_t)PyBytes_GET_SIZE(args[2]), &record);
     if (wrong == NEWER)
-        return PyErr_Format(PyExc_ValueError, NEWER, PyBytes_AS_STRING(args[2])[4]);
+        return PyErr_Format(PyExc_ValueError, NEWER, (int)(unsigned char)PyBytes_AS_STRING(args[2])[4]);
     if (wrong != NULL) {
         PyErr_SetString(PyExc_ValueError, wrong);
         return NULL;
