@@ -295,11 +295,7 @@ class Engine(Snapshots):
         return again
 
     def _expire_slice(self) -> bool:
-        """Forget some of what expired in memory; True if there is more.
-
-        Each periodic cycle begins a series of slices, and its other work is not done with every slice: with each call
-        of the system the background thread gives the interpreter up, and to have it back takes it from a busy one.
-        """
+        """Forget some of what expired in memory; True if there is more: a cycle's other work is not done with each."""
         with self.lock:
             expired = self.hot.expire(self.clock.now_ms(), HOT_EXPIRE_KEYS)
             self.counters.expired_hot += expired

@@ -1,7 +1,6 @@
 """Names in a store directory, locks, atomic replacement; the only place that syncs or renames.
 
-    NAME/CURRENT               name of the live cold tier, replaced atomically
-    NAME/CURRENT.new           what is to become CURRENT
+    NAME/CURRENT, CURRENT.new  name of the live cold tier, replaced atomically, and what is to replace it
     NAME/cold-NNNN/            an LMDB environment
     NAME/journal-NNNNNNNN.log  journal segments
     NAME/journal-prepared.log  the next one, made ahead of need

@@ -184,8 +184,7 @@ class Segment:
             return self.map[position : position + size]
         data = os.pread(self.fd, size, position)
         if len(data) < size:
-            end = position + len(data)
-            raise CorruptionError(self.path, f"cut short at byte {end}; restore the store from a backup", end)
+            raise CorruptionError(self.path, "cut short; restore the store from a backup", position + len(data))
         return data
 
     def put_at(self, position: int) -> Dirty:

@@ -1,5 +1,5 @@
-# Sourced by demo.sh, test.sh and sanitize.sh: `setup EXTRA` makes the virtual environment, installs this project with that extra of
-# pyproject.toml, and leaves the interpreter in $python and the project's directory in $root. A second run takes no time.
+# Sourced by demo.sh, test.sh and sanitize.sh: `setup EXTRA` makes the virtual environment, installs this project with that
+# extra of pyproject.toml, and leaves the interpreter in $python and the project's directory in $root. A second run takes no time.
 #
 # TIERED_VENV   where the environment is (default: .venv in the project)
 # PYTHON        the interpreter to make it with (default: python3, else the newest python3.x; 3.10 or newer)
