@@ -312,6 +312,27 @@ def test_what_a_handler_raises_in_the_middle_of_a_read_is_raised(
         assert store.get_many(NEIGHBOURS) == dict.fromkeys(NEIGHBOURS, DOCUMENT)
 
 
+def test_a_batch_that_fails_in_the_middle_has_no_place_for_absent_keys(tmp_path: Path) -> None:
+    class Failing(ManualClock):
+        failing = 0
+
+        def now_ms(self) -> int:
+            self.failing -= 1
+            if self.failing == 0:
+                raise ValueError("once")
+            return super().now_ms()
+
+    clock = Failing()
+    with without_background(tiered.open(tmp_path / "s", memory="1MB", helper=False, clock=clock)) as store:
+        store.set_many(dict.fromkeys(NEIGHBOURS, DOCUMENT), ttl=100)
+        store.save()
+        for calls in range(1, 12):
+            evict(store)
+            clock.failing = calls
+            with contextlib.suppress(ValueError):  # Where Python itself has asked for the time.
+                assert store.get_many(["absent", *NEIGHBOURS, "zz absent"]) == dict.fromkeys(NEIGHBOURS, DOCUMENT)
+
+
 @pytest.mark.parametrize("kind", VALUES)
 def test_a_cold_value_is_read_without_python_and_hot_from_then_on(opener: Any, kind: str) -> None:
     store = opener(stepwise=True)

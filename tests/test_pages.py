@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import random
@@ -147,6 +148,14 @@ def test_the_first_layer_that_has_a_key_counts_and_a_filter_keeps_a_layer_out(tm
 # -- damage ------------------------------------------------------------------------------------------
 
 
+def found_in(pages: Any, keys: list[bytes]) -> list[bytes | None] | None:
+    """None where there is damage on the way to one."""
+    found: list[bytes | None] | None = None
+    with contextlib.suppress(ValueError):
+        found = native.pages_find([(None, None, pages)], keys)
+    return found
+
+
 class Damaged:
     """The pages of a database, to be damaged; what looks beyond their end ends the process."""
 
@@ -175,8 +184,8 @@ class Damaged:
         self.map[: len(data)] = data
         held = ctypes.c_char.from_buffer(self.map)
         pages = native.pages_of(ctypes.addressof(held), self.page_bytes, count or self.count, entry or self.entry)
-        found: list[bytes | None] | None = native.pages_find([(None, None, pages)], self.keys)
-        alone = [native.pages_find([(None, None, pages)], [key]) for key in self.keys[::100]]
+        found = found_in(pages, self.keys)
+        alone = [found_in(pages, [key]) for key in self.keys[::100]]
         if data == self.data and entry is None and count is None:
             assert found is not None
             assert alone == [[value] for value in found[::100]]
@@ -329,19 +338,50 @@ def test_a_store_reads_the_same_where_its_pages_cannot_be_looked_at(opener: Any,
     assert store.check() == []
 
 
-def test_a_damaged_page_is_damage_however_many_keys_are_read(tmp_path: Path) -> None:
-    expected = {f"key {number:05d}": f"text {number} " * 9 for number in range(2000)}
+def large_value_grows(data: bytearray, key: bytes) -> None:
+    nodes = [match.start() for match in re.finditer(rb"\x01\0" + struct.pack("<H", len(key)) + re.escape(key), data)]
+    assert nodes
+    for flags in nodes:
+        data[flags - 1] = 0x10  # Its size: 256 MB more.
+
+
+def page_is_none(data: bytearray, key: bytes) -> None:
+    data[data.index(key) // 4096 * 4096 + 10] = 0
+
+
+def branches_lead_back(data: bytearray, key: bytes) -> None:
+    for page in range(2 * 4096, len(data), 4096):
+        number, flags, end = struct.unpack_from("<QxxHH", data, page)
+        for at in range(page + 16, page + end, 2) if number == page // 4096 and flags & 1 else ():
+            struct.pack_into("<I", data, page + struct.unpack_from("<H", data, at)[0], number)
+
+
+DAMAGES = [page_is_none, large_value_grows, branches_lead_back]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_page_is_damage_however_it_is_read(
+    tmp_path: Path, damage: Callable[[bytearray, bytes], None]
+) -> None:
+    expected = {f"key {number:05d}": random.Random(number).randbytes(90) for number in range(2000)}
+    expected["key 01000"] = random.Random(0).randbytes(9000)
     with tiered.open(tmp_path / "store", memory="64MB", helper=False) as store:
         store.set_many(expected)
     path = next((tmp_path / "store").glob("*/data.mdb"))
     data = bytearray(path.read_bytes())
-    needle = data.index(b"key 01000")
-    data[needle // 4096 * 4096 + 10] = 0
+    at = data.index(b"key 01000")
+    damage(data, bytes(data[at - 1 : at + 9]))  # As it is encoded.
     path.write_bytes(data)
+    others = {name: value for name, value in expected.items() if name < "key 00900" or name > "key 01100"}
     with tiered.open(tmp_path / "store", memory="64MB", helper=False, warm_start=False) as store:
-        with pytest.raises(tiered.CorruptionError):
-            store["key 01000"]
-        with pytest.raises(tiered.CorruptionError):
-            store.get_many(expected)
-        others = [name for name in expected if name < "key 00900" or name > "key 01100"]
-        assert store.get_many(others) == {name: expected[name] for name in others}
+        reads: list[Callable[[], object]] = [
+            lambda: store["key 01000"],
+            lambda: store.get("key 01000", promote=False),
+            lambda: store.get_many(expected),
+            lambda: store.get_many(expected, promote=False),
+        ]
+        for read in reads:
+            with pytest.raises(tiered.CorruptionError):
+                read()
+        if damage is not branches_lead_back:
+            assert store.get_many(others) == others

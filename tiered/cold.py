@@ -16,7 +16,8 @@ every layer for each key written, in key order.
 How an environment is opened: `environment`.
 
 The compiled part looks records up in the pages of a read transaction itself (compiled/pages.c), in LMDB's own map,
-around a value that LMDB gives without copying it.  Where that cannot be told, or a page is damaged, LMDB is asked.
+around a value that LMDB gives without copying it.  LMDB is asked where that cannot be told, but not where a page is
+damaged, since it would look wherever the damage leads.
 
 Locking: any thread may read.  Only the holder of the APPLY lock writes.  Readers use
 short transactions of their own; an environment that is no longer current is dropped,
@@ -37,7 +38,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import get_ident
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import lmdb
 
@@ -60,6 +61,7 @@ CLOSE_WAIT_SECONDS = 5.0
 _DAMAGE = (
     lmdb.BadTxnError,  # Said of a transaction that has met a damaged page, by which time that may not have been told.
     lmdb.CorruptedError,
+    lmdb.CursorFullError,  # Of pages that lead back to themselves.
     lmdb.BadValsizeError,  # Of a key that was read: no key that is written is empty, or too long.
     lmdb.PageNotFoundError,
     lmdb.PanicError,
@@ -324,6 +326,19 @@ class Cold:
         self._filters, self.filter_bytes = kept, self.filter_bytes_max - room
         return kept
 
+    def found_in(self, layers: list[Layer], stored_keys: list[bytes]) -> list[bytes | None] | None:
+        """The newest record of each of these keys, ascending, in layers of a read transaction; None: LMDB must be asked."""
+        try:
+            return None if native is None else native.pages_find(layers, stored_keys, self)
+        except ValueError as error:
+            self.damaged_page(error.args[0])
+
+    def damaged_page(self, stored_key: bytes) -> NoReturn:
+        """Raise what says that a page leads to no record, and to no end of the search."""
+        raise CorruptionError(
+            self.path, f"damaged page on the way to stored key {stored_key[:60]!r}; restore the store from a backup"
+        )
+
     def end(self, reader: Reader) -> None:
         """End a transaction that `begin` began."""
         try:
@@ -346,19 +361,23 @@ class Cold:
                 transaction, layers, merged_to, behind = self._layout
                 if transaction != txn.id():
                     transaction, layers, merged_to, behind = self.layout_of(txn)
-                for database, bits, _ in layers if stored_key >= merged_to else behind:
-                    if bits is None or filters.has(bits, stored_key):
-                        data = txn.get(stored_key, None, database)
-                        if data is not None:
-                            break
-                else:
-                    return None, transaction
+                layers = layers if stored_key >= merged_to else behind
+                found = self.found_in(layers, [stored_key])
+                data = self._asked(txn, layers, stored_key) if found is None else found[0]
         except lmdb.Error:
             with translated(self.path):
                 raise
         finally:
             users.pop(user, None)
-        return None if record.is_marker(data) else data, transaction
+        return None if data is None or record.is_marker(data) else data, transaction
+
+    def _asked(self, txn: Any, layers: list[Layer], stored_key: bytes) -> bytes | None:
+        for database, bits, _ in layers:
+            if bits is None or filters.has(bits, stored_key):
+                data: bytes | None = txn.get(stored_key, None, database)
+                if data is not None:
+                    return data
+        return None
 
     @contextmanager
     def update(self) -> Iterator[Update]:

@@ -24,7 +24,6 @@ from tiered.cold_state import (
 )
 from tiered.errors import CorruptionError, FormatError
 from tiered.filters import BLOCK_BYTES
-from tiered.native import native
 
 if TYPE_CHECKING:
     from tiered.cold import Cold
@@ -52,11 +51,8 @@ class Reader:
 
     def newest(self, stored_key: bytes) -> bytes | None:
         """The record under a key, markers resolved."""
-        for database in self.layers:
-            data = self.txn.get(stored_key, None, database)
-            if data is not None:
-                return None if record.is_marker(data) else cast(bytes, data)
-        return None
+        data = self.newest_many([stored_key])[0]
+        return None if data is None or record.is_marker(data) else data
 
     def found(self, stored_keys: Sequence[bytes], layers: Sequence[Any]) -> dict[bytes, bytes]:
         """The newest record of each of these keys, ascending, that has any in these layers; markers included.
@@ -73,10 +69,8 @@ class Reader:
 
     def newest_many(self, stored_keys: Sequence[bytes]) -> list[bytes | None]:
         """The newest record of each of many keys, ascending; markers included."""
-        records = native and native.pages_find(self.cold.layout_of(self.txn).layers, list(stored_keys))
-        if records is None:  # Or it is LMDB's to say what is wrong.
-            records = list(map(self.found(stored_keys, self.layers).get, stored_keys))
-        return cast("list[bytes | None]", records)
+        records = self.cold.found_in(self.cold.layout_of(self.txn).layers, list(stored_keys))
+        return list(map(self.found(stored_keys, self.layers).get, stored_keys)) if records is None else records
 
     def entries(self, database: str) -> int:
         """How many entries a database has; `RUNS` stands for all runs together."""

@@ -64,6 +64,14 @@ class Update(Reader):
         self._fresh: dict[int, list[bytes]] = {}  # Runs that get a filter at the end, and their keys.
         self._lay()
 
+    def newest(self, stored_key: bytes) -> bytes | None:
+        """The record under a key, markers resolved; pages that were written just now are LMDB's alone."""
+        for database in self.layers:
+            data: bytes | None = self.txn.get(stored_key, None, database)
+            if data is not None:
+                return None if record.is_marker(data) else data
+        return None
+
     def _lay(self) -> None:
         self._layers = self.cold.layers(self.current)
 

@@ -3,9 +3,11 @@
  * it gives up, before anything is counted or kept, and the twin begins anew.
  *
  * LMDB's transactions and zstandard are called through their Python types; the pages of a transaction are looked at here
- * (pages.c).  All let go of the interpreter lock, so that other threads run in between; the order of the steps, and the look under the store's lock before a value is kept, are what the twin
- * relies on, too (tiered/tiers.py).  No signal handler runs from the first note among the users of the cold tier to its
- * removal. */
+ * (pages.c).  All let go of the interpreter lock, so that other threads run in between; the order of the steps, and the
+ * look under the store's lock before a value is kept, are what the twin relies on, too (tiered/tiers.py).
+ *
+ * Python runs only to make a new layout, to ask for the time, and to decode what only Python can; handlers of signals and
+ * finalizers run there with it, which may close the store.  No page is looked at after that without a look whether it is open. */
 #include "loads.h"
 
 #include "decoder.h"
@@ -204,15 +206,28 @@ tiered_cold_leave(ColdRead *read)
     tiered_put_back(error);
 }
 
+PyObject *
+tiered_damaged_page(PyObject *engine, PyObject *stored_key)
+{
+    PyObject *cold = ATTRIBUTE(engine, cold);
+    PyObject *none = cold ? PyObject_CallMethodOneArg(cold, tiered_names[NAME_damaged_page], stored_key) : NULL;
+    Py_XDECREF(none);
+    Py_XDECREF(cold);
+    return NULL;
+}
+
 /* `Cold.get_at`, the record taken apart, and a copy of its body. */
 static int
-look_up(PyObject *cold, PyObject *stored_key, TieredRecord *record, PyObject **body)
+look_up(PyObject *engine, PyObject *stored_key, TieredRecord *record, PyObject **body)
 {
+    PyObject *cold = ATTRIBUTE(engine, cold);
+    if (cold == NULL)
+        return LOAD_PYTHON;
     ColdRead read;
     PageSearch search = {
         .key = (const unsigned char *)PyBytes_AS_STRING(stored_key), .key_size = (size_t)PyBytes_GET_SIZE(stored_key)};
     const char *wrong = NULL;
-    search.state = PAGES_DAMAGED;
+    search.state = PAGES_SEARCHING;
     if (tiered_cold_enter(&read, cold, stored_key)) {
         Py_BEGIN_ALLOW_THREADS /* A page may have to come from the disk. */
         tiered_layers_find(read.layers, read.count, &search);
@@ -223,6 +238,11 @@ look_up(PyObject *cold, PyObject *stored_key, TieredRecord *record, PyObject **b
             *body = bytes_of(record->body, record->body_size); /* Before Python runs again. */
     }
     tiered_cold_leave(&read);
+    Py_DECREF(cold);
+    if (search.state == PAGES_DAMAGED) {
+        tiered_damaged_page(engine, stored_key);
+        return LOAD_FAILED;
+    }
     return *body ? LOAD_FOUND : search.state == PAGES_ABSENT ? LOAD_ABSENT : LOAD_PYTHON;
 }
 
@@ -414,11 +434,11 @@ static int
 cold_value(ArenaObject *arena, PyObject *engine, PyObject *key, PyObject *stored_key, PyObject **value)
 {
     PyObject *generation = ATTRIBUTE(engine, generation), *background = generation ? ATTRIBUTE(engine, _background) : NULL;
-    PyObject *cold = NULL, *body = NULL, *payload = NULL;
+    PyObject *body = NULL, *payload = NULL;
     TieredRecord record;
     int came = LOAD_PYTHON;
-    if (background == Py_None && is_clean(engine, stored_key) && (cold = ATTRIBUTE(engine, cold)) != NULL)
-        came = look_up(cold, stored_key, &record, &body);
+    if (background == Py_None && is_clean(engine, stored_key))
+        came = look_up(engine, stored_key, &record, &body);
     if (came == LOAD_FOUND)
         came = payload_of(engine, &record, body, &payload);
     if (came == LOAD_FOUND)
@@ -427,7 +447,6 @@ cold_value(ArenaObject *arena, PyObject *engine, PyObject *key, PyObject *stored
         came = LOAD_FAILED;
     Py_XDECREF(payload);
     Py_XDECREF(body);
-    Py_XDECREF(cold);
     Py_XDECREF(background);
     Py_XDECREF(generation);
     return came;

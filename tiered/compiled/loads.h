@@ -80,6 +80,8 @@ typedef struct {
 /* With all layers, or with those that are enough for a key; false, perhaps with an error set: the twin has to look. */
 bool tiered_cold_enter(ColdRead *read, PyObject *cold, PyObject *stored_key);
 void tiered_cold_leave(ColdRead *read);
+/* NULL with the error that says so: LMDB is not asked, since it might look outside of the file. */
+PyObject *tiered_damaged_page(PyObject *engine, PyObject *stored_key);
 
 /* A context for frames of a dictionary that nobody has, and the pool to give it back to; NULL if there is none. */
 PyObject *tiered_context(PyObject *engine, unsigned dictionary, PyObject **pool);

@@ -15,7 +15,7 @@ typedef struct {
     Py_buffer view;
     TieredRecord record;
     bool there; /* A record was found. */
-    enum { LEFT, ASKED, READ, DECODED } state;
+    enum { LEFT, ASKED, ABSENT, READ, DECODED } state;
 } Item;
 
 typedef struct {
@@ -24,6 +24,7 @@ typedef struct {
     Item *items; /* Those that are asked for, in the order of their stored keys. */
     Py_ssize_t count;
     Py_ssize_t hits, misses;
+    PyObject *damaged; /* The stored key of one that a damaged page kept from being found, borrowed of its item. */
 } Batch;
 
 static const unsigned char *
@@ -49,7 +50,7 @@ by_stored_key(const void *one, const void *other)
     return order ? order : (PyBytes_GET_SIZE(a) > PyBytes_GET_SIZE(b)) - (PyBytes_GET_SIZE(a) < PyBytes_GET_SIZE(b));
 }
 
-/* The keys that are simple, clean, and not asked for twice; false with an error set. */
+/* The keys that are simple and clean; false with an error set. */
 static bool
 gather(Batch *batch, PyObject *keys)
 {
@@ -81,7 +82,8 @@ found(Item *item, const PageSearch *search)
     if (search->state == PAGES_ABSENT)
         return;
     item->there = true;
-    if (search->state != PAGES_FOUND || tiered_record(search->key, search->key_size, search->data, search->data_size, &item->record)
+    if (search->state != PAGES_FOUND
+        || tiered_record(search->key, search->key_size, search->data, search->data_size, &item->record)
         || !tiered_is_plain(&item->record))
         item->state = LEFT;
 }
@@ -100,6 +102,8 @@ look_up(Batch *batch, const ColdRead *read, PageSearch *searches)
     Py_END_ALLOW_THREADS
     for (size_t i = 0; i < keys; i++) { /* Before Python runs again. */
         Item *item = &batch->items[i];
+        if (searches[i].state == PAGES_DAMAGED)
+            batch->damaged = item->stored_key;
         if (!item->there || item->state != ASKED)
             continue;
         item->body = PyBytes_FromStringAndSize((const char *)item->record.body, (Py_ssize_t)item->record.body_size);
@@ -107,20 +111,20 @@ look_up(Batch *batch, const ColdRead *read, PageSearch *searches)
     }
 }
 
-/* Counts the records that are not there, or no more. */
+/* Tells the records that are not there, or no more. */
 static bool
-count_misses(Batch *batch)
+tell_absent(Batch *batch)
 {
     for (Py_ssize_t i = 0; i < batch->count; i++) {
         Item *item = &batch->items[i];
         if (item->state != ASKED)
             continue;
-        int over = !item->there || item->record.flags & RECORD_IS_MARKER ? 1 : tiered_is_over(batch->engine, item->record.deadline);
+        bool none = !item->there || item->record.flags & RECORD_IS_MARKER;
+        int over = none ? 1 : tiered_is_over(batch->engine, item->record.deadline);
         if (over < 0)
             return false;
         item->there = !over;
-        item->state = over ? DECODED : READ;
-        batch->misses += over;
+        item->state = over ? ABSENT : READ;
     }
     return true;
 }
@@ -196,7 +200,7 @@ read_cold(Batch *batch)
     }
     PyMem_Free(searches);
     Py_XDECREF(cold);
-    return done && !PyErr_Occurred() && count_misses(batch) && undo_all(batch);
+    return done && !PyErr_Occurred() && tell_absent(batch) && undo_all(batch);
 }
 
 /* Fills the places that the dict has for the values, or takes them away; false with an error set. */
@@ -205,10 +209,11 @@ decode_all(Batch *batch)
 {
     for (Py_ssize_t i = 0; i < batch->count; i++) {
         Item *item = &batch->items[i];
-        if (item->state == DECODED) { /* Absent; gone already, where it was asked for twice. */
-            int there = PyDict_Contains(batch->found, item->key);
-            if (there < 0 || (there && PyDict_DelItem(batch->found, item->key) < 0))
+        if (item->state == ABSENT) {
+            if (PyDict_DelItem(batch->found, item->key) < 0)
                 return false;
+            item->state = DECODED;
+            batch->misses++;
         }
         if (item->state != READ)
             continue;
@@ -296,7 +301,8 @@ static bool
 load_all(Batch *batch, PyObject *keys)
 {
     PyObject *generation = ATTRIBUTE(batch->engine, generation);
-    bool done = generation && gather(batch, keys) && (batch->count == 0 || read_cold(batch)) && decode_all(batch) && tiered_count(batch->engine, NAME_cold_hits, batch->hits)
+    bool done = generation && gather(batch, keys) && (batch->count == 0 || read_cold(batch)) && decode_all(batch)
+        && tiered_count(batch->engine, NAME_cold_hits, batch->hits)
         && tiered_count(batch->engine, NAME_misses, batch->misses) && (batch->hits == 0 || promote(batch, generation));
     Py_XDECREF(generation);
     return done;
@@ -348,7 +354,7 @@ tiered_load_many(ArenaObject *arena, PyObject *engine, PyObject *keys, PyObject 
     if (direct)
         batch.items = PyMem_Calloc((size_t)PyList_GET_SIZE(keys) + 1, sizeof *batch.items);
     if ((batch.items && load_all(&batch, keys)) || tiered_given_up() == LOAD_PYTHON)
-        left = left_of(&batch, keys);
+        left = batch.damaged ? tiered_damaged_page(engine, batch.damaged) : left_of(&batch, keys);
     end(&batch);
     return left;
 }

@@ -10,11 +10,12 @@
  * size (2); the key of a branch's first node counts for none.
  *
  * A read transaction of LMDB's, open meanwhile, keeps the pages as they are.  They may still be damaged: nothing is looked at
- * outside of the page, or of the pages of the file, and what cannot be is left to LMDB to report. */
+ * outside of the page, or of the pages of the file, and what cannot be is told as damage. */
 #define _DEFAULT_SOURCE /* sysconf, msync */
 #include "pages.h"
 
 #include "filters.h"
+#include "slots.h"
 
 #include <string.h>
 #include <sys/mman.h>
@@ -298,8 +299,10 @@ find_many(const TieredPages *pages, PageSearch *searches, size_t count)
         size_t some = count - done < AT_ONCE ? count - done : AT_ONCE;
         for (size_t i = done; i < done + some; i++) {
             searches[i].place.page = leaf_of(pages, &searches[i], &path);
-            __builtin_prefetch(searches[i].place.page);
-            __builtin_prefetch(searches[i].place.page + LINE_BYTES);
+            if (searches[i].place.page) {
+                __builtin_prefetch(searches[i].place.page);
+                __builtin_prefetch(searches[i].place.page + LINE_BYTES);
+            }
         }
         find_in_leaves(pages, searches + done, some);
     }
@@ -362,7 +365,7 @@ pages_of(PyObject *module, PyObject *const *args, Py_ssize_t count)
     if (PyErr_Occurred())
         return NULL;
     pages.levels = (int)number16(database + DATABASE_LEVELS);
-    /* Sorted in another way, with several values for a key, or with more levels than there are pages. */
+    /* Sorted in another way, with several values for a key, or with more levels than any has. */
     if (number16(database + DATABASE_FLAGS) || pages.levels > LEVELS_MAX)
         Py_RETURN_NONE;
     TieredPages *kept = PyMem_Malloc(sizeof *kept);
@@ -467,8 +470,8 @@ begin(PyObject *list, PageSearch *searches)
 static PyObject *
 pages_find(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 2 || !PyList_CheckExact(args[0]) || !PyList_CheckExact(args[1]))
-        return PyErr_Format(PyExc_TypeError, "pages_find(layers, keys), two lists");
+    if (count < 2 || count > 3 || !PyList_CheckExact(args[0]) || !PyList_CheckExact(args[1]))
+        return PyErr_Format(PyExc_TypeError, "pages_find(layers, keys, cold), two lists and the cold tier");
     PagesLayer layers[PAGES_LAYERS_MAX];
     int layer_count = tiered_layers(args[0], layers);
     if (layer_count < 0)
@@ -477,14 +480,20 @@ pages_find(PyObject *module, PyObject *const *args, Py_ssize_t count)
     PyObject *list = PySequence_List(args[1]), *records = NULL;
     size_t keys = list ? (size_t)PyList_GET_SIZE(list) : 0;
     PageSearch *searches = PyMem_Malloc((2 * keys + 1) * sizeof *searches);
-    bool whole = true;
-    if (list && searches && begin(list, searches)) {
+    size_t damaged = keys;
+    /* Closed meanwhile by this very thread, in a handler of signals, it has no map any more; others wait. */
+    if (list && searches && count == 3 && tiered_is_true(args[2], NAME__barred)) {
+        records = Py_NewRef(Py_None);
+    } else if (list && searches && !PyErr_Occurred() && begin(list, searches)) {
         Py_BEGIN_ALLOW_THREADS
         tiered_layers_find_many(layers, layer_count, searches, keys, searches + keys);
-        for (size_t key = 0; key < keys; key++)
-            whole = whole && searches[key].state != PAGES_DAMAGED;
+        for (size_t key = keys; key--;)
+            damaged = searches[key].state == PAGES_DAMAGED ? key : damaged;
         Py_END_ALLOW_THREADS
-        records = whole ? records_of(searches, keys) : Py_NewRef(Py_None);
+        if (damaged == keys)
+            records = records_of(searches, keys);
+        else
+            PyErr_SetObject(PyExc_ValueError, PyList_GET_ITEM(list, (Py_ssize_t)damaged));
     }
     if (!searches && list)
         PyErr_NoMemory();
@@ -495,11 +504,12 @@ pages_find(PyObject *module, PyObject *const *args, Py_ssize_t count)
 
 static PyMethodDef methods[] = {
     {"pages_find", (PyCFunction)(void (*)(void))pages_find, METH_FASTCALL,
-     "pages_find(layers, keys): the newest record of each of these keys, ascending, or None; None for all if it cannot be told."},
+     "pages_find(layers, keys, cold=None): the newest record of each of these keys, ascending, or None; None in place of the list\n"
+     "if the pages are not to be looked at.  Raises ValueError with the key that a damaged page kept from being found."},
     {"pages_map", (PyCFunction)(void (*)(void))pages_map, METH_FASTCALL,
      "pages_map(value, page_bytes): where LMDB's map is in memory that the entry of a database lies in; None if unknown."},
     {"pages_of", (PyCFunction)(void (*)(void))pages_of, METH_FASTCALL,
-     "pages_of(map, page_bytes, count, database): the pages of a database, by its entry, to be searched; None if they cannot be."},
+     "pages_of(map, page_bytes, count, database): the pages of a database, by its entry, to be searched; None if they cannot."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -9,7 +9,7 @@
 #define SLOT_NAMES(X) \
     X(_aside) X(_background) X(_barred) X(_engine) X(_env) X(_layout) X(_number) X(_pools) X(_users) X(abort) \
     X(acquire) X(admission) X(begin) X(buffers) X(cleared) X(clock) X(closed) X(cold) X(cold_hits) X(counters) \
-    X(decompress) X(decompressor) X(direct) X(generation) X(id) X(layout_of) X(lock) X(misses) \
+    X(damaged_page) X(decompress) X(decompressor) X(direct) X(generation) X(id) X(layout_of) X(lock) X(misses) \
     X(multi_decompress_to_buffer) X(now_ms) X(owned) X(pop) X(positions) X(promote) X(promote_many) \
     X(promotions) X(release) X(serve) X(small_bytes)
 #define SLOT_NAME(name) NAME_##name,
