@@ -654,3 +654,21 @@ def test_compactions_asked_for_by_many_threads_are_all_made(opener: Any) -> None
     store["k"] = 1
     store.save()
     assert len(store) == 501
+
+
+def test_a_file_noted_for_removal_by_another_thread_is_no_reentry(opener: Any) -> None:
+    class Filled(list[Path]):
+        """Empty at the first look, and not at the next: another thread has noted a file in between."""
+
+        looks = 0
+
+        def __len__(self) -> int:
+            self.looks += 1
+            return self.looks - 1
+
+    store = opener(stepwise=True)
+    removal = store._engine.journal.removal
+    removal.paths = Filled()
+    store._engine.refuse_reentry()
+    assert removal.paths.looks == 1
+    removal.paths = []

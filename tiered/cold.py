@@ -327,7 +327,7 @@ class Cold:
         return kept
 
     def found_in(self, layers: list[Layer], stored_keys: list[bytes]) -> list[bytes | None] | None:
-        """The newest record of each of these keys, ascending, in layers of a read transaction; None: LMDB must be asked."""
+        """The newest record of each of these keys, ascending, in layers of a transaction; None: LMDB has to say."""
         try:
             return None if native is None else native.pages_find(layers, stored_keys, self)
         except ValueError as error:

@@ -173,7 +173,8 @@ class Tiers:
     def refuse_reentry(self) -> None:
         """Raise `ReentrantError` where this thread is already inside the store."""
         checkpointer, journal = self.checkpointer, self.journal
-        removing = journal is not None and journal.removal.paths and journal.removal.entered
+        # A bool, and not the list of files, which another thread may fill before it is looked at.
+        removing = journal is not None and len(journal.removal.paths) > 0 and journal.removal.entered
         if self.owned() or removing or (checkpointer is not None and checkpointer.entered):
             raise ReentrantError(
                 self.directory,
