@@ -416,7 +416,7 @@ def test_transact_runs_again_after_each_conflict_for_async_and_for_plain_functio
             with pytest.raises(tiered.ConflictError):
                 await store.transact(hopeless, attempts=3)
             assert await store.get("n") == 43
-            with pytest.raises(ValueError, match="attempts=0"):
+            with pytest.raises(tiered.ConfigError, match="attempts=0"):
                 await store.transact(hopeless, attempts=0)
 
     asyncio.run(main())

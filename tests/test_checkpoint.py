@@ -24,6 +24,7 @@ from tiered.cold_state import RUNS, deadline_key, run_name
 from tiered.compression import Decompressor
 from tiered.errors import CorruptionError
 from tiered.journal import CLEAR, DELETE, PUT, SETTING, Journal, SegmentFile, record_bytes
+from tiered.maintenance import MAINTENANCE
 
 SHM = "/dev/shm" if os.path.isdir("/dev/shm") else None
 NOW = 1_700_000_000_000
@@ -582,3 +583,10 @@ def test_without_a_helper_a_checkpoint_gives_its_memory_back_and_the_bound_says_
         assert "checkpoints, which this process makes itself" in store.memory_stats().bound
     with opener(helper=True) as store:
         assert "checkpoints" not in store.memory_stats().bound
+    monkeypatch.setattr(MAINTENANCE, "process", lambda: None)  # No helper can be started.
+    with opener(helper=True) as store:
+        store["k"] = "w"
+        store.save()
+        bound = store.memory_stats().bound
+        assert bound.startswith("real" if store.memory_stats().hot_tier == "arena" else "accounted")
+        assert "checkpoints, which this process makes itself" in bound

@@ -38,6 +38,9 @@ from tiered.errors import LockedError, StoreFullError
         ("cold-0001.bak", False),
         ("data.mdb", False),
         ("notes.txt", False),
+        ("HOT", True),
+        ("HOT.0123abcd.tmp", True),
+        ("notes.txt.0123abcd.tmp", False),
     ],
 )
 def test_files_of_a_store_are_known_by_their_names(name, ours):

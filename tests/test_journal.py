@@ -395,3 +395,15 @@ def test_the_layout_is_frozen(tmp_path, monkeypatch):
         "000000006b657976616c7565"
     )
     assert segment._read(0, segment.position).hex() == expected
+
+
+def test_a_record_that_was_cut_off_is_damage(tmp_path):
+    journal = begin(tmp_path, mapped=False)
+    segment = journal.open_segment(1000, 1 << 20)
+    position = journal.append(PUT, 0, b"key", b"value" * 9, 2, 0)
+    assert segment.put_at(position).payload == b"value" * 9
+    for size in (position + 40, position + 5, position):
+        os.truncate(segment.path, size)
+        with pytest.raises(CorruptionError, match="cut short") as caught:
+            segment.put_at(position)
+        assert caught.value.offset == size

@@ -189,7 +189,7 @@ def test_functions_that_others_may_be_called_like_need_a_name(store: Any) -> Non
 
 def test_what_memoize_cannot_do_is_refused_before_there_is_a_function(store: Any) -> None:
     for wrong in ({"jitter": 1.0}, {"jitter": -0.1}, {"early": -1.0}):
-        with pytest.raises(ValueError, match="jitter"):
+        with pytest.raises(tiered.ConfigError, match="jitter"):
             store.memoize(**wrong)
     for ttl in ("60", 0, -1, True):
         with pytest.raises(tiered.ConfigError, match="ttl="):

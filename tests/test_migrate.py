@@ -341,3 +341,14 @@ def test_what_the_package_itself_wrote(store: Any, tmp_path: Path, package: str)
         assert 900 < store.ttl(("a", 1)) <= 1000
         expected["a", 1] = 2
     assert dict(store) == expected
+
+
+def test_a_database_that_cannot_be_opened_is_named(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "source.sqlite").write_bytes(b"")
+
+    def refused(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(sqlite3, "connect", refused)
+    with pytest.raises(tiered.StoreError, match=r"source\.sqlite: cannot be read: unable to open"):
+        migrate.from_sqlitedict(tmp_path / "source.sqlite", store, allow_pickle=True)

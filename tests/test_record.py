@@ -107,10 +107,11 @@ def test_bytes_that_were_never_a_record_are_refused(data):
         record.unpack(b"key", data)
 
 
-def test_a_record_of_a_newer_version_is_refused_by_name():
-    tail = bytes((record.VERSION + 1, 0, 0, 0, 0, 0)) + b"payload"
+@pytest.mark.parametrize("version", [2, 127, 200, 255])
+def test_a_record_of_a_newer_version_is_refused_by_name(version):
+    tail = bytes((version, 0, 0, 0, 0, 0)) + b"payload"
     data = record.crc32(tail, record.crc32(b"key")).to_bytes(4, "little") + tail
-    with pytest.raises(ValueError, match="version 2, newer than this program"):
+    with pytest.raises(ValueError, match=f"version {version}, newer than this program"):
         record.unpack(b"key", data)
 
 

@@ -342,3 +342,15 @@ def test_an_error_of_the_disk_leaves_no_file(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         made(tmp_path / "x.tsnap", stored(2))
     assert os.listdir(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_looked_at_is_an_error_of_the_store(tmp_path, monkeypatch):
+    (tmp_path / "there.tsnap").write_bytes(b"")
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "there.tsnap"))
+
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(tiered.StoreError, match="no place for a snapshot: Permission denied") as caught:
+        snapshot.destination(tmp_path / "there.tsnap")
+    assert caught.value.path == str(tmp_path / "there.tsnap")

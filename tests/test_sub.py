@@ -345,3 +345,19 @@ def test_a_stores_repr_shows_path_records_bytes_and_state_and_never_values(opene
     assert "secret" not in repr(store.items())
     store.close()
     assert "closed" in repr(store)
+
+
+def test_transact_and_view_of_a_sub_store_take_what_those_of_the_store_take(store: Any) -> None:
+    sub, tries = store.sub("users"), list[int]()
+
+    def losing(txn: Any) -> None:
+        tries.append(1)
+        raise ConflictError(store.path, "lost")
+
+    with pytest.raises(ConflictError):
+        sub.transact(losing, attempts=3)
+    assert len(tries) == 3
+    with sub.view(max_age=3) as view:
+        assert dict(view) == {}
+    with pytest.raises(TypeError):
+        sub.view(3, 4)

@@ -820,7 +820,7 @@ def test_transact_gives_up_after_so_many_attempts(store: Any) -> None:
         store.transact(run, attempts=3)
     assert len(calls) == 3
     assert "mine" not in store
-    with pytest.raises(ValueError, match="attempts"):
+    with pytest.raises(tiered.ConfigError, match="attempts"):
         store.transact(run, attempts=0)
 
 

@@ -360,3 +360,12 @@ def test_what_lmdb_itself_finds_damaged_is_a_finding(tmp_path: Path, at: int) ->
     data[data.index(b"spoiled") // 4096 * 4096 + at] = 0x10  # In the header of the page.
     file.write_bytes(data)
     assert tiered.verify(tmp_path / "s") != []
+
+
+def test_what_may_not_be_read_is_an_error_of_the_store(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(store_path))
+
+    monkeypatch.setattr("os.listdir", refused)
+    with pytest.raises(tiered.ReadOnlyError, match="Permission denied; check its permissions"):
+        tiered.verify(store_path)
