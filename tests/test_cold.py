@@ -760,3 +760,24 @@ def test_a_new_file_with_the_number_of_one_that_is_being_closed_is_opened_a_litt
         Cold(tmp_path / "new")
     assert calls == 1, "a file that was there is open, and would be for long"
     cold.close()
+
+
+def test_a_reader_that_stays_makes_its_layout_once_and_keeps_no_filter(
+    cold: Cold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cold_update, "FILTERED_RECORDS_MIN", 1)
+    cold.filter_bytes_max = 1 << 20
+    write(cold, {b"a": (b"old", 0)})
+    calls, layout_of = list[Any](), cold.layout_of
+    reader = cold.begin()
+    try:
+        write(cold, {b"a": (b"new", 0), b"b": (b"new", 0)})
+        monkeypatch.setattr(Cold, "layout_of", lambda self, txn: calls.append(txn) or layout_of(txn))
+        for _ in range(3):
+            assert cold.get(b"b") is not None
+            assert reader.newest_many([b"a", b"b"]) == [made(b"a", b"old")[1], None]
+            assert reader.newest(b"a") == made(b"a", b"old")[1]
+        assert calls.count(reader.txn) == 1
+        assert [layer.filter for layer in reader.layout.layers] == [None] * len(reader.layers)
+    finally:
+        cold.end(reader)

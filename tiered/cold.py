@@ -268,6 +268,7 @@ class Cold:
     def begin(self) -> Reader:
         """A read transaction that stays, until `end`."""
         reader = Reader(self)
+        reader.stays = True
         try:
             with self._used(), translated(self.path):
                 self._readers.add(weakref.ref(reader, self._readers.discard))
@@ -280,10 +281,6 @@ class Cold:
     def layers(self, state: State) -> list[Any]:
         """The databases that hold records, newest first."""
         return [*(self.databases[run_name(slot)] for slot in state.runs), self.records]
-
-    def layers_of(self, txn: Any) -> list[Any]:
-        """The layers that a read transaction sees."""
-        return [layer.database for layer in self.layout_of(txn).layers]
 
     def layout_of(self, txn: Any) -> Layout:
         """That of the transaction before, unless something was committed since."""

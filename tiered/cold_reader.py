@@ -26,7 +26,7 @@ from tiered.errors import CorruptionError, FormatError
 from tiered.filters import BLOCK_BYTES
 
 if TYPE_CHECKING:
-    from tiered.cold import Cold
+    from tiered.cold import Cold, Layout
 
 
 class Reader:
@@ -35,6 +35,8 @@ class Reader:
     def __init__(self, cold: Cold, txn: Any = None) -> None:
         self.cold = cold
         self.txn = txn
+        self.stays = False
+        self._layout: Layout | None = None
         self._layers: Sequence[Any] | None = None
 
     @property
@@ -46,8 +48,17 @@ class Reader:
     def layers(self) -> Sequence[Any]:
         """The databases that hold records, newest first."""
         if self._layers is None:
-            self._layers = self.cold.layers_of(self.txn)
+            self._layers = [layer.database for layer in self.layout.layers]
         return self._layers
+
+    @property
+    def layout(self) -> Layout:
+        """The layers with what belongs to them, but no filters where it stays: only the store's own are accounted."""
+        if self._layout is None:
+            layout = self.cold.layout_of(self.txn)
+            bare = [layer._replace(filter=None) for layer in layout.layers]
+            self._layout = layout._replace(layers=bare, behind=[]) if self.stays else layout
+        return self._layout
 
     def newest(self, stored_key: bytes) -> bytes | None:
         """The record under a key, markers resolved."""
@@ -69,7 +80,7 @@ class Reader:
 
     def newest_many(self, stored_keys: Sequence[bytes]) -> list[bytes | None]:
         """The newest record of each of many keys, ascending; markers included."""
-        records = self.cold.found_in(self.cold.layout_of(self.txn).layers, list(stored_keys))
+        records = self.cold.found_in(self.layout.layers, list(stored_keys))
         return list(map(self.found(stored_keys, self.layers).get, stored_keys)) if records is None else records
 
     def entries(self, database: str) -> int:
