@@ -56,8 +56,9 @@ class Reader:
         """The layers with what belongs to them, but no filters where it stays: only the store's own are accounted."""
         if self._layout is None:
             layout = self.cold.layout_of(self.txn)
-            bare = [layer._replace(filter=None) for layer in layout.layers]
-            self._layout = layout._replace(layers=bare, behind=[]) if self.stays else layout
+            if self.stays:
+                layout = layout._replace(layers=[layer._replace(filter=None) for layer in layout.layers], behind=[])
+            self._layout = layout
         return self._layout
 
     def newest(self, stored_key: bytes) -> bytes | None:
