@@ -330,7 +330,7 @@ def test_a_damaged_key_is_a_corruption_error_in_every_iteration_and_no_key_that_
         lambda: store.sub("k"),
     ):
         found: list[Any] = []
-        with pytest.raises(tiered.CorruptionError, match=r"data\.mdb: damaged record.*backup"):
+        with pytest.raises(tiered.CorruptionError, match=r"data\.mdb: damaged (record|page).*backup"):
             found.extend(iteration())
         assert all(thing in right for thing in found if type(thing) is tuple and thing[0] == "k")
     with pytest.raises(tiered.CorruptionError):
@@ -346,13 +346,14 @@ def test_pages_of_lmdb_in_the_wrong_order_end_an_iteration_by_an_error(store: An
     whole = Reader.scan
 
     def swapped(reader: Reader, start: bytes, stop: bytes | None, reverse: bool) -> Any:
-        """What a page that is whole, and stands in the place of another, gives."""
+        """What a page that is whole, and stands in the place of another, gives; in the compiled part: test_pages."""
         yield from itertools.islice(whole(reader, start, stop, reverse), PAGE_RECORDS - 1)
         yield from whole(reader, stop if reverse and stop else b"", None, reverse)
 
     monkeypatch.setattr(Reader, "scan", swapped)
+    monkeypatch.setattr(Reader, "_slice_of_pages", lambda *args: None)
     for reverse in (False, True):
-        with pytest.raises(tiered.CorruptionError, match="out of order"):
+        with pytest.raises(tiered.CorruptionError, match="damaged page"):
             list(store.keys(start=100, stop=400, reverse=reverse))
     monkeypatch.undo()
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gc
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from contracts import evict, merge, set_aside
 
-from tiered.moment import PAGE_RECORDS
+import tiered
+from tiered import record
+from tiered.journal import Dirty
+from tiered.moment import PAGE_BYTES, PAGE_RECORDS, Moment
 
 ORDERED: list[Any] = [b"", b"\0", b"a", b"a\0", b"ab", b"\xff"]
 ORDERED += ["", "\0", "a", "a\0", "ab", "b", "z", "é", "\ud800", "\uffff", "\U0001f600"]
@@ -195,7 +199,8 @@ def test_iteration_goes_on_over_a_clear_and_a_compaction(opener: Any) -> None:
     assert first + following == list(range(PAGE_RECORDS + 6))
     store.clear()
     rest = [key for key, _ in pages]
-    assert rest == list(range(PAGE_RECORDS + 6, 2 * PAGE_RECORDS))  # What the page at hand still held.
+    # What the page at hand still held: in the first one, "deleted" had taken a place.
+    assert rest == list(range(PAGE_RECORDS + 6, 2 * PAGE_RECORDS - 1))
 
 
 def test_expired_keys_are_passed_over_even_when_pages_full_of_them_come_first(opener: Any, clock: Any) -> None:
@@ -259,3 +264,93 @@ def test_len_counts_exactly_what_iteration_yields_in_any_mix_of_tiers(opener: An
         else:
             (store.save, lambda: set_aside(store), lambda: clock.sleep(1))[what - 6]()
         assert len(store) == len(list(store)) == sum(1 for _ in store.items())
+
+
+@pytest.mark.parametrize("where", ["cold", "dirty", "both"])
+@pytest.mark.parametrize("size", [3_000, 60_000, 70_000, 1_500_000])
+def test_a_page_holds_no_more_than_a_megabyte_beside_its_last_value(
+    opener: Any, monkeypatch: pytest.MonkeyPatch, size: int, where: str
+) -> None:
+    store = opener(memory="64MB", stepwise=True)
+    store.set_many((number, b"%d" % number + bytes(size)) for number in range(40 if size > PAGE_BYTES else 600))
+    if where != "dirty":
+        store.save()
+        evict(store)
+    if where == "both":
+        store.update((number, b"%d" % number + bytes(size)) for number in range(0, 40, 3))
+    pages: list[list[int]] = []
+    real = Moment.page
+
+    def page(self: Moment, *bounds: Any) -> Any:
+        found = real(self, *bounds)
+        pages.append([len(put.payload) for _, put in found[0]])
+        return found
+
+    monkeypatch.setattr(Moment, "page", page)
+    for reverse in (False, True):
+        pages.clear()
+        values = list(store.values(reverse=reverse))
+        assert [int(value.rstrip(b"\0")) for value in values] == sorted(range(len(store)), reverse=reverse)
+        assert all(sum(sizes[:-1]) < PAGE_BYTES and len(sizes) <= PAGE_RECORDS for sizes in pages)
+        full = [sizes for sizes in pages[:-1] if len(sizes) < PAGE_RECORDS]
+        assert all(sum(sizes) >= PAGE_BYTES // 2 for sizes in full)
+
+
+UNUSUAL: dict[str, Any] = {
+    "as they are": [b"x" * 300, "text", 7, None, b""],
+    "small frames": [{"name": "somebody", "text": "word " * number} for number in range(20)],
+    "frames of one byte's size and of two": [
+        "a" * size for size in (24, 200, 255, 256, 257, 700, 65_000, 65_791, 65_792)
+    ],
+    "large frames": [b"\0" * 70_000, "word " * 60_000],
+    "incompressible": [random.Random(1).randbytes(size) for size in (10, 100, 5000, 200_000)],
+}
+
+
+@pytest.mark.parametrize("compression", ["zstd:3", "zlib:6", "none"])
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_records_of_every_kind_are_opened_together_as_one_by_one(opener: Any, kind: str, compression: str) -> None:
+    store = opener(memory="64MB", stepwise=True, compression=compression)
+    for number, value in enumerate([*UNUSUAL[kind], *UNUSUAL["small frames"]]):
+        store.set(number, value, ttl=1000 if number % 3 == 0 else None)
+        store["long" * (200 + number % 2 * 10) + str(number)] = value
+    store.save()
+    engine = store._engine
+    for values, bytes_max in ((True, -1), (True, 1), (True, 100_000), (False, -1), (False, 1)):
+        with engine.cold.read() as reader:
+            stored_keys, datas = map(list, zip(*reader.scan(), strict=True))
+            expected = [
+                engine.opened(engine.cold, *pair, None, values) for pair in zip(stored_keys, datas, strict=True)
+            ]
+        found: list[Any] = []
+        while len(found) < len(datas):
+            done = len(found)
+            some = engine.opened_many(engine.cold, stored_keys[done:], datas[done:], None, values, bytes_max)
+            assert some
+            assert bytes_max < 0 or sum(len(put.payload) for put in some[:-1]) < bytes_max
+            found += some
+        assert found == expected
+        assert all(put.payload == b"" for put in found) or values
+        assert [type(put) for put in found] == [Dirty] * len(datas)
+    assert engine.opened_many(engine.cold, [], []) == []
+    assert engine.opened_many(engine.cold, stored_keys[:2], [None, datas[1]]) == [
+        None,
+        engine.opened(engine.cold, stored_keys[1], datas[1]),
+    ]
+
+
+def test_of_records_opened_together_the_damaged_one_is_named(opener: Any) -> None:
+    store = opener(memory="64MB", stepwise=True)
+    store.update((number, {"number": number, "text": "of some length " * 9}) for number in range(100))
+    store.save()
+    engine = store._engine
+    with engine.cold.read() as reader:
+        stored_keys, datas = map(list, zip(*reader.scan(), strict=True))
+    for values in (True, False):
+        for damage in (b"", datas[50][:-1], datas[50][:-1] + b"\1", datas[51]):
+            with pytest.raises(tiered.CorruptionError, match=re.escape(repr(stored_keys[50]))):
+                engine.opened_many(engine.cold, stored_keys, [*datas[:50], damage, *datas[51:]], None, values)
+    # A checksum that is right over a frame that is none.
+    spoilt = record.pack(stored_keys[50], 3, 1, 0, 0, b"", b"\x28\xb5\x2f\xfd\x20\x30no frame at all")
+    with pytest.raises(tiered.CorruptionError, match=re.escape(repr(stored_keys[50]))):
+        engine.opened_many(engine.cold, stored_keys, [*datas[:50], spoilt, *datas[51:]])

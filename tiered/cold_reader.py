@@ -6,7 +6,7 @@ import heapq
 import sys
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from zlib import crc32
 
 from tiered import record
@@ -24,9 +24,21 @@ from tiered.cold_state import (
 )
 from tiered.errors import CorruptionError, FormatError
 from tiered.filters import BLOCK_BYTES
+from tiered.native import native
 
 if TYPE_CHECKING:
     from tiered.cold import Cold, Layout
+
+
+class Slice(NamedTuple):
+    """Some records in key order: stored keys and records, the last key looked at, None where there are no more, and
+    whether a damaged page comes next.
+    """
+
+    keys: list[bytes]
+    datas: list[bytes]
+    last: bytes | None
+    damaged: bool
 
 
 class Reader:
@@ -158,7 +170,10 @@ class Reader:
     def scan(
         self, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
-        """Live records with `start <= key < stop` in key order, the newest of each."""
+        """Live records with `start <= key < stop` in key order, the newest of each.
+
+        It is LMDB that walks, over damage too, as far as that is possible: some of it may end the process.
+        """
         if len(self.layers) == 1:
             yield from self.walk(self.layers[0], start, stop, reverse)
             return
@@ -170,6 +185,28 @@ class Reader:
                 last = item[0]
                 if not record.is_marker(item[1]):
                     yield item
+
+    def slice(self, start: bytes, stop: bytes | None, reverse: bool, records_max: int, bytes_max: int) -> Slice:
+        """The first of what `scan` gives, as many as that, or as pass that many bytes.  No damage ends the process."""
+        if (found := self._slice_of_pages(start or None, stop, reverse, records_max, bytes_max)) is not None:
+            return Slice(*found)
+        some, size, last = Slice([], [], None, False), 0, None
+        for stored_key, data in self.scan(start, stop, reverse):
+            if last is not None and (stored_key >= last if reverse else stored_key <= last):
+                return some._replace(last=last, damaged=True)  # Or it would go round for ever.
+            last = stored_key
+            some.keys.append(stored_key)
+            some.datas.append(data)
+            size += len(stored_key) + len(data)
+            if len(some.keys) == records_max or size >= bytes_max:
+                return some._replace(last=last)
+        return some
+
+    def _slice_of_pages(self, start: bytes | None, stop: bytes | None, reverse: bool, *limits: int) -> Any:
+        if native is None:
+            return None
+        first, end = (stop, start) if reverse else (start, stop)
+        return native.pages_slice(self.layout.layers, first, end, reverse, *limits, self.cold)
 
     def walk(
         self, database: Any, start: bytes = b"", stop: bytes | None = None, reverse: bool = False

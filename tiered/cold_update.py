@@ -72,6 +72,9 @@ class Update(Reader):
                 return None if record.is_marker(data) else data
         return None
 
+    def _slice_of_pages(self, *args: object) -> None:
+        return None  # Likewise.
+
     def _lay(self) -> None:
         self._layers = self.cold.layers(self.current)
 

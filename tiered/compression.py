@@ -154,21 +154,6 @@ class Decompressor:
             return _inflate(body)
         raise ValueError(f"unknown compression id {compression}")
 
-    def decompress_many(self, dictionary: int, bodies: list[bytes]) -> list[bytes]:
-        """`decompress` for many zstd frames of one dictionary, in one call: a third cheaper than one by one."""
-        # The first one by itself: it finds the dictionary, and refuses what is damaged.
-        first = self.decompress(ZSTD, dictionary, bodies[0])
-        if any(body[4:5] >= b"\x80" for body in bodies):
-            return [self.decompress(ZSTD, dictionary, body) for body in bodies]
-        pool, context = self._borrow(dictionary)
-        try:
-            batch: Any = context.multi_decompress_to_buffer(cast("list[Any]", bodies[1:])) if bodies[1:] else ()
-            return [first, *(segment.tobytes() for segment in batch)]
-        except (zstandard.ZstdError, ValueError) as error:
-            raise ValueError(f"not zstd frames: {error}") from None
-        finally:
-            pool.append(context)
-
     def _borrow(self, dictionary: int) -> tuple[list[zstandard.ZstdDecompressor], zstandard.ZstdDecompressor]:
         """A context for frames of one dictionary, and the pool to give it back to."""
         pool = self._pools.get(dictionary)

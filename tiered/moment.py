@@ -15,11 +15,10 @@ put keys in order.  Not for two threads at a time, since it reads through one tr
 from __future__ import annotations
 
 import contextlib
-import heapq
 import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from operator import itemgetter
+from typing import cast
 
 from tiered import record
 from tiered.cold import translated
@@ -30,11 +29,12 @@ from tiered.write_buffer import WriteBuffer
 
 PAGE_RECORDS = 256
 PAGE_BYTES = 1 << 20
-_EXAMINED_MAX = 4096
 _NEVER_MS = (1 << 63) - 1
 
 Item = tuple[bytes, Dirty]
-_Source = Iterator[tuple[bytes, "WriteBuffer | None", "bytes | None"]]
+Page = tuple[list[Item], "bytes | None"]
+_Source = bytes | tuple[WriteBuffer, int]
+"""Where a record is: in the cold tier, as it is there, or in a buffer, `~position` for a deletion."""
 
 
 class Moment:
@@ -115,67 +115,75 @@ class Moment:
         pairs = zip(self._ordered or (), self.buffers, strict=False)
         return sum(sys.getsizeof(ordered) for ordered, buffer in pairs if not buffer.is_order(ordered))
 
-    def page(self, start: bytes, stop: bytes | None, reverse: bool, values: bool) -> tuple[list[Item], bytes | None]:
-        """Live records from `start` on, and the last key looked at, None when there are no more.
+    def page(self, start: bytes, stop: bytes | None, reverse: bool, values: bool) -> Page:
+        """Live records with `start <= key < stop` in key order, and the bound to go on from, None if there are no more.
 
-        Without `values`, payloads may be left as they are stored.
+        Without `values`, payloads may be left out.
         """
         with translated(self.cold.path):
-            return self._page(start, stop, reverse, values)
+            stored_keys, sources, bound = self._gathered(start, stop, reverse)
+            found: list[Item] = []
+            done = size = 0
+            while done < len(stored_keys) and size < PAGE_BYTES:
+                puts = self._opened(stored_keys[done:], sources[done:], values, PAGE_BYTES - size)
+                for at, put in enumerate(puts, done):
+                    if put is not None and not 0 < put.deadline <= self.now_ms:
+                        found.append((stored_keys[at], put))
+                        size += len(put.payload)
+                done += len(puts)
+        if done < len(stored_keys):
+            bound = stored_keys[done - 1] if reverse else stored_keys[done]
+        return found, bound
 
-    def _page(self, start: bytes, stop: bytes | None, reverse: bool, values: bool) -> tuple[list[Item], bytes | None]:
-        found: list[Item] = []
-        size = examined = 0
-        previous = None
-        for stored_key, buffer, data in self._merged(start, stop, reverse):
-            if stored_key == previous:
-                continue
-            if buffer is not None:
-                position = self._position(buffer, stored_key)
-                if position is None:
-                    continue  # It came after this moment; an older buffer or the cold tier may know the key.
-                put = buffer.segment.put_at(position) if position >= 0 else None
-            else:
-                assert data is not None
-                put = self._of_cold(stored_key, data, values)
-            previous = stored_key
-            if put is not None and not 0 < put.deadline <= self.now_ms:
-                found.append((stored_key, put))
-                size += len(put.payload)
-            examined += 1
-            if len(found) >= PAGE_RECORDS or size >= PAGE_BYTES or examined >= _EXAMINED_MAX:
-                # A page of LMDB that is whole, and not the one that belongs there, would have it go round for ever.
-                if stored_key < start or (reverse and stop is not None and stored_key >= stop):
-                    raise self._tiers.damaged(self.cold, stored_key, ValueError("keys are out of order"))
-                return found, stored_key
-        return found, None
-
-    def _of_cold(self, stored_key: bytes, data: bytes, values: bool) -> Dirty | None:
-        if values:
-            return self._tiers.opened(self.cold, stored_key, data)
-        # The checksum takes in the key: none is given out that never was, and damage makes none vanish as if expired.
-        try:
-            found = record.unpack(stored_key, data)
-        except ValueError as error:
-            raise self._tiers.damaged(self.cold, stored_key, error) from None
-        return None if found is None else tuple.__new__(Dirty, (0, found.deadline, found.full_key, b""))
-
-    def _merged(self, start: bytes, stop: bytes | None, reverse: bool) -> _Source:
-        """Records of all tiers in key order, the newest first among equal keys."""
-        sources: list[_Source] = []
-        for buffer, stored_keys in zip(self.buffers, self.put_in_order(), strict=True):
-            low = bisect_left(stored_keys, start)
-            high = len(stored_keys) if stop is None else bisect_left(stored_keys, stop)
-            indexes = range(high - 1, low - 1, -1) if reverse else range(low, high)
-            sources.append(_of_buffer(buffer, stored_keys, indexes))
+    def _gathered(
+        self, start: bytes, stop: bytes | None, reverse: bool
+    ) -> tuple[list[bytes], list[_Source], bytes | None]:
+        """Keys in order, where the newest record of each is, and the bound up to which these are all, None: no more."""
+        asked = start, stop
+        newer: list[tuple[WriteBuffer, list[bytes]]] = []
+        for buffer, ordered in zip(self.buffers, self.put_in_order(), strict=True):
+            low, high = _places(ordered, start, stop)
+            if high - low > PAGE_RECORDS and reverse:
+                low = high - PAGE_RECORDS
+                start = ordered[low]
+            elif high - low > PAGE_RECORDS:
+                high = low + PAGE_RECORDS
+                stop = ordered[high]
+            newer.append((buffer, ordered[low:high]))
             if buffer.cleared:
+                newest: dict[bytes, _Source] = {}
                 break
         else:
-            sources.append((key, None, data) for key, data in self._reader.scan(start, stop, reverse))
-        if len(sources) == 1:
-            return sources[0]
-        # Among equal keys `merge` keeps the order of its arguments.
-        return heapq.merge(*sources, key=itemgetter(0), reverse=reverse)
+            some = self._reader.slice(start, stop, reverse, PAGE_RECORDS, PAGE_BYTES)
+            if some.damaged:
+                self.cold.damaged_page(some.last or (stop if reverse and stop else start))
+            newest = dict(zip(some.keys, some.datas, strict=True))
+            if some.last is not None and reverse:
+                start = some.last
+            elif some.last is not None:
+                stop = some.last + b"\0"
+        for buffer, ordered in reversed(newer):
+            for stored_key in ordered[slice(*_places(ordered, start, stop))]:
+                position = self._position(buffer, stored_key)
+                if position is not None:  # Else it came after this moment, and what is older may know the key.
+                    newest[stored_key] = buffer, position
+        stored_keys = sorted(newest, reverse=reverse) if newer else list(newest)
+        if len(stored_keys) > PAGE_RECORDS:
+            start, stop = (stored_keys[PAGE_RECORDS - 1], stop) if reverse else (start, stored_keys[PAGE_RECORDS])
+            del stored_keys[PAGE_RECORDS:]
+        ended = (start, stop) == asked
+        return stored_keys, list(map(newest.__getitem__, stored_keys)), None if ended else start if reverse else stop
+
+    def _opened(
+        self, stored_keys: list[bytes], sources: list[_Source], values: bool, bytes_max: int
+    ) -> list[Dirty | None]:
+        """The first of these records, as many as are in the cold tier, or one of a buffer."""
+        count = next((at for at, source in enumerate(sources) if not isinstance(source, bytes)), len(sources))
+        if count:
+            datas = cast("list[bytes]", sources[:count])
+            return self._tiers.opened_many(self.cold, stored_keys[:count], datas, None, values, bytes_max)
+        buffer, position = cast("tuple[WriteBuffer, int]", sources[0])
+        return [buffer.segment.put_at(position) if position >= 0 else None]
 
     def dirty(self) -> dict[bytes, bool]:
         """The keys in the buffers, and whether they are there and alive; takes the lock."""
@@ -226,9 +234,10 @@ class Moment:
         return total + alive
 
 
-def _of_buffer(buffer: WriteBuffer, stored_keys: list[bytes], indexes: range) -> _Source:
-    for index in indexes:
-        yield stored_keys[index], buffer, None
+def _places(ordered: list[bytes], start: bytes, stop: bytes | None) -> tuple[int, int]:
+    """Where those that are not before `start`, but before `stop`, begin and end."""
+    low = bisect_left(ordered, start)
+    return low, len(ordered) if stop is None else bisect_left(ordered, stop, low)
 
 
 @contextlib.contextmanager

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from tiered import keys
+from tiered import codec, keys
 from tiered.journal import Dirty
-from tiered.moment import Item, passing
+from tiered.moment import Item, Page, passing
 from tiered.tiers import Tiers
 
 
@@ -49,40 +49,60 @@ class Range:
 class Pages(Protocol):
     """Where pages come from: `Moment.page`, or what takes a moment for each."""
 
-    def __call__(
-        self, start: bytes, stop: bytes | None, reverse: bool, values: bool
-    ) -> tuple[list[Item], bytes | None]: ...
+    def __call__(self, start: bytes, stop: bytes | None, reverse: bool, values: bool) -> Page: ...
 
 
 def live(tiers: Tiers) -> Pages:
     """Pages each of its own moment."""
 
-    def page(start: bytes, stop: bytes | None, reverse: bool, values: bool) -> tuple[list[Item], bytes | None]:
+    def page(start: bytes, stop: bytes | None, reverse: bool, values: bool) -> Page:
         with passing(tiers) as moment:
             return moment.page(start, stop, reverse, values)
 
     return page
 
 
-def items(pages: Pages, bounds: Range, values: bool) -> Iterator[tuple[bytes, Dirty]]:
-    """Encoded keys of a range with their records; without `values`, payloads may be left as they are stored."""
+def _batches(pages: Pages, bounds: Range, values: bool) -> Iterator[list[Item]]:
     start, stop = bounds.stored_lower, bounds.stored_upper
     while True:
-        page, last = pages(start, stop, bounds.reverse, values)
-        for stored_key, found in page:
-            encoded = found.full_key if keys.is_long(stored_key) else stored_key
-            if encoded is stored_key or bounds.holds(encoded):
-                yield encoded, found
-        if last is None:
+        page, bound = pages(start, stop, bounds.reverse, values)
+        if any(keys.is_long(stored_key) for stored_key, _ in page):
+            page = [(found.full_key if keys.is_long(stored_key) else stored_key, found) for stored_key, found in page]
+            page = [item for item in page if bounds.holds(item[0])]
+        yield page
+        if bound is None:
             return
         if bounds.reverse:
-            stop = last
+            stop = bound
         else:
-            start = last + b"\0"
+            start = bound
 
 
-def shown(tiers: Tiers, encoded: bytes, found: Dirty, what: str) -> Any:
-    """What an iteration of "keys", "values" or "items" gives for a record."""
+def items(pages: Pages, bounds: Range, values: bool) -> Iterator[Item]:
+    """Encoded keys of a range with their records; without `values`, payloads may be left out."""
+    for batch in _batches(pages, bounds, values):
+        yield from batch
+
+
+def shown(tiers: Tiers, pages: Pages, bounds: Range, what: str) -> Iterator[Any]:
+    """What an iteration of "keys", "values" or "items" gives.  Each is decoded when its turn comes."""
+    decoders = codec.DECODERS
+    for batch in _batches(pages, bounds, what != "keys"):
+        for encoded, found in batch:
+            try:
+                if what == "keys":
+                    one: Any = keys.decode(encoded)
+                elif what == "values":
+                    one = decoders[found[0]](found[3])
+                else:
+                    one = keys.decode(encoded), decoders[found[0]](found[3])
+            except (ValueError, KeyError):  # Which it is, this says.
+                one = shown_one(tiers, encoded, found, what)
+            yield one
+
+
+def shown_one(tiers: Tiers, encoded: bytes, found: Dirty, what: str) -> Any:
+    """The same of one record."""
     if what == "keys":
         return tiers.key_of(encoded)
     value = tiers.value_of(keys.stored(encoded), found)

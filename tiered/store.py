@@ -305,10 +305,10 @@ class Store(Reads[K, V], RangedMapping[K, V], MutableMapping[K, V]):
 
     def _iterate(self, bounds: ranges.Range, what: str) -> Iterator[Any]:
         engine = self._engine
-        for encoded, found in ranges.items(ranges.live(engine), bounds, what != "keys"):
+        for item in ranges.shown(engine, ranges.live(engine), bounds, what):
             if self._engine is not engine:
                 self._engine.check_readable()  # The handle was closed meanwhile, though its engine may not be.
-            yield ranges.shown(engine, encoded, found, what)
+            yield item
 
     # Many operations, one moment
 

@@ -33,7 +33,7 @@ from tiered.clock import Clock
 from tiered.cold import Cold, translated
 from tiered.cold_reader import Reader
 from tiered.cold_state import State
-from tiered.compression import ZSTD, Decompressor
+from tiered.compression import Decompressor
 from tiered.config import Settings
 from tiered.entries import is_packed
 from tiered.errors import (
@@ -50,6 +50,7 @@ from tiered.hot import hot_tier
 from tiered.jitter import drawn
 from tiered.journal import Dirty, Journal
 from tiered.maintenance import MAINTENANCE
+from tiered.native import native
 from tiered.recovery import Plan
 from tiered.stats import Counters
 from tiered.watermark import Watermark
@@ -282,8 +283,14 @@ class Tiers:
             records[i] = found
         return wheres, records
 
-    def opened(self, cold: Cold, stored_key: bytes, data: bytes, encoded: bytes | None = None) -> Dirty | None:
-        """A record of the cold tier undone to its payload.  Raises `CorruptionError`."""
+    def opened(
+        self, cold: Cold, stored_key: bytes, data: bytes, encoded: bytes | None = None, values: bool = True
+    ) -> Dirty | None:
+        """A record of the cold tier undone to its payload, left out without `values`.  Raises `CorruptionError`.
+
+        The record is checked either way: its checksum takes in the key, so that no key is given out that never was, and
+        damage makes none vanish as if it had expired.
+        """
         try:
             found = record.unpack(stored_key, data)
             if found is None:
@@ -291,36 +298,43 @@ class Tiers:
             number, compression, dictionary, deadline, full_key, body = found
             if full_key and encoded is not None and full_key != encoded:
                 return None
-            payload = self.decompressor.decompress(compression, dictionary, body) if compression else body
+            if not values:
+                body = b""
+            elif compression:
+                body = self.decompressor.decompress(compression, dictionary, body)
         except (ValueError, KeyError) as error:
             raise self.damaged(cold, stored_key, error) from None
-        return tuple.__new__(Dirty, (number, deadline, full_key, payload))
+        return tuple.__new__(Dirty, (number, deadline, full_key, body))
 
     def opened_many(
-        self, cold: Cold, stored_keys: Sequence[bytes], datas: Sequence[bytes | None], encoded: Sequence[bytes]
+        self,
+        cold: Cold,
+        stored_keys: list[bytes],
+        datas: Sequence[bytes | None],
+        encoded: Sequence[bytes] | None = None,
+        values: bool = True,
+        bytes_max: int = -1,
     ) -> list[Dirty | None]:
-        """`opened` for each of many records that are there; frames of one dictionary are undone in one call."""
-        results: list[Dirty | None] = [None] * len(datas)
-        frames: dict[int, list[tuple[int, record.Record]]] = {}
-        try:
-            for index, data in enumerate(datas):
-                found = None if data is None else record.unpack(stored_keys[index], data)
-                if found is None or (found.full_key and found.full_key != encoded[index]):
-                    continue
-                if found.compression == ZSTD:
-                    frames.setdefault(found.dictionary, []).append((index, found))
-                else:
-                    results[index] = self.opened(cold, stored_keys[index], cast(bytes, data), encoded[index])
-            for dictionary, group in frames.items():
-                payloads = self.decompressor.decompress_many(dictionary, [found.body for _, found in group])
-                for (index, found), payload in zip(group, payloads, strict=True):
-                    results[index] = tuple.__new__(Dirty, (found.codec, found.deadline, found.full_key, payload))
-        except (ValueError, KeyError):
-            # Something is damaged: one by one, so that the error names it.
-            return [
-                None if data is None else self.opened(cold, stored_key, data, key)
-                for stored_key, data, key in zip(stored_keys, datas, encoded, strict=True)
-            ]
+        """`opened` for each of many records that are there, or with `bytes_max` for the first of so many bytes.
+
+        Without `values`, payloads are left out, but records are checked nevertheless.
+        """
+        datas = list(datas)
+        if native is None:
+            results, whole = cast("list[Dirty | None]", [None] * len(datas)), False
+        else:
+            results, whole = native.opened_many(self, Dirty, stored_keys, datas, values, bytes_max)
+        if whole:
+            return results
+        size = 0
+        for index, found in enumerate(results):
+            data = datas[index]
+            if found is None and data is not None:
+                key = None if encoded is None else encoded[index]
+                results[index] = found = self.opened(cold, stored_keys[index], data, key, values)
+            size += 0 if found is None else len(found.payload)
+            if 0 <= bytes_max <= size:
+                return results[: index + 1]
         return results
 
     def damaged(self, cold: Cold, stored_key: bytes, error: Exception) -> CorruptionError:

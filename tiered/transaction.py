@@ -188,7 +188,7 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
         try:
             for encoded, found in self._merged(bounds, what != "keys", span):
                 seen = keys.stored(encoded)
-                yield ranges.shown(self._engine, encoded, found, what)
+                yield ranges.shown_one(self._engine, encoded, found, what)
             seen = None
         finally:
             if seen is not None:  # Left half-way: what was fetched ahead was not seen.
@@ -232,12 +232,12 @@ class Transaction(RangedMapping[K, V], MutableMapping[K, V]):
                 self._check()
                 if span not in self._reads.spans:
                     self._reads.spans.append(span)
-                found, last = fetch(start, stop, reverse, values)
+                found, bound = fetch(start, stop, reverse, values)
                 if reverse:
-                    span.lower, span.upper = (start if last is None else last), max_bound(span.upper, stop)
+                    span.lower, span.upper = (start if bound is None else bound), max_bound(span.upper, stop)
                 else:
-                    span.upper = stop if last is None else last + b"\0"
-            return found, last
+                    span.upper = stop if bound is None else bound
+            return found, bound
 
         return page
 

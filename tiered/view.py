@@ -24,7 +24,7 @@ from tiered.errors import ClosedError, ConfigError, ForkedError, ViewExpiredErro
 from tiered.handle import Handle
 from tiered.journal import Dirty
 from tiered.mapping import ABSENT, AGE_SECONDS_MAX, RangedMapping
-from tiered.moment import Item, Moment
+from tiered.moment import Moment, Page
 from tiered.sub import SubView
 from tiered.write_buffer import WriteBuffer
 
@@ -133,15 +133,14 @@ class View(RangedMapping[K, V]):
             return self._moment.count(dirty)
 
     def _iterate(self, bounds: ranges.Range, what: str) -> Iterator[Any]:
-        for encoded, found in ranges.items(self._page, bounds, what != "keys"):
-            yield ranges.shown(self._engine, encoded, found, what)
+        return ranges.shown(self._engine, self._page, bounds, what)
 
     def records(self) -> Iterator[tuple[Any, Dirty]]:
         """All keys in order with their records as they are kept: codec, payload, deadline in milliseconds or 0."""
         for encoded, found in ranges.items(self._page, ranges.Range(), True):
             yield self._engine.key_of(encoded), found
 
-    def _page(self, start: bytes, stop: bytes | None, reverse: bool, values: bool) -> tuple[list[Item], bytes | None]:
+    def _page(self, start: bytes, stop: bytes | None, reverse: bool, values: bool) -> Page:
         self._moment.put_in_order()
         with self._lock:
             self._check()

@@ -89,6 +89,29 @@ void tiered_context_back(PyObject *context, PyObject *pool);
 /* The value of a payload that stays where it is meanwhile. */
 PyObject *tiered_decoded(ArenaObject *arena, unsigned codec, const unsigned char *data, size_t size);
 
+/* One of many records on its way to its payload. */
+typedef struct {
+    PyObject *key, *stored_key; /* Borrowed of a list, and owned. */
+    PyObject *body;             /* Of the record, which is not in memory any more. */
+    PyObject *segment;          /* What has the payload, as long as `view` is held. */
+    Py_buffer view;
+    TieredRecord record;
+    bool there; /* A record was found. */
+    enum { ITEM_LEFT, ITEM_ASKED, ITEM_ABSENT, ITEM_READ, ITEM_DECODED } state;
+} LoadItem;
+
+/* Undoes the bodies of those that were read, and leaves those with which it fails; false with an error set. */
+bool tiered_undo_all(PyObject *engine, LoadItem *items, Py_ssize_t count);
+/* Lets go of body and payload. */
+void tiered_item_end(LoadItem *item);
+
+static inline const unsigned char *
+tiered_payload_of(const LoadItem *item, size_t *size)
+{
+    *size = (size_t)item->view.len;
+    return item->view.buf;
+}
+
 /* Whether a record has nothing that only the twin knows. */
 static inline bool
 tiered_is_plain(const TieredRecord *record)

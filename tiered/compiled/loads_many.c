@@ -9,33 +9,16 @@
 enum { EVICTIONS_MAX = 2000 }; /* As in tiered/tiers.py. */
 
 typedef struct {
-    PyObject *key, *stored_key; /* Borrowed of the list of keys, and owned. */
-    PyObject *body;             /* Of the record, which is not in memory any more. */
-    PyObject *segment;          /* What has the payload, as long as `view` is held. */
-    Py_buffer view;
-    TieredRecord record;
-    bool there; /* A record was found. */
-    enum { LEFT, ASKED, ABSENT, READ, DECODED } state;
-} Item;
-
-typedef struct {
     ArenaObject *arena;
     PyObject *engine, *found;
-    Item *items; /* Those that are asked for, in the order of their stored keys. */
+    LoadItem *items; /* Those that are asked for, in the order of their stored keys. */
     Py_ssize_t count;
     Py_ssize_t hits, misses;
     PyObject *damaged; /* The stored key of one that a damaged page kept from being found, borrowed of its item. */
 } Batch;
 
 static const unsigned char *
-payload_of(const Item *item, size_t *size)
-{
-    *size = (size_t)item->view.len;
-    return item->view.buf;
-}
-
-static const unsigned char *
-key_of(const Item *item, size_t *size)
+key_of(const LoadItem *item, size_t *size)
 {
     *size = (size_t)PyBytes_GET_SIZE(item->stored_key);
     return (const unsigned char *)PyBytes_AS_STRING(item->stored_key);
@@ -44,7 +27,7 @@ key_of(const Item *item, size_t *size)
 static int
 by_stored_key(const void *one, const void *other)
 {
-    PyObject *a = ((const Item *)one)->stored_key, *b = ((const Item *)other)->stored_key;
+    PyObject *a = ((const LoadItem *)one)->stored_key, *b = ((const LoadItem *)other)->stored_key;
     Py_ssize_t shorter = Py_MIN(PyBytes_GET_SIZE(a), PyBytes_GET_SIZE(b));
     int order = memcmp(PyBytes_AS_STRING(a), PyBytes_AS_STRING(b), (size_t)shorter);
     return order ? order : (PyBytes_GET_SIZE(a) > PyBytes_GET_SIZE(b)) - (PyBytes_GET_SIZE(a) < PyBytes_GET_SIZE(b));
@@ -58,8 +41,8 @@ gather(Batch *batch, PyObject *keys)
     bool done = tiered_unsaved(batch->engine, &unsaved);
     for (Py_ssize_t i = 0; done && i < PyList_GET_SIZE(keys); i++) {
         TieredKey encoded;
-        Item *item = &batch->items[batch->count];
-        *item = (Item){.key = PyList_GET_ITEM(keys, i), .state = ASKED};
+        LoadItem *item = &batch->items[batch->count];
+        *item = (LoadItem){.key = PyList_GET_ITEM(keys, i), .state = ITEM_ASKED};
         if (tiered_key(item->key, &encoded)) {
             item->stored_key = tiered_stored_key(&encoded);
             tiered_key_end(&encoded);
@@ -77,7 +60,7 @@ gather(Batch *batch, PyObject *keys)
 
 /* What came of a search: the record, taken apart. */
 static void
-found(Item *item, const PageSearch *search)
+found(LoadItem *item, const PageSearch *search)
 {
     if (search->state == PAGES_ABSENT)
         return;
@@ -85,7 +68,7 @@ found(Item *item, const PageSearch *search)
     if (search->state != PAGES_FOUND
         || tiered_record(search->key, search->key_size, search->data, search->data_size, &item->record)
         || !tiered_is_plain(&item->record))
-        item->state = LEFT;
+        item->state = ITEM_LEFT;
 }
 
 /* Looks for all keys; `searches` has room for twice as many. */
@@ -101,13 +84,13 @@ look_up(Batch *batch, const ColdRead *read, PageSearch *searches)
         found(&batch->items[i], &searches[i]);
     Py_END_ALLOW_THREADS
     for (size_t i = 0; i < keys; i++) { /* Before Python runs again. */
-        Item *item = &batch->items[i];
+        LoadItem *item = &batch->items[i];
         if (searches[i].state == PAGES_DAMAGED)
             batch->damaged = item->stored_key;
-        if (!item->there || item->state != ASKED)
+        if (!item->there || item->state != ITEM_ASKED)
             continue;
         item->body = PyBytes_FromStringAndSize((const char *)item->record.body, (Py_ssize_t)item->record.body_size);
-        item->state = item->body ? ASKED : LEFT;
+        item->state = item->body ? ITEM_ASKED : ITEM_LEFT;
     }
 }
 
@@ -116,70 +99,15 @@ static bool
 tell_absent(Batch *batch)
 {
     for (Py_ssize_t i = 0; i < batch->count; i++) {
-        Item *item = &batch->items[i];
-        if (item->state != ASKED)
+        LoadItem *item = &batch->items[i];
+        if (item->state != ITEM_ASKED)
             continue;
         bool none = !item->there || item->record.flags & RECORD_IS_MARKER;
         int over = none ? 1 : tiered_is_over(batch->engine, item->record.deadline);
         if (over < 0)
             return false;
         item->there = !over;
-        item->state = over ? ABSENT : READ;
-    }
-    return true;
-}
-
-static bool
-hold(Item *item, PyObject *segment)
-{
-    item->segment = segment;
-    if (segment && PyObject_GetBuffer(segment, &item->view, PyBUF_SIMPLE) < 0)
-        Py_CLEAR(item->segment);
-    item->state = item->segment ? READ : LEFT;
-    return item->segment != NULL;
-}
-
-/* Undoes the frames of one dictionary, those from the first one that is still compressed on; what fails is left. */
-static void
-undo(Batch *batch, const TieredRecord *like)
-{
-    PyObject *pool, *context = tiered_context(batch->engine, like->dictionary, &pool), *bodies = PyList_New(0), *undone = NULL;
-    Py_ssize_t next = 0;
-    for (Py_ssize_t i = 0; bodies && i < batch->count; i++) {
-        Item *item = &batch->items[i];
-        if (item->state != READ || item->segment || item->record.compression != COMPRESSION_ZSTD
-            || item->record.dictionary != like->dictionary)
-            continue;
-        item->state = tiered_is_small_frame(item->body) && PyList_Append(bodies, item->body) == 0 ? ASKED : LEFT;
-    }
-    if (context && bodies && PyList_GET_SIZE(bodies)) /* None at all would end the process. */
-        undone = PyObject_CallMethodOneArg(context, tiered_names[NAME_multi_decompress_to_buffer], bodies);
-    if (context)
-        tiered_context_back(context, pool);
-    for (Py_ssize_t i = 0; i < batch->count; i++) {
-        Item *item = &batch->items[i];
-        if (item->state != ASKED)
-            continue;
-        hold(item, undone ? PySequence_GetItem(undone, next++) : NULL);
-    }
-    Py_XDECREF(undone);
-    Py_XDECREF(bodies);
-}
-
-/* The payloads; false with an error set. */
-static bool
-undo_all(Batch *batch)
-{
-    for (Py_ssize_t i = 0; i < batch->count; i++) {
-        Item *item = &batch->items[i];
-        if (item->state != READ || item->segment)
-            continue;
-        if (item->record.compression == COMPRESSION_ZSTD)
-            undo(batch, &item->record);
-        else
-            hold(item, Py_NewRef(item->body));
-        if (tiered_given_up() == LOAD_FAILED)
-            return false;
+        item->state = over ? ITEM_ABSENT : ITEM_READ;
     }
     return true;
 }
@@ -200,7 +128,8 @@ read_cold(Batch *batch)
     }
     PyMem_Free(searches);
     Py_XDECREF(cold);
-    return done && !PyErr_Occurred() && tell_absent(batch) && undo_all(batch);
+    return done && !PyErr_Occurred() && tell_absent(batch)
+        && tiered_undo_all(batch->engine, batch->items, batch->count);
 }
 
 /* Fills the places that the dict has for the values, or takes them away; false with an error set. */
@@ -208,23 +137,23 @@ static bool
 decode_all(Batch *batch)
 {
     for (Py_ssize_t i = 0; i < batch->count; i++) {
-        Item *item = &batch->items[i];
-        if (item->state == ABSENT) {
+        LoadItem *item = &batch->items[i];
+        if (item->state == ITEM_ABSENT) {
             if (PyDict_DelItem(batch->found, item->key) < 0)
                 return false;
-            item->state = DECODED;
+            item->state = ITEM_DECODED;
             batch->misses++;
         }
-        if (item->state != READ)
+        if (item->state != ITEM_READ)
             continue;
         size_t size;
-        const unsigned char *payload = payload_of(item, &size);
+        const unsigned char *payload = tiered_payload_of(item, &size);
         PyObject *value = tiered_decoded(batch->arena, item->record.codec, payload, size);
         bool done = value && PyDict_SetItem(batch->found, item->key, value) == 0;
         Py_XDECREF(value);
         if (!done && tiered_given_up() == LOAD_FAILED)
             return false;
-        item->state = done ? DECODED : LEFT;
+        item->state = done ? ITEM_DECODED : ITEM_LEFT;
         batch->hits += done;
     }
     return true;
@@ -232,11 +161,11 @@ decode_all(Batch *batch)
 
 /* Whether an item is kept hot by the twin, which is to be asked about it. */
 static bool
-is_doubtful(const Item *item, bool plainly, Py_ssize_t size_max)
+is_doubtful(const LoadItem *item, bool plainly, Py_ssize_t size_max)
 {
     size_t size;
-    payload_of(item, &size);
-    return item->there && item->state == DECODED && (!plainly || (Py_ssize_t)size > size_max);
+    tiered_payload_of(item, &size);
+    return item->there && item->state == ITEM_DECODED && (!plainly || (Py_ssize_t)size > size_max);
 }
 
 /* `Tiers.promote_many` of those. */
@@ -245,11 +174,11 @@ ask_twin(const Batch *batch, PyObject *generation, bool plainly, Py_ssize_t size
 {
     PyObject *located = PyList_New(0), *done = NULL;
     for (Py_ssize_t i = 0; located && i < batch->count; i++) {
-        const Item *item = &batch->items[i];
+        const LoadItem *item = &batch->items[i];
         if (!is_doubtful(item, plainly, size_max))
             continue;
         size_t size;
-        const unsigned char *data = payload_of(item, &size);
+        const unsigned char *data = tiered_payload_of(item, &size);
         PyObject *payload = PyBytes_FromStringAndSize((const char *)data, (Py_ssize_t)size);
         PyObject *found = payload ? tiered_found(&item->record, payload) : NULL;
         PyObject *one = found ? PyTuple_Pack(4, item->key, item->stored_key, Py_None, found) : NULL;
@@ -279,10 +208,10 @@ promote(const Batch *batch, PyObject *generation)
         Unsaved unsaved;
         bool newest = tiered_is_newest(batch->engine, generation) && tiered_unsaved(batch->engine, &unsaved);
         for (Py_ssize_t i = 0; done && newest && i < batch->count && arena->arena.evictions < most; i++) {
-            const Item *item = &batch->items[i];
+            const LoadItem *item = &batch->items[i];
             size_t size;
-            const unsigned char *payload = payload_of(item, &size);
-            if (item->there && item->state == DECODED && (Py_ssize_t)size <= size_max
+            const unsigned char *payload = tiered_payload_of(item, &size);
+            if (item->there && item->state == ITEM_DECODED && (Py_ssize_t)size <= size_max
                 && tiered_is_saved(&unsaved, item->stored_key)) {
                 done = tiered_arena_put(arena, item->key, item->record.codec, payload, size, item->record.deadline) >= 0;
                 promotions++;
@@ -313,13 +242,13 @@ static PyObject *
 left_of(const Batch *batch, PyObject *keys)
 {
     Py_ssize_t decoded = 0;
-    while (decoded < batch->count && batch->items[decoded].state == DECODED)
+    while (decoded < batch->count && batch->items[decoded].state == ITEM_DECODED)
         decoded++;
     if (decoded == PyList_GET_SIZE(keys))
         return PyList_New(0);
     PyObject *done = PySet_New(NULL), *left = done ? PyList_New(0) : NULL;
     for (Py_ssize_t i = 0; left && i < batch->count; i++)
-        if (batch->items[i].state == DECODED && PySet_Add(done, batch->items[i].key) < 0)
+        if (batch->items[i].state == ITEM_DECODED && PySet_Add(done, batch->items[i].key) < 0)
             Py_CLEAR(left);
     for (Py_ssize_t i = 0; left && i < PyList_GET_SIZE(keys); i++) {
         int known = PySet_Contains(done, PyList_GET_ITEM(keys, i));
@@ -334,11 +263,8 @@ static void
 end(Batch *batch)
 {
     for (Py_ssize_t i = 0; i < batch->count; i++) {
-        Item *item = &batch->items[i];
-        if (item->segment)
-            PyBuffer_Release(&item->view);
-        Py_XDECREF(item->segment);
-        Py_XDECREF(item->body);
+        LoadItem *item = &batch->items[i];
+        tiered_item_end(item);
         Py_XDECREF(item->stored_key);
     }
     PyMem_Free(batch->items);
@@ -367,11 +293,11 @@ keep_in_order(Batch *batch, PyObject *keys, size_t bytes_max)
     Py_ssize_t kept = 0;
     for (Py_ssize_t k = 0; k < PyList_GET_SIZE(keys) && !PyErr_Occurred(); k++)
         for (Py_ssize_t i = 0; i < batch->count; i++) {
-            const Item *item = &batch->items[i];
-            if (item->key != PyList_GET_ITEM(keys, k) || item->state != READ)
+            const LoadItem *item = &batch->items[i];
+            if (item->key != PyList_GET_ITEM(keys, k) || item->state != ITEM_READ)
                 continue;
             size_t size;
-            const unsigned char *payload = payload_of(item, &size);
+            const unsigned char *payload = tiered_payload_of(item, &size);
             if (arena_used_bytes(a) + size <= bytes_max)
                 kept += tiered_arena_put(
                     batch->arena, item->key, item->record.codec, payload, size, item->record.deadline) > 0;

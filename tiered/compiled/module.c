@@ -19,7 +19,8 @@ PyInit__native(void)
     int (*const parts[])(PyObject *) = {
         tiered_add_applier, tiered_add_arena, tiered_add_batch, tiered_add_checksum, tiered_add_decoder,
         tiered_add_encoder, tiered_add_filters, tiered_add_hits, tiered_add_journal, tiered_add_keys, tiered_add_loads,
-        tiered_add_pages, tiered_add_record, tiered_add_shards, tiered_add_slots,
+        tiered_add_pages, tiered_add_page_walk, tiered_add_record, tiered_add_shards, tiered_add_slots,
+        tiered_add_undoing,
     };
     for (size_t part = 0; part < sizeof parts / sizeof parts[0]; part++)
         if (parts[part](module) < 0) {

@@ -19,6 +19,8 @@ int tiered_add_shards(PyObject *module);
 int tiered_add_slots(PyObject *module);
 int tiered_add_loads(PyObject *module);
 int tiered_add_pages(PyObject *module);
+int tiered_add_page_walk(PyObject *module);
 int tiered_add_record(PyObject *module);
+int tiered_add_undoing(PyObject *module);
 
 #endif

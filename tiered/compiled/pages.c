@@ -2,127 +2,20 @@
  * once for many keys, nothing is copied, of keys in order each begins where the one before went, and the searches in several
  * pages take turns, so that each finds what it looks at next fetched from memory by then.
  *
- * The format is that of LMDB 0.9 with 64 bits (mdb.c: `MDB_page`, `MDB_node`, `MDB_db`, `MDB_meta`), in the byte order of the
- * machine.  A page begins with its number (8 bytes), 2 bytes unused, its flags (2), the end of the offsets of its nodes (2)
- * and the begin of its nodes (2); for values of several pages, the last two are their count.  Then come the offsets (2 each)
- * of the nodes, in the order of their keys.  A node is 8 bytes, its key and, in a leaf, its value.  The 8 bytes of a branch
- * are the number of the page below (6) and the key's size (2); those of a leaf the value's size (4), flags (2) and the key's
- * size (2); the key of a branch's first node counts for none.
- *
- * A read transaction of LMDB's, open meanwhile, keeps the pages as they are.  They may still be damaged: nothing is looked at
- * outside of the page, or of the pages of the file, and what cannot be is told as damage. */
+ * A read transaction of LMDB's, open meanwhile, keeps the pages as they are.  They may still be damaged: what cannot be is told
+ * as damage (page.h has the format). */
 #define _DEFAULT_SOURCE /* sysconf, msync */
-#include "pages.h"
+#include "page.h"
 
 #include "filters.h"
 #include "slots.h"
 
-#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum {
-    HEADER_BYTES = 16, NODE_BYTES = 8, OFFSET_BYTES = 2,
-    PAGE_IS_BRANCH = 0x01, PAGE_IS_LEAF = 0x02, PAGE_IS_OVERFLOW = 0x04, PAGE_IS_META = 0x08,
-    PAGE_KINDS = 0x01 | 0x02 | 0x04 | 0x08 | 0x20 | 0x40,
-    NODE_IS_LARGE = 0x01,
-    DATABASE_BYTES = 48, DATABASE_FLAGS = 4, DATABASE_LEVELS = 6, DATABASE_ROOT = 40,
-    LEVELS_MAX = 32, AT_ONCE = 16, LINE_BYTES = 64,
-};
+enum { DATABASE_BYTES = 48, DATABASE_FLAGS = 4, DATABASE_LEVELS = 6, DATABASE_ROOT = 40, AT_ONCE = 16, LINE_BYTES = 64 };
 static const char CAPSULE[] = "tiered.pages";
 static const uint32_t MAGIC = 0xBEEFC0DE, VERSION = 1;
-
-static inline unsigned
-number16(const unsigned char *at)
-{
-    uint16_t value;
-    memcpy(&value, at, sizeof value);
-    return value;
-}
-
-static inline uint32_t
-number32(const unsigned char *at)
-{
-    uint32_t value;
-    memcpy(&value, at, sizeof value);
-    return value;
-}
-
-static inline uint64_t
-number64(const unsigned char *at)
-{
-    uint64_t value;
-    memcpy(&value, at, sizeof value);
-    return value;
-}
-
-static inline unsigned
-flags_of(const unsigned char *page)
-{
-    return number16(page + 10) & PAGE_KINDS;
-}
-
-/* -- nodes -------------------------------------------------------------------------------------- */
-
-static inline unsigned
-offset_of(const unsigned char *page, unsigned number)
-{
-    return number16(page + HEADER_BYTES + OFFSET_BYTES * number);
-}
-
-/* The node with a number, which is in the page with its key, or NULL. */
-static inline const unsigned char *
-node_at(const TieredPages *pages, const unsigned char *page, unsigned number)
-{
-    unsigned offset = offset_of(page, number);
-    const unsigned char *node = page + offset;
-    bool inside = offset >= HEADER_BYTES && offset + NODE_BYTES <= pages->page_bytes
-        && offset + NODE_BYTES + number16(node + 6) <= pages->page_bytes;
-    return inside ? node : NULL;
-}
-
-/* As memcmp, of keys that mostly have much in common. */
-static inline int
-order_of(const unsigned char *one, const unsigned char *other, size_t size)
-{
-    size_t at = 0;
-    if (size < 8)
-        return memcmp(one, other, size);
-    while (true) {
-        uint64_t a = __builtin_bswap64(number64(one + at)), b = __builtin_bswap64(number64(other + at));
-        if (a != b || at == size - 8)
-            return (a > b) - (a < b);
-        at = at + 16 <= size ? at + 8 : size - 8; /* The last eight again, perhaps: what was equal stays so. */
-    }
-}
-
-/* Compares the key that is looked for with that of a node; false if the node is damaged. */
-static inline bool
-compare(const TieredPages *pages, const PageSearch *search, const unsigned char *page, unsigned number, int *order)
-{
-    const unsigned char *node = node_at(pages, page, number);
-    if (node == NULL)
-        return false;
-    size_t size = number16(node + 6);
-    *order = order_of(search->key, node + NODE_BYTES, size < search->key_size ? size : search->key_size);
-    if (*order == 0)
-        *order = (search->key_size > size) - (search->key_size < size);
-    return true;
-}
-
-/* -- places ------------------------------------------------------------------------------------- */
-
-/* All nodes of a page that have a key; false if it is damaged. */
-static bool
-open_page(const TieredPages *pages, const unsigned char *page, bool branch, PagePlace *place)
-{
-    unsigned end = number16(page + 12), first = branch;
-    if (flags_of(page) != (branch ? PAGE_IS_BRANCH : PAGE_IS_LEAF) || end < HEADER_BYTES + OFFSET_BYTES * (first + 1)
-        || end > pages->page_bytes)
-        return false;
-    *place = (PagePlace){page, first, (end - HEADER_BYTES) / OFFSET_BYTES};
-    return true;
-}
 
 static inline void
 fetch_middle(const TieredPages *pages, const PagePlace *place)
@@ -132,67 +25,34 @@ fetch_middle(const TieredPages *pages, const PagePlace *place)
         __builtin_prefetch(place->page + offset);
 }
 
-/* One step to the first of the nodes left whose key is greater; false if one is damaged. */
-static inline bool
-narrow(const TieredPages *pages, const PageSearch *search, PagePlace *place)
-{
-    unsigned middle = (place->low + place->high) / 2;
-    int order;
-    if (!compare(pages, search, place->page, middle, &order))
-        return false;
-    place->high = order < 0 ? middle : place->high;
-    place->low = order < 0 ? place->low : middle + 1;
-    return true;
-}
-
-/* A page by its number, or NULL. */
-static inline const unsigned char *
-page_at(const TieredPages *pages, uint64_t number)
-{
-    return number < pages->count ? pages->map + number * pages->page_bytes : NULL;
-}
-
-/* The page below the node before a place in a branch; NULL if it is damaged. */
-static const unsigned char *
-page_below(const TieredPages *pages, const PagePlace *place)
-{
-    const unsigned char *node = node_at(pages, place->page, place->low - 1);
-    return node ? page_at(pages, number32(node) | (uint64_t)number16(node + 4) << 32) : NULL;
-}
-
 /* -- searches ----------------------------------------------------------------------------------- */
+
+static inline PageBytes
+sought(const PageSearch *search)
+{
+    return (PageBytes){search->key, search->key_size};
+}
 
 /* The value of the node before the place, if that has the key. */
 static void
 take(const TieredPages *pages, PageSearch *search)
 {
     const unsigned char *page = search->place.page, *node;
-    int order;
+    PageBytes value;
     search->state = PAGES_ABSENT;
     if (search->place.low == 0)
         return;
     search->state = PAGES_DAMAGED;
-    if (!compare(pages, search, page, search->place.low - 1, &order))
-        return;
-    if (order != 0) {
-        search->state = PAGES_ABSENT;
-        return;
-    }
     node = node_at(pages, page, search->place.low - 1);
-    size_t size = number32(node), at = (size_t)(node - page) + NODE_BYTES + search->key_size;
-    unsigned flags = number16(node + 4);
-    if (flags == 0 && size <= pages->page_bytes - at) {
-        search->data = page + at;
+    if (node == NULL)
+        return;
+    if (compare(sought(search), key_of(node)) != 0) {
+        search->state = PAGES_ABSENT;
+    } else if (value_of(pages, page, node, &value)) {
+        search->data = value.data;
+        search->data_size = value.size;
         search->state = PAGES_FOUND;
-    } else if (flags == NODE_IS_LARGE && sizeof(uint64_t) <= pages->page_bytes - at) {
-        uint64_t number = number64(page + at), all = (HEADER_BYTES + size + pages->page_bytes - 1) / pages->page_bytes;
-        const unsigned char *first = page_at(pages, number);
-        if (first && all <= pages->count - number && flags_of(first) == PAGE_IS_OVERFLOW) {
-            search->data = first + HEADER_BYTES;
-            search->state = PAGES_FOUND;
-        }
     }
-    search->data_size = size;
 }
 
 static void
@@ -204,12 +64,12 @@ find(const TieredPages *pages, PageSearch *search)
         if (!open_page(pages, page, level < pages->levels, &search->place))
             return;
         while (search->place.low < search->place.high)
-            if (!narrow(pages, search, &search->place))
+            if (!narrow(pages, sought(search), &search->place))
                 return;
         if (level == pages->levels)
             take(pages, search);
         else
-            page = page_below(pages, &search->place);
+            page = page_below(pages, search->place.page, search->place.low - 1);
     }
 }
 
@@ -224,12 +84,12 @@ static bool
 forward(const TieredPages *pages, const PageSearch *search, PagePlace *place)
 {
     unsigned high = place->high, step = 1;
-    int order = 0;
     while (place->low < high) {
         unsigned next = place->low + step - 1 < high ? place->low + step - 1 : high - 1;
-        if (!compare(pages, search, place->page, next, &order))
+        const unsigned char *node = node_at(pages, place->page, next);
+        if (node == NULL)
             return false;
-        if (order < 0) {
+        if (compare(sought(search), key_of(node)) < 0) {
             place->high = next;
             break;
         }
@@ -237,7 +97,7 @@ forward(const TieredPages *pages, const PageSearch *search, PagePlace *place)
         step *= 2;
     }
     while (place->low < place->high)
-        if (!narrow(pages, search, place))
+        if (!narrow(pages, sought(search), place))
             return false;
     place->high = high;
     return true;
@@ -257,7 +117,7 @@ leaf_of(const TieredPages *pages, const PageSearch *search, Path *path)
             return NULL;
         }
         path->depth += !known;
-        page = page_below(pages, place);
+        page = page_below(pages, place->page, place->low - 1);
     }
     return page;
 }
@@ -277,7 +137,7 @@ find_in_leaves(const TieredPages *pages, PageSearch *searches, size_t count)
             PageSearch *search = &searches[i];
             if (search->state != PAGES_SEARCHING || search->place.low == search->place.high)
                 continue;
-            if (!narrow(pages, search, &search->place))
+            if (!narrow(pages, sought(search), &search->place))
                 search->state = PAGES_DAMAGED;
             else if (search->place.low < search->place.high)
                 fetch_middle(pages, &search->place);
