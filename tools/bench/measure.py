@@ -6,6 +6,7 @@ Only the operations themselves are on the clock; fetching the next thousand docu
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import math
 import subprocess
@@ -16,6 +17,7 @@ from time import perf_counter
 from typing import Any
 
 MB = 1024 * 1024
+CHUNK = 1000
 
 
 def _proc(file: str, field: str, pid: int | str = "self") -> int:
@@ -86,6 +88,24 @@ class Run:
             if self.seconds > cap:
                 self.capped = True
                 break
+
+    def scan(self, mapping: Any, document: Callable[[Any], Any], cap: float = math.inf) -> None:
+        """All pairs, in the order in which the mapping gives them; the last one of each chunk is compared."""
+        begin = perf_counter()
+        pairs = iter(mapping.items()) if hasattr(mapping, "items") else ((key, mapping[key]) for key in mapping)
+        self._account(0, begin)
+        while self.seconds <= cap:
+            count, last = 0, None
+            begin = perf_counter()
+            for pair in itertools.islice(pairs, CHUNK):
+                count += 1
+                last = pair
+            self._account(count, begin)
+            if last is not None and last[1] != document(last[0]):
+                raise AssertionError(f"{last[0]} came back as {last[1]!r}")
+            if count < CHUNK:
+                return
+        self.capped = True
 
     def clock(self, step: Callable[[], object]) -> float:
         """Add one step, such as the final flush, to the time; its seconds."""

@@ -3,11 +3,12 @@
 load      random insertion order, until everything is on disk (the engine's own flush, save or commit included)
 skewed    reads by Zipf's law (s = 1) after opening anew: the engine's own caches are cold, the system's are warm
 uniform   reads of equally likely keys, likewise
+scan      all keys and values, in the engine's own order, likewise
 compact   give disk space back
 
 Engines take turns within each repeat, and figures are medians over the repeats, so that a noisy minute hurts all alike.
 An engine that is not through a phase after `--cap` seconds stops there: its figure is of a part, and marked `*`.
-Checked: the last value of every 1,000 reads.
+Checked: the last value of every 1,000 reads, and that a scan gives as many records as were loaded.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 
 from engines import ENGINES
 from measure import MB, Run, disk_bytes, fresh_process, table
-from workload import Workload, temporary_folder
+from workload import Workload, document, temporary_folder
 
 DEFAULT = "tiered,rocksdict,zict,diskcache,sqlitedict,shelve,dict"
 REFERENCE = "rocksdict"
+PHASES = ("load", "skewed", "uniform", "scan")
 
 
 def run_phase(job: dict[str, Any]) -> dict[str, Any]:
@@ -44,6 +46,10 @@ def run_phase(job: dict[str, Any]) -> dict[str, Any]:
         flush_seconds = run.clock(engine.flush)
     elif job["phase"] == "compact":
         flush_seconds = run.clock(engine.compact) if engine.compact else -1.0
+    elif job["phase"] == "scan":
+        run.scan(engine.mapping, lambda key: document(int(key.split(":")[1]), workload.seed), job["cap"])
+        flush_seconds = 0.0
+        assert run.capped or run.ops == job["loaded"], f"{run.ops:,} records came of {job['loaded']:,}"
     else:
         run.read(engine.mapping, workload.reads(job["phase"], job["loaded"]), job["cap"])
         flush_seconds = 0.0
@@ -58,7 +64,7 @@ def run_engine(engine: str, workload: Workload, path: Path, options: argparse.Na
     job.update(budget=options.budget, cap=options.cap)
     result: dict[str, Any] = {"load": fresh_process(__file__, {**job, "phase": "load"})}
     result["disk_bytes"] = disk_bytes(path)
-    for phase in ("skewed", "uniform"):
+    for phase in ("skewed", "uniform", "scan"):
         result[phase] = fresh_process(__file__, {**job, "phase": phase, "loaded": result["load"]["ops"]})
     compacted = fresh_process(__file__, {**job, "phase": "compact"})
     result["compacted_bytes"] = disk_bytes(path) if compacted["flush_seconds"] >= 0 else None
@@ -81,6 +87,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "load": median("load", "us"),
         "skewed": median("skewed", "us"),
         "uniform": median("uniform", "us"),
+        "scan": median("scan", "us"),
         "disk": median("disk_bytes") / loaded,
         "compacted": median("compacted_bytes") / loaded if runs[0]["compacted_bytes"] is not None else None,
         "device": median("load", "written") / loaded,
@@ -88,7 +95,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "rss_skewed": median("skewed", "rss_peak_growth") / MB,
         "rss_uniform": median("uniform", "rss_peak_growth") / MB,
         "helper": max(run["load"]["stats"].get("helper_peak_rss_anon_bytes", 0) for run in runs) / MB,
-        "capped": {phase: any(run[phase]["capped"] for run in runs) for phase in ("load", "skewed", "uniform")},
+        "capped": {phase: any(run[phase]["capped"] for run in runs) for phase in PHASES},
         "loaded": int(loaded),
         "note": runs[0]["load"]["note"],
     }
@@ -106,15 +113,15 @@ def report(results: dict[str, list[dict[str, Any]]], workload: Workload, options
     packed, budget = f"{workload.packed_bytes / MB:.1f} MB packed with keys", f"budget {options.budget / MB:.1f} MB"
     print(f"{workload.records:,} documents, {packed}, {budget}")
     print(f"medians of {options.repeat}; * = stopped after {options.cap:g} s: of a part of the records or reads\n")
-    phases, sizes = ["load", "skewed", "uniform"], ["disk", "compacted", "device writes"]
+    phases, sizes = list(PHASES), ["disk", "compacted", "device writes"]
     table(
         ["", *phases, *sizes, "RssAnon load", "skewed", "uniform", "helper"],
         [
-            ["", "us/put", "us/get", "us/get", *["bytes/record"] * 3, *["MB"] * 4],
+            ["", "us/put", "us/get", "us/get", "us/item", *["bytes/record"] * 3, *["MB"] * 4],
             *(
                 [
                     engine,
-                    *(timed(figures, phase) for phase in ("load", "skewed", "uniform")),
+                    *(timed(figures, phase) for phase in PHASES),
                     *(per_record(engine, name) for name in ("disk", "compacted", "device")),
                     *(round(figures[f"rss_{phase}"]) for phase in ("load", "skewed", "uniform")),
                     round(figures["helper"]) or "-",
@@ -137,7 +144,7 @@ def report(results: dict[str, list[dict[str, Any]]], workload: Workload, options
             [
                 [
                     engine,
-                    *(times(engine, name, True) for name in ("load", "skewed", "uniform")),
+                    *(times(engine, name, True) for name in PHASES),
                     *(times(engine, name, False) for name in ("disk", "compacted", "device")),
                 ]
                 for engine in medians
