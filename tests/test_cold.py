@@ -51,6 +51,18 @@ def contents(cold: Cold, start: bytes = b"", stop: bytes | None = None, reverse:
     return found
 
 
+def sliced(reader: Reader, reverse: bool = False):
+    """As `Reader.scan`, in slices of three."""
+    found, start, stop = [], b"", None
+    while True:
+        some = reader.slice(start, stop, reverse, 3, 1 << 20)
+        assert not some.damaged
+        found += zip(some.keys, some.datas, strict=True)
+        if some.last is None:
+            return found
+        start, stop = (start, some.last) if reverse else (some.last + b"\0", stop)
+
+
 def assert_holds(cold: Cold, model: dict[bytes, tuple[bytes, int]]) -> None:
     """Scans, single reads, counts and the expiry index all agree with `model`."""
     expected = sorted(model.items())
@@ -64,6 +76,7 @@ def assert_holds(cold: Cold, model: dict[bytes, tuple[bytes, int]]) -> None:
     with cold.read() as reader:
         state = reader.state()
         datas = [data for _, data in reader.scan()]
+        assert [data for _, data in sliced(reader)] == [data for _, data in sliced(reader, True)][::-1] == datas
         index = list(reader.due(1 << 60))
     assert state.records == len(model)
     assert state.packed_bytes == sum(len(payload) for payload, _ in model.values())
@@ -279,6 +292,16 @@ def test_expiry_is_bounded_by_its_limit_and_goes_by_deadline(cold):
     with cold.update() as update:
         assert update.expire(95, 100) == 10
         assert update.expire(95, 100) == 0
+
+
+def test_an_update_reads_what_it_has_written(cold):
+    write(cold, {b"%03d" % number: (b"old", 0) for number in range(500)})
+    with cold.update() as update:
+        update.write([made(b"%03d" % number, b"new") for number in range(0, 500, 2)])
+        newer = [made(b"%03d" % number, b"old" if number % 2 else b"new")[:2] for number in range(500)]
+        assert sliced(update) == newer
+        assert update.newest(b"100") == newer[100][1]
+    assert contents(cold)[100] == (b"100", (b"new", 0))
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, MemoryError])

@@ -229,6 +229,7 @@ def test_a_walk_from_an_entry_that_is_wrong_finds_nothing(damaged: Walked, entry
         ([], "text", None, False, 1, 1, None),
         ([], None, 7, False, 1, 1, None),
         ([], None, None, False, -1, 1, None),
+        ([], None, None, False, 1 << 60, 1, None),
         ([], None, None, False, 1, "text", None),
     ],
 )

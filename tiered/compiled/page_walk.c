@@ -6,7 +6,8 @@
 #include "record.h"
 #include "slots.h"
 
-enum { EXAMINED_MAX = 8192 }; /* Of one slice, with what newer layers hide: the transaction should be short. */
+/* Of one slice; EXAMINED_MAX is with what newer layers hide: the transaction should be short. */
+enum { RECORDS_MAX = 1 << 16, EXAMINED_MAX = 8192 };
 
 /* What a walk begins and ends with, in its direction; without data there is no such bound.  Forward, the first key is not
  * before `from`, and the last one before `to`; backwards, the first is before `from`, and the last not before `to`. */
@@ -264,6 +265,8 @@ pages_slice(PyObject *module, PyObject *const *args, Py_ssize_t count)
     size_t records_max = PyLong_AsSize_t(args[4]), bytes_max = PyErr_Occurred() ? 0 : PyLong_AsSize_t(args[5]);
     if (PyErr_Occurred() || !bound_of(args[1], &bounds.from) || !bound_of(args[2], &bounds.to))
         return NULL;
+    if (records_max > RECORDS_MAX)
+        return PyErr_Format(PyExc_OverflowError, "pages_slice() gives no more than %d records at once", RECORDS_MAX);
     bounds.reverse = args[3] == Py_True;
     int layer_count = tiered_layers(args[0], layers);
     /* Closed meanwhile by this very thread, in a handler of signals, the cold tier has no map any more; others wait. */
