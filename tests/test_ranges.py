@@ -332,6 +332,7 @@ def test_records_of_every_kind_are_opened_together_as_one_by_one(opener: Any, ki
         assert found == expected
         assert all(put.payload == b"" for put in found) or values
         assert [type(put) for put in found] == [Dirty] * len(datas)
+    assert engine.opened_many(engine.cold, [b"key"], [record.pack_marker(b"key")]) == [None]
     assert engine.opened_many(engine.cold, [], []) == []
     assert engine.opened_many(engine.cold, stored_keys[:2], [None, datas[1]]) == [
         None,

@@ -133,8 +133,6 @@ take_some(LoadItem *items, PyObject *stored_keys, PyObject *datas, bool values, 
             if (values && item->body == NULL)
                 return -1;
             all += values ? size : 0;
-        } else if (bytes_max >= 0) {
-            return i ? i : 1; /* It may be of any size. */
         }
     }
     return PyList_GET_SIZE(datas);
@@ -172,8 +170,8 @@ opened_many(PyObject *module, PyObject *const *args, Py_ssize_t count)
 static PyMethodDef methods[] = {
     {"opened_many", (PyCFunction)(void (*)(void))opened_many, METH_FASTCALL,
      "opened_many(engine, kind, stored_keys, datas, values, bytes_max): the first of these records as `kind`, a tuple of codec,\n"
-     "deadline, full key and payload, or None for what is the twin's; and whether none is.  They end before what might pass\n"
-     "`bytes_max`, unless that is negative.  Without `values`, payloads are empty."},
+     "deadline, full key and payload, or None for what is the twin's; and whether none is.  They end where there are\n"
+     "`bytes_max` bytes, unless that is negative, those of the twin not counted.  Without `values`, payloads are empty."},
     {NULL, NULL, 0, NULL},
 };
 
