@@ -6,7 +6,7 @@
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup test
-tests=(tests/test_{arena,objects,compiled,codec,journal,keys,hot,heap,pending,store,write_buffer,cold,checkpoint,compaction,ranges,threads,loads,pages,filters,eviction,advisor}.py)
+tests=(tests/test_{arena,objects,compiled,codec,journal,keys,hot,heap,pending,store,write_buffer,cold,checkpoint,compaction,ranges,threads,loads,pages,page_walk,filters,eviction,advisor}.py)
 # The process takes several times the memory under the sanitizers, so what measures it is left out.
 tests+=(-k "not memory_of_the_process and not that_the_process_grows_by")
 [ $# -eq 0 ] || tests=("$@")
