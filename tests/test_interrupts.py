@@ -66,10 +66,13 @@ class Interrupter:
 
     def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
         # What is raised inside a finalizer is shown and ignored: it interrupts nothing.
-        code, caller = frame.f_code, frame.f_back
-        finalizer = "__del__" in (code.co_name, caller.f_code.co_name if caller else "")
-        if finalizer or not code.co_filename.startswith(PACKAGE):
+        if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
+        within: FrameType | None = frame
+        while within is not None and within.f_code.co_filename.startswith(PACKAGE):
+            if within.f_code.co_name == "__del__":
+                return None
+            within = within.f_back
         if event == "line" and not leaves(frame):
             self.seen += 1
             if self.seen == self.at:

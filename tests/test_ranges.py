@@ -355,3 +355,45 @@ def test_of_records_opened_together_the_damaged_one_is_named(opener: Any) -> Non
     spoilt = record.pack(stored_keys[50], 3, 1, 0, 0, b"", b"\x28\xb5\x2f\xfd\x20\x30no frame at all")
     with pytest.raises(tiered.CorruptionError, match=re.escape(repr(stored_keys[50]))):
         engine.opened_many(engine.cold, stored_keys, [*datas[:50], spoilt, *datas[51:]])
+
+
+@pytest.mark.parametrize("reverse", [0, 1, 2, None, "yes", [], 0.5], ids=repr)
+@pytest.mark.parametrize("saved", [True, False])
+def test_reverse_is_whatever_is_true(opener: Any, saved: bool, reverse: Any) -> None:
+    store = opener(stepwise=True)
+    expected = [("k", number) for number in range(1000)]
+    store.set_many((key, key[1]) for key in expected)
+    if saved:
+        store.save()
+    ordered = expected[::-1] if reverse else expected
+    with store.view() as view, store.transaction() as transaction:
+        for mapping in (store, view, transaction):
+            assert list(mapping.keys(prefix=("k",), reverse=reverse)) == ordered
+            assert list(mapping.items(reverse=reverse)) == [(key, key[1]) for key in ordered]
+            inside = [key for key in ordered if 10 <= key[1] < 20]
+            assert list(mapping.keys(start=("k", 10), stop=("k", 20), reverse=reverse)) == inside
+        assert list(store.sub("k").keys(reverse=reverse)) == [key[1] for key in ordered]
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_bound_just_above_a_key_lets_it_in_however_long_it_is(opener: Any, saved: bool) -> None:
+    store = opener(stepwise=True)
+    lengths = [*range(470, 495), 600]
+    store.set_many(("a" * length, length) for length in lengths)
+    store.set_many((b"\xff" * length, length) for length in lengths)
+    if saved:
+        store.save()
+    for key in list(store):
+        for above in (key + type(key)(b"\0", "ascii") if isinstance(key, str) else key + b"\0", key + key[:1]):
+            expected = [other for other in store if type(other) is type(key) and key <= other < above]
+            assert expected == [key]
+            assert list(store.keys(start=key, stop=above)) == expected
+            assert list(store.keys(start=key, stop=above, reverse=True)) == expected
+            assert key in list(store.keys(stop=above))
+            assert len(store.keys(start=key, stop=above)) == 1
+        assert list(store.keys(start=key, stop=key)) == []
+    key = "a" * 480
+    with pytest.raises(tiered.ConflictError), store.transaction() as transaction:  # noqa: PT012 - at its end.
+        assert list(transaction.keys(start=key, stop=key + "\0")) == [key]
+        store[key] = "another"
+        transaction["seen"] = True

@@ -18,6 +18,7 @@ from test_threads import Crowd
 import tiered
 from tiered import ClosedError, ConfigError, ForkedError, ReentrantError, ViewExpiredError
 from tiered.clock import ManualClock
+from tiered.moment import Moment
 from tiered.tiers import PINNED_SHARE
 
 CHANGES: dict[str, Callable[[Any], Any]] = {
@@ -778,3 +779,70 @@ def test_what_is_accounted_for_stays_within_the_budget_with_views_open(
     for view in views:
         view.close()
     assert 0.5 < highest / (2 << 20) < 1.01
+
+
+ENDED: dict[str, Callable[[Any, Any], object]] = {
+    "the view": lambda store, view: view.close(),
+    "the store": lambda store, view: store.close(),
+}
+
+
+@pytest.mark.parametrize("place", ["put_in_order", "_gathered", "_opened", "find", "count"])
+@pytest.mark.parametrize("end", ENDED)
+def test_a_view_that_is_ended_in_the_middle_of_its_own_read(
+    opener: Any, monkeypatch: pytest.MonkeyPatch, end: str, place: str
+) -> None:
+    """As by a handler of signals, or a finalizer: the read comes to its end, or raises that it is closed."""
+    store = opener(stepwise=True)
+    expected = {number: [number] for number in range(700)}
+    store.update(expected)
+    store.save()
+    store.update({number: [number] for number in range(0, 700, 5)})
+    view = store.view()
+    real = getattr(Moment, place)
+
+    def ending(moment: Any, *args: Any) -> Any:
+        result = real(moment, *args)
+        monkeypatch.undo()
+        with suppress(ReentrantError):
+            ENDED[end](store, view)
+        return result
+
+    reads: dict[str, Callable[[], object]] = {
+        "find": lambda: (view[5], view[6]),
+        "count": lambda: len(view),
+    }
+    monkeypatch.setattr(Moment, place, ending)
+    with suppress(ClosedError, ViewExpiredError):
+        result = reads.get(place, lambda: dict(view.items()))()
+        assert result in ((expected[5], expected[6]), 700, expected)
+    with pytest.raises((ClosedError, ViewExpiredError)):
+        view[5]
+    store.close()
+    again = opener(stepwise=True)  # Though the view is still referred to.
+    assert dict(again.items()) == expected
+    assert again.stats().view_count == 0
+
+
+def test_a_store_that_is_closed_in_the_middle_of_an_iteration_opens_again(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opener(stepwise=True)
+    store.update({number: [number] for number in range(700)})
+    store.save()
+    view = store.view()
+    real = Moment._gathered
+
+    def closing(moment: Any, *args: Any) -> Any:
+        monkeypatch.undo()
+        store.close()
+        return real(moment, *args)
+
+    monkeypatch.setattr(Moment, "_gathered", closing)
+    iterator = iter(store.items())
+    with suppress(ClosedError):
+        list(iterator)
+    again = opener(stepwise=True)
+    assert len(again) == 700
+    with pytest.raises(ClosedError):
+        view[5]

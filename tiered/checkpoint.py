@@ -31,7 +31,7 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from tiered import files, record
+from tiered import files, record, removal
 from tiered.cold import Cold
 from tiered.cold_reader import Reader
 from tiered.cold_state import RUNS, State
@@ -40,6 +40,7 @@ from tiered.compression import DICTIONARY_ID_MAX, Compressor, Decompressor, Dict
 from tiered.errors import CorruptionError, StoreError
 from tiered.journal import SegmentFile
 from tiered.pending import Pending
+from tiered.process import by_handler
 
 EXPIRE_RECORDS = 4096
 MERGE_RECORDS = 32_768
@@ -233,7 +234,7 @@ class Applier:
         live = int(self.cold.directory.name.rpartition("-")[2])
         for number in files.cold_numbers(self.directory):
             if number > live:  # Left by a compaction whose process was killed.
-                files.remove_cold(self.directory, number)
+                removal.remove_cold(self.directory, number)
         number = live + 1
         if files.cold_path(self.directory, number).exists():
             raise StoreError(files.cold_path(self.directory, number), "left by another compaction, and not removable")
@@ -253,14 +254,22 @@ class Applier:
                 _carry_over(reader, update)
             with self.cold.update() as update:
                 update.current.moved = True
-            self._switch(number)
+            try:
+                self._switch(number)
+            except UnsettledError:
+                raise
+            except BaseException:
+                if files.read_current(self.directory) == number:  # Interrupted when that was done: it is the live one.
+                    self._switch(number)
+                    self.cold = fresh
+                raise
             self.cold = fresh
         finally:
             self._applied_since = None
             if self.cold is not fresh and fresh is not None:
                 fresh.close()
             if self.cold is not fresh and files.read_current(self.directory) != number:
-                files.remove_cold(self.directory, number)
+                removal.remove_cold(self.directory, number)
                 if self.cold.state().moved:
                     with self.cold.update() as update:
                         update.current.moved = False
@@ -270,7 +279,7 @@ class Applier:
         try:
             files.write_current(self.directory, number)
         except OSError as error:
-            if files.read_current(self.directory) != number:
+            if by_handler(error) or files.read_current(self.directory) != number:
                 raise
             where = self.directory / files.CURRENT
             raise UnsettledError(where, f"replaced, but syncing its directory failed: {error}") from error

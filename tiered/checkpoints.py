@@ -13,13 +13,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from tiered import files
+from tiered import files, removal
 from tiered.checkpointer import Checkpointer, HelperCheckpointer, InlineCheckpointer
 from tiered.cold_state import State
 from tiered.errors import CorruptionError, StoreError, StoreFullError
 from tiered.helper import LACKING, Event, lacks_descriptors
 from tiered.log import LOG
 from tiered.maintenance import MAINTENANCE
+from tiered.process import by_handler
 from tiered.tiers import Tiers
 
 HELPER_DEATHS_MAX = 3
@@ -152,6 +153,8 @@ class Checkpoints(Tiers):
             try:
                 handler(event)
             except (StoreError, OSError) as error:
+                if by_handler(error):
+                    raise
                 self.poison(f"the word of the checkpointer could not be heeded: {error}")
             self.changed.notify_all()
         self._remove_applied()
@@ -346,4 +349,4 @@ class Checkpoints(Tiers):
             return
         for number in numbers:
             if live is not None and number < live:
-                files.remove_cold(self.directory, number)
+                removal.remove_cold(self.directory, number)

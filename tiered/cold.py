@@ -325,10 +325,10 @@ class Cold:
 
     def found_in(self, layers: list[Layer], stored_keys: list[bytes]) -> list[bytes | None] | None:
         """The newest record of each of these keys, ascending, in layers of a transaction; None: LMDB has to say."""
-        try:
-            return None if native is None else native.pages_find(layers, stored_keys, self)
-        except ValueError as error:
-            self.damaged_page(error.args[0])
+        found = None if native is None else native.pages_find(layers, stored_keys, self)
+        if isinstance(found, bytes):
+            self.damaged_page(found)
+        return found
 
     def damaged_page(self, stored_key: bytes) -> NoReturn:
         """Raise what says that a page leads to no record, and to no end of the search."""
@@ -342,6 +342,8 @@ class Cold:
             reader.txn.abort()
         finally:
             self._readers.discard(weakref.ref(reader))
+            if self._closed and not self._readers and not self._users:
+                self._env.close()  # What `close` left to the last one.
 
     def get(self, stored_key: bytes) -> bytes | None:
         """The record under a key, markers resolved, in a transaction of its own.  About 2 µs."""

@@ -1,9 +1,7 @@
 """The engine of one open store: what follows a write, what is due with time, and the end.
 
-It builds on `snapshots`, `writing`, `checkpoints`, and `tiers`, where the locking is described.
-
-Errors met in the background poison the engine or are kept and raised by the next
-call; a full disk does neither: it is retried, and writers are refused until then.
+It builds on `snapshots`, `writing`, `checkpoints`, and `tiers`, where the locking is described.  Errors met in the
+background poison it or are kept for the next call; a full disk does neither: it is retried, and writers are refused.
 """
 
 from __future__ import annotations
@@ -164,6 +162,8 @@ class Engine(Snapshots):
         try:
             self.journal.sync(sequence)
         except OSError as error:
+            if process.by_handler(error):
+                raise
             self.poison(f"syncing the journal failed: {error}")
             self.check_writable()
 

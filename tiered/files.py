@@ -478,18 +478,6 @@ def abandon_locks() -> None:
     os.close(nothing)
 
 
-def remove_cold(directory: Path, number: int) -> None:
-    """Remove a cold tier that is not the live one; processes that still read it keep their mapping."""
-    remove_tree(cold_path(directory, number), ignore_errors=True)
-
-
-def remove_tree(directory: Path, ignore_errors: bool = False) -> None:
-    """Remove a directory and what is in it."""
-    import shutil  # Takes time, with the compression modules that it imports.
-
-    shutil.rmtree(directory, ignore_errors=ignore_errors)
-
-
 def disk_bytes(directory: Path) -> int:
     """Bytes that a store's files take on the disk."""
     total = 0

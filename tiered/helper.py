@@ -51,7 +51,7 @@ from tiered.cold import Cold
 from tiered.copying import Wish, copy_moment
 from tiered.errors import StoreError, StoreFullError
 from tiered.journal import SegmentFile
-from tiered.process import give_way, rss_anon_bytes, written_bytes
+from tiered.process import by_handler, give_way, rss_anon_bytes, written_bytes
 from tiered.snapshot import SnapshotInfo
 
 APPLY_WAIT_SECONDS = 30.0
@@ -226,6 +226,8 @@ class Job:
             self.abandon()
             return self._failure("failed", error)
         except Exception as error:  # Reported to the program, which decides; the job starts anew.
+            if by_handler(error):
+                raise
             self._reset()
             self._held, self._slices_held = bool(self._waiting), True
             return self._failure("failed", error)
@@ -269,6 +271,8 @@ class Job:
         except UnsettledError:
             raise
         except Exception as error:  # The cold tier is as it was; only the copy failed.
+            if by_handler(error):
+                raise
             self._compaction = None
             return self._failure("compaction_failed", error)
 
@@ -286,6 +290,8 @@ class Job:
             self._copyings.remove(copying)
             return self._event("snapshot_made", request=copying.request, info=stop.value._asdict())
         except Exception as error:  # The store is as it was; only there is no snapshot.
+            if by_handler(error):
+                raise
             self._copyings.remove(copying)
             return self._failure("snapshot_failed", error, request=copying.request)
         now = time.monotonic()

@@ -64,6 +64,7 @@ from tiered.errors import CorruptionError, FormatError, ReentrantError, StoreErr
 from tiered.group_commit import GroupCommit
 from tiered.mark import Mark
 from tiered.native import native
+from tiered.process import by_handler
 from tiered.removal import Removal
 
 HEADER = struct.Struct("<8sHHIQQQI")
@@ -330,6 +331,8 @@ class Journal:
         except OSError as error:
             # What was written of it is written over by the next record; a batch lacks its last record.
             segment.touched = 0
+            if by_handler(error):
+                raise
             if files.is_full(error):
                 raise StoreFullError(segment.path, "no room for the journal; free some space") from None
             self.on_failure(f"writing the journal failed: {error}")
@@ -372,7 +375,7 @@ class Journal:
                 if segment is not self.active and segment.last <= target and segment in self._unsynced:
                     self._unsynced.remove(segment)
         except OSError as error:
-            self._sync_failure = error
+            self._sync_failure = None if by_handler(error) else error
             raise
         self.synced = max(self.synced, target)
         self._mark.note(self.synced, fresh)
@@ -443,11 +446,9 @@ class SegmentFile:
         start = position + RECORD.size
         if header is None or start > self.size:
             return None
-        crc, magic, kind, flags, key_size, codec, _, payload_size, sequence, synced, deadline = RECORD.unpack_from(
-            data, position
-        )
-        middle = start + key_size
-        end = middle + payload_size
+        head = RECORD.unpack_from(data, position)
+        crc, magic, kind, flags, key_size, codec, _, payload_size, sequence, synced, deadline = head
+        middle, end = start + key_size, start + key_size + payload_size
         if magic != _MAGIC or end > self.size or crc32(data[position + 4 : end], header.seed) != crc:
             return None
         return Entry(kind, flags, sequence, synced, deadline, codec, bytes(data[start:middle]), middle, end, self)
@@ -474,11 +475,9 @@ class SegmentFile:
         new, start, expected = tuple.__new__, position + RECORD.size, expected or self.header.first
         # The same as `entry_at` for each record, without its calls: half of what reading costs.
         while start <= size:
-            crc, magic, kind, flags, key_size, codec, _, payload_size, sequence, synced, deadline = unpack(
-                data, start - RECORD.size
-            )
-            middle = start + key_size
-            end = middle + payload_size
+            head = unpack(data, start - RECORD.size)
+            crc, magic, kind, flags, key_size, codec, _, payload_size, sequence, synced, deadline = head
+            middle, end = start + key_size, start + key_size + payload_size
             whole = magic == _MAGIC and end <= size and sequence == expected
             if not whole or crc32(data[start - _REST.size : end], seed) != crc:
                 return

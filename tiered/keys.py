@@ -204,8 +204,8 @@ def stored_range(lower: bytes, upper: bytes | None) -> tuple[bytes, bytes | None
     Only long keys can lie between the new bounds without lying between the old ones;
     compare `lower <= encoded < upper` on the full encoding of those.
     """
-    if upper is not None and len(upper) > _HEAD_BYTES:
-        upper = _successor(upper[:_HEAD_BYTES])
+    if upper is not None and len(upper) > STORED_BYTES_EXACT:
+        upper = _successor(upper[:_HEAD_BYTES].ljust(_HEAD_BYTES, b"\x00"))  # Filled up, as the heads of long keys are.
     return lower[:_HEAD_BYTES], upper
 
 

@@ -21,12 +21,14 @@ from typing import Any
 
 class _Logger:
     def prepare(self) -> None:
-        import logging  # noqa: F401
-
-    def __getattr__(self, name: str) -> Any:
         import logging
 
-        return getattr(logging.getLogger("tiered"), name)
+        self.logger = logging.getLogger("tiered")  # Once: it takes a lock, in which an interrupt may leave `logging`.
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "logger":
+            self.prepare()
+        return self.logger if name == "logger" else getattr(self.logger, name)
 
 
 LOG: Any = _Logger()

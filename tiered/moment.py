@@ -67,11 +67,14 @@ class Moment:
         if (reader := self.__dict__.pop("_reader", None)) is not None:
             self.cold.end(reader)
 
-    def __del__(self) -> None:
-        # Collected without `close`, perhaps in a thread that has no lock: nothing but atomic steps.
+    def let_go(self) -> None:
+        """As `close`, but without the lock: nothing but atomic steps."""
         self._end_reading()
         if self._stays and self._active is not None:
             self._active.pins.discard(id(self))
+
+    def __del__(self) -> None:
+        self.let_go()  # Collected without `close`, perhaps in a thread that has no lock.
 
     def abandon(self) -> None:
         """In a forked child: forget everything.

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tiered import files, mark, recovery
+from tiered import files, mark, recovery, removal
 from tiered.checkpoint import Applier
 from tiered.clock import Clock
 from tiered.cold import Cold
@@ -230,7 +230,7 @@ def _emptied(directory: Path, settings: Settings) -> Cold:
     for number in reversed(files.segment_numbers(directory)):  # Without its end it is still what it was at one moment.
         files.segment_path(directory, number).unlink()
     for damaged in files.damaged_paths(directory):
-        files.remove_tree(damaged)
+        removal.remove_tree(damaged)
     (directory / files.HOT).unlink(missing_ok=True)
     return _create(directory, files.cold_numbers(directory)[-1] + 1 if files.cold_numbers(directory) else 1, settings)
 
@@ -241,7 +241,7 @@ def _remove_contents(directory: Path) -> None:
     for number in files.segment_numbers(directory):
         files.segment_path(directory, number).unlink()
     for number in files.cold_numbers(directory):
-        files.remove_tree(files.cold_path(directory, number))
+        removal.remove_tree(files.cold_path(directory, number))
 
 
 def _apply(directory: Path, cold: Cold, plan: recovery.Plan, applied: int, compression: str) -> None:
@@ -299,7 +299,7 @@ def _recover(directory: Path, cold: Cold, explicit: Mapping[str, object], lock: 
         # Also the name of CURRENT may not be on the disk yet, where who wrote it failed in the end.
         files.sync_directory(directory)
     for number in others:
-        files.remove_cold(directory, number)
+        removal.remove_cold(directory, number)
     for kept in files.damaged_paths(directory):
         LOG.warning("%s: holds damaged files that were put aside; remove it when they are of no use any more", kept)
     plan.segments = []

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from tiered import codec, keys
 from tiered.journal import Dirty
 from tiered.moment import Item, Page, passing
+from tiered.process import by_handler
 from tiered.tiers import Tiers
 
 
@@ -20,7 +21,7 @@ class Range:
     """Bounds of encoded keys, and the direction to go in."""
 
     def __init__(self, lower: bytes = b"", upper: bytes | None = None, reverse: bool = False) -> None:
-        self.lower, self.upper, self.reverse = lower, upper, reverse
+        self.lower, self.upper, self.reverse = lower, upper, bool(reverse)
         self.stored_lower, self.stored_upper = keys.stored_range(lower, upper)
 
     @classmethod
@@ -96,8 +97,10 @@ def shown(tiers: Tiers, pages: Pages, bounds: Range, what: str) -> Iterator[Any]
                     one = decoders[found[0]](found[3])
                 else:
                     one = keys.decode(encoded), decoders[found[0]](found[3])
-            except (ValueError, KeyError):  # Which it is, this says.
-                one = shown_one(tiers, encoded, found, what)
+            except (ValueError, KeyError) as error:
+                if by_handler(error):
+                    raise
+                one = shown_one(tiers, encoded, found, what)  # Which says what is wrong.
             yield one
 
 

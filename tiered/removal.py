@@ -8,10 +8,13 @@ names may belong to another's files.
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
+from tiered import files
 from tiered.log import LOG
+from tiered.process import by_handler
 
 
 class Removal:
@@ -37,7 +40,26 @@ class Removal:
                 path = self.paths[0]
                 try:
                     path.unlink(missing_ok=True)
-                except OSError as error:  # In nobody's way: the next open finds it applied, and removes it.
+                except OSError as error:
+                    if by_handler(error):
+                        raise
+                    # In nobody's way: the next open finds it applied, and removes it.
                     LOG.warning("%s: applied, but cannot be removed: %s", path, error)
                 # Afterwards: an interrupt leaves it to the next call.
                 del self.paths[0]
+
+
+def remove_cold(directory: Path, number: int) -> None:
+    """Remove a cold tier that is not the live one; processes that still read it keep their mapping."""
+    remove_tree(files.cold_path(directory, number), ignore_errors=True)
+
+
+def remove_tree(directory: Path, ignore_errors: bool = False) -> None:
+    """Remove a directory and what is in it; an interrupt leaves the rest, and is not lost (in `shutil` it may be)."""
+    for folder, _, names in os.walk(directory, topdown=False):
+        for remove, path in [*((os.unlink, os.path.join(folder, name)) for name in names), (os.rmdir, folder)]:
+            try:
+                remove(path)
+            except OSError:
+                if not ignore_errors:
+                    raise

@@ -21,7 +21,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tiered import config, files, keys, record
+from tiered import config, files, keys, record, removal
 from tiered.cold import Cold
 from tiered.cold_update import Update
 from tiered.errors import (
@@ -70,7 +70,7 @@ def restore(
             _remove_leftovers(target)
             fresh = files.temporary_name(target)
             fresh.mkdir(mode=0o700)
-            undo.callback(files.remove_tree, fresh, ignore_errors=True)
+            undo.callback(removal.remove_tree, fresh, ignore_errors=True)
             lock = files.FileLock(fresh / files.LOCK)
             lock.acquire()
             undo.callback(lock.release)
@@ -119,7 +119,7 @@ def _remove_leftovers(target: Path) -> None:
             with contextlib.suppress(LockedError, FileNotFoundError):
                 lock.acquire()
                 try:
-                    files.remove_tree(leftover, ignore_errors=True)
+                    removal.remove_tree(leftover, ignore_errors=True)
                 finally:
                     lock.abandon()
 

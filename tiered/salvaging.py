@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tiered import files, keys, mark, record, recovery
+from tiered import files, keys, mark, record, recovery, removal
 from tiered.check import Findings, check_cold
 from tiered.checkpoint import COPY_BYTES, COPY_RECORDS, Applier
 from tiered.cold import Cold
@@ -254,7 +254,7 @@ class _Salvage:
     def _copied(self, cold: Cold, number: int) -> Cold:
         """A new cold tier with what can be read of this one; it is the live one then."""
         if files.cold_path(self.directory, number).exists():  # Left by one that was stopped, or by a compaction.
-            files.remove_tree(files.cold_path(self.directory, number))
+            removal.remove_tree(files.cold_path(self.directory, number))
         fresh = Cold(files.cold_path(self.directory, number), create=True)
         with contextlib.ExitStack() as undo, cold.read() as reader:
             undo.callback(fresh.close)

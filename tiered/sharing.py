@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from tiered import files
+from tiered import removal
 from tiered.clock import Clock
 from tiered.config import Settings
 from tiered.engine import Engine
@@ -78,7 +78,7 @@ class Shared:
             raise
         finally:
             if self.temporary and self.engine.closed:
-                files.remove_tree(self.engine.directory, ignore_errors=True)
+                removal.remove_tree(self.engine.directory, ignore_errors=True)
 
 
 class Claim:
@@ -157,7 +157,7 @@ class Handles:
             assert handle._shared is not None
             handle._shared.temporary = True
         except BaseException:
-            files.remove_tree(Path(directory), ignore_errors=True)
+            removal.remove_tree(Path(directory), ignore_errors=True)
             raise
 
     def _try_open(

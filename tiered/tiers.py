@@ -51,6 +51,7 @@ from tiered.jitter import drawn
 from tiered.journal import Dirty, Journal
 from tiered.maintenance import MAINTENANCE
 from tiered.native import native
+from tiered.process import by_handler
 from tiered.recovery import Plan
 from tiered.stats import Counters
 from tiered.watermark import Watermark
@@ -337,13 +338,11 @@ class Tiers:
                 return results[: index + 1]
         return results
 
-    def damaged(self, cold: Cold, stored_key: bytes, error: Exception) -> CorruptionError:
-        """The error that says what is wrong with a record of the cold tier."""
-        return CorruptionError(
-            cold.path,
-            f"damaged record under stored key {stored_key[:60]!r}: {error}; "
-            "assign a new value to the key, or restore it from a backup",
-        )
+    def damaged(self, cold: Cold, stored_key: bytes, error: Exception) -> Exception:
+        """What says what is wrong with a record of the cold tier; what a handler of signals raised stays as it is."""
+        text = f"{error}; assign a new value to the key, or restore it from a backup"
+        damage = CorruptionError(cold.path, f"damaged record under stored key {stored_key[:60]!r}: {text}")
+        return error if by_handler(error) else damage
 
     def key_of(self, encoded: bytes) -> Any:
         """The key that a record is kept under.  Raises `CorruptionError` where these bytes are none."""

@@ -14,6 +14,7 @@ one at a time does.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from types import TracebackType
@@ -48,6 +49,9 @@ class View(RangedMapping[K, V]):
         self._engine = engine
         self._lock = threading.RLock()
         self._ended = ""
+        self._readings = (
+            0  # Of the thread that has the lock; a handler of signals, or a finalizer, may end the view in one.
+        )
         self._forked = False
         self._max_age = max_age
         with engine.lock:
@@ -83,7 +87,8 @@ class View(RangedMapping[K, V]):
         with self._lock:
             if not self._ended and not self._forked:
                 self._ended = reason
-                self._moment.close()
+                if not self._readings:
+                    self._moment.close()
                 self._engine.drop_view(self)
 
     def abandon(self) -> None:
@@ -104,9 +109,20 @@ class View(RangedMapping[K, V]):
         if self.overdue(engine.clock.monotonic()):
             raise ViewExpiredError(engine.directory, f"the view is older than max_age={self._max_age:g}; open another")
 
-    def _find(self, encoded: bytes) -> Dirty | None:
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
         with self._lock:
-            self._check()
+            self._readings += 1
+            try:
+                self._check()
+                yield
+            finally:
+                self._readings -= 1
+                if self._ended and not self._readings:
+                    self._moment.let_go()
+
+    def _find(self, encoded: bytes) -> Dirty | None:
+        with self._reading():
             return self._moment.find(keys.stored(encoded), encoded)
 
     def _value(self, key: Any, promote: bool = True) -> Any:
@@ -128,8 +144,7 @@ class View(RangedMapping[K, V]):
         # The store's lock first, as everywhere.
         with self._engine.lock:
             dirty = self._moment.dirty()
-        with self._lock:
-            self._check()
+        with self._reading():
             return self._moment.count(dirty)
 
     def _iterate(self, bounds: ranges.Range, what: str) -> Iterator[Any]:
@@ -142,8 +157,7 @@ class View(RangedMapping[K, V]):
 
     def _page(self, start: bytes, stop: bytes | None, reverse: bool, values: bool) -> Page:
         self._moment.put_in_order()
-        with self._lock:
-            self._check()
+        with self._reading():
             return self._moment.page(start, stop, reverse, values)
 
     def sub(self, *prefix: Any) -> SubView[Any, V]:

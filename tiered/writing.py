@@ -26,6 +26,7 @@ from tiered.journal import CLEAR, CLOSE_BYTES, DELETE, HEADER_BYTES, PUT, SETTIN
 from tiered.maintenance import MAINTENANCE
 from tiered.memory_cap import DELETED, ENTRY_BYTES, admit
 from tiered.native import native
+from tiered.process import by_handler
 from tiered.tiers import EVICTIONS_MAX
 from tiered.write_buffer import WriteBuffer
 
@@ -215,6 +216,8 @@ class Writing(Checkpoints):
         except StoreFullError:
             raise
         except OSError as error:
+            if by_handler(error):
+                raise
             raise StoreError(self.directory, f"cannot make a journal segment: {error}") from error
         buffer = WriteBuffer(segment)
         self._journal_ahead = False

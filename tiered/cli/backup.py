@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tiered import files, recovery
+from tiered import files, recovery, removal
 from tiered.cli import output
 from tiered.cli.running import DAMAGED, DONE, Failure, bar
 from tiered.errors import TieredError
@@ -90,20 +90,20 @@ def repair(store: str, into: str) -> Salvaged:
     if target.exists():
         raise Failure(f"{into}: is there already; name a new directory")
     for leftover in files.temporaries(target):  # Of one that a damaged page ended.
-        files.remove_tree(leftover)
+        removal.remove_tree(leftover)
     fresh = files.temporary_name(target)
     try:
         shutil.copytree(source, fresh, ignore=_beside_the_data)
         os.chmod(fresh, 0o700)
         salvaged = salvage_store(fresh)
         for kept in files.damaged_paths(fresh):
-            files.remove_tree(kept)
+            removal.remove_tree(kept)
         if salvaged.damage:
             files.move(fresh, target)
         return salvaged._replace(path=str(target))
     finally:
         if fresh.exists():
-            files.remove_tree(fresh)
+            removal.remove_tree(fresh)
 
 
 def _beside_the_data(directory: str, names: list[str]) -> list[str]:

@@ -51,6 +51,23 @@ own_errors(void)
     return own;
 }
 
+/* Whether Python's code raised an error, and that was a handler of signals; asked with no error set. */
+static bool
+by_handler(LoadError *error)
+{
+    if (error->trace == NULL)
+        return false;
+    PyErr_NormalizeException(&error->kind, &error->value, &error->trace);
+    PyException_SetTraceback(error->value, error->trace);
+    PyObject *process = PyImport_ImportModule("tiered.process");
+    PyObject *answer = process ? PyObject_CallMethod(process, "by_handler", "O", error->value) : NULL;
+    bool is = answer == Py_True;
+    Py_XDECREF(answer);
+    Py_XDECREF(process);
+    PyErr_Clear();
+    return is;
+}
+
 int
 tiered_given_up(void)
 {
@@ -58,7 +75,7 @@ tiered_given_up(void)
         return LOAD_PYTHON;
     LoadError error = tiered_set_aside();
     PyObject *own = own_errors();
-    if (own && PyErr_GivenExceptionMatches(error.kind, own)) {
+    if (own && PyErr_GivenExceptionMatches(error.kind, own) && !by_handler(&error)) {
         tiered_put_back((LoadError){NULL, NULL, NULL});
         Py_XDECREF(error.kind);
         Py_XDECREF(error.value);

@@ -353,7 +353,7 @@ pages_find(PyObject *module, PyObject *const *args, Py_ssize_t count)
         if (damaged == keys)
             records = records_of(searches, keys);
         else
-            PyErr_SetObject(PyExc_ValueError, PyList_GET_ITEM(list, (Py_ssize_t)damaged));
+            records = Py_NewRef(PyList_GET_ITEM(list, (Py_ssize_t)damaged));
     }
     if (!searches && list)
         PyErr_NoMemory();
@@ -364,8 +364,8 @@ pages_find(PyObject *module, PyObject *const *args, Py_ssize_t count)
 
 static PyMethodDef methods[] = {
     {"pages_find", (PyCFunction)(void (*)(void))pages_find, METH_FASTCALL,
-     "pages_find(layers, keys, cold=None): the newest record of each of these keys, ascending, or None; None in place of the list\n"
-     "if the pages are not to be looked at.  Raises ValueError with the key that a damaged page kept from being found."},
+     "pages_find(layers, keys, cold=None): the newest record of each of these keys, ascending, or None; in place of the list\n"
+     "a key that a damaged page kept from being found, and None if the pages are not to be looked at."},
     {"pages_map", (PyCFunction)(void (*)(void))pages_map, METH_FASTCALL,
      "pages_map(value, page_bytes): where LMDB's map is in memory that the entry of a database lies in; None if unknown."},
     {"pages_of", (PyCFunction)(void (*)(void))pages_of, METH_FASTCALL,
