@@ -182,6 +182,27 @@ def test_where_files_are_written(
     assert store.check() == []
 
 
+def test_a_switch_that_was_interrupted_when_it_was_done_is_made_whole(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, real, named = opener(stepwise=True), files.write_current, list[int]()
+    store.update(CODES)
+    store.save()
+
+    def interrupted(directory: Path, number: int) -> None:
+        real(directory, number)
+        named.append(number)
+        if len(named) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "write_current", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.compact()
+    assert named == [2, 2]  # With its directory synced for certain.
+    store.compact()
+    assert dict(store.items()) == CODES
+
+
 def test_in_the_removal_of_a_directory_an_interrupt_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import gc
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -16,10 +16,11 @@ from programs import succeed
 from test_threads import Crowd
 
 import tiered
-from tiered import ClosedError, ConfigError, ForkedError, ReentrantError, ViewExpiredError
+from tiered import ClosedError, ConfigError, ForkedError, ReentrantError, ViewExpiredError, cold
 from tiered.clock import ManualClock
 from tiered.moment import Moment
 from tiered.tiers import PINNED_SHARE
+from tiered.view import View
 
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "set": lambda store: [store.set(key, "changed") for key in KEYS],
@@ -787,10 +788,20 @@ ENDED: dict[str, Callable[[Any, Any], object]] = {
 }
 
 
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """A close does not wait long for who is reading: it is this very thread."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cold, "CLOSE_WAIT_SECONDS", 0.02)
+        yield
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("place", ["put_in_order", "_gathered", "_opened", "find", "count"])
 @pytest.mark.parametrize("end", ENDED)
+@pytest.mark.parametrize("first", [True, False])
 def test_a_view_that_is_ended_in_the_middle_of_its_own_read(
-    opener: Any, monkeypatch: pytest.MonkeyPatch, end: str, place: str
+    opener: Any, monkeypatch: pytest.MonkeyPatch, first: bool, end: str, place: str
 ) -> None:
     """As by a handler of signals, or a finalizer: the read comes to its end, or raises that it is closed."""
     store = opener(stepwise=True)
@@ -802,11 +813,11 @@ def test_a_view_that_is_ended_in_the_middle_of_its_own_read(
     real = getattr(Moment, place)
 
     def ending(moment: Any, *args: Any) -> Any:
-        result = real(moment, *args)
         monkeypatch.undo()
+        result = None if first else real(moment, *args)
         with suppress(ReentrantError):
             ENDED[end](store, view)
-        return result
+        return real(moment, *args) if first else result
 
     reads: dict[str, Callable[[], object]] = {
         "find": lambda: (view[5], view[6]),
@@ -824,6 +835,27 @@ def test_a_view_that_is_ended_in_the_middle_of_its_own_read(
     assert again.stats().view_count == 0
 
 
+def test_a_view_that_is_closed_when_it_was_found_open_just_now(opener: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opener(stepwise=True)
+    store.update({number: [number] for number in range(700)})
+    store.save()
+    for read in (lambda view: view[5], len, lambda view: list(view)):
+        view = store.view()
+        real = View._check
+
+        def closing(view: View[Any, Any]) -> None:
+            real(view)
+            monkeypatch.undo()
+            view.close()
+
+        monkeypatch.setattr(View, "_check", closing)
+        with suppress(ClosedError):
+            assert read(view) in ([5], 700, list(range(700)))
+        with pytest.raises(ClosedError):
+            read(view)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_store_that_is_closed_in_the_middle_of_an_iteration_opens_again(
     opener: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
