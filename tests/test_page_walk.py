@@ -14,7 +14,7 @@ import pytest
 from contracts import evict, merge
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_pages import DAMAGES, KINDS, NAME, Damaged, environment, layer_of, values
+from test_pages import DAMAGES, KINDS, NAME, Damaged, environment, layer_of, leading_out, spoilt, values
 
 import tiered
 from tiered import record
@@ -170,30 +170,16 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Walked:
 
 
 def test_whatever_bytes_a_page_has_a_walk_ends_inside_of_the_pages(damaged: Walked) -> None:
-    rng, outcomes = random.Random(2), {"right": 0, "other": 0, "none": 0}
-    for _ in range(300):
-        data = bytearray(damaged.data)
-        for _ in range(rng.choice([1, 1, 3, 30])):
-            page = rng.randrange(damaged.count) * damaged.page_bytes
-            at = page + rng.choice([rng.randrange(24), rng.randrange(24, 120), rng.randrange(damaged.page_bytes)])
-            data[at] = rng.choice([0, 0xFF, data[at] ^ 1 << rng.randrange(8), rng.randrange(256)])
+    outcomes = {"right": 0, "other": 0, "none": 0}
+    for data in spoilt(damaged, 300):
         found = damaged.found(data)
         outcomes["none" if found is None else "right" if found == damaged.expected else "other"] += 1
     assert min(outcomes.values()) > 15, outcomes
 
 
 def test_a_walk_looks_at_nothing_beyond_the_last_page(tmp_path: Path) -> None:
-    rng, few = random.Random(3), Walked(tmp_path, random.Random(1), 8)
-    page, near = few.root * few.page_bytes, few.page_bytes
-    for turn in range(4000):
-        data = bytearray(few.data)
-        number = rng.choice(
-            [near, near - 1, near - 2, near - 7, near - 8, near - 9, near - 90, 0xFFFF, rng.randrange(near)]
-        )
-        at = rng.choice([12, *range(16, 32, 2)])
-        if turn % 2:  # In a node: its value's size, its flags, its key's size.
-            at = struct.unpack_from("<H", data, page + at)[0] % (near - 8) + rng.choice([0, 2, 4, 6])
-        struct.pack_into("<H", data, page + at, number)
+    few = Walked(tmp_path, random.Random(1), 8)
+    for data in leading_out(few, 4000):
         few.found(data)
 
 

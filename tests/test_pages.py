@@ -192,31 +192,22 @@ class Damaged:
         return found
 
 
-@pytest.fixture(scope="module")
-def damaged(tmp_path_factory: pytest.TempPathFactory) -> Damaged:
-    return Damaged(tmp_path_factory.mktemp("damaged"), random.Random(1), 2500)
-
-
-def test_whatever_bytes_a_page_has_nothing_outside_of_the_pages_is_looked_at(damaged: Damaged) -> None:
-    rng, outcomes = random.Random(2), {"right": 0, "other": 0, "none": 0}
-    assert damaged.expected is not None
-    for _ in range(400):
+def spoilt(damaged: Damaged, turns: int) -> Iterator[bytearray]:
+    """The pages with bytes changed at random, many of them where a page says what it is."""
+    rng = random.Random(2)
+    for _ in range(turns):
         data = bytearray(damaged.data)
         for _ in range(rng.choice([1, 1, 3, 30])):
             page = rng.randrange(damaged.count) * damaged.page_bytes
             at = page + rng.choice([rng.randrange(24), rng.randrange(24, 120), rng.randrange(damaged.page_bytes)])
             data[at] = rng.choice([0, 0xFF, data[at] ^ 1 << rng.randrange(8), rng.randrange(256)])
-        found = damaged.found(data)
-        outcomes["none" if found is None else "right" if found == damaged.expected else "other"] += 1
-    assert min(outcomes.values()) > 20, outcomes
+        yield data
 
 
-def test_nothing_beyond_the_last_page_is_looked_at(tmp_path: Path) -> None:
-    rng, damaged = random.Random(3), Damaged(tmp_path, random.Random(1), 8)
-    assert damaged.expected is not None
-    page = damaged.root * damaged.page_bytes
-    near = damaged.page_bytes
-    for turn in range(6000):
+def leading_out(damaged: Damaged, turns: int) -> Iterator[bytearray]:
+    """The pages, the last of which has a number in it that leads to its end or beyond."""
+    rng, page, near = random.Random(3), damaged.root * damaged.page_bytes, damaged.page_bytes
+    for turn in range(turns):
         data = bytearray(damaged.data)
         number = rng.choice(
             [near, near - 1, near - 2, near - 7, near - 8, near - 9, near - 90, 0xFFFF, rng.randrange(near)]
@@ -225,7 +216,28 @@ def test_nothing_beyond_the_last_page_is_looked_at(tmp_path: Path) -> None:
         if turn % 2:  # In a node: its value's size, its flags, its key's size.
             at = struct.unpack_from("<H", data, page + at)[0] % (near - 8) + rng.choice([0, 2, 4, 6])
         struct.pack_into("<H", data, page + at, number)
-        damaged.found(data)
+        yield data
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Damaged:
+    return Damaged(tmp_path_factory.mktemp("damaged"), random.Random(1), 2500)
+
+
+def test_whatever_bytes_a_page_has_nothing_outside_of_the_pages_is_looked_at(damaged: Damaged) -> None:
+    outcomes = {"right": 0, "other": 0, "none": 0}
+    assert damaged.expected is not None
+    for data in spoilt(damaged, 400):
+        found = damaged.found(data)
+        outcomes["none" if found is None else "right" if found == damaged.expected else "other"] += 1
+    assert min(outcomes.values()) > 20, outcomes
+
+
+def test_nothing_beyond_the_last_page_is_looked_at(tmp_path: Path) -> None:
+    few = Damaged(tmp_path, random.Random(1), 8)
+    assert few.expected is not None
+    for data in leading_out(few, 6000):
+        few.found(data)
 
 
 def test_pages_of_other_kinds_and_pages_that_lead_back_end_the_search(damaged: Damaged) -> None:
