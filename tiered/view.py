@@ -14,9 +14,8 @@ one at a time does.
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
@@ -31,6 +30,7 @@ from tiered.write_buffer import WriteBuffer
 
 K = TypeVar("K")
 V = TypeVar("V")
+R = TypeVar("R")
 
 
 class View(RangedMapping[K, V]):
@@ -109,21 +109,20 @@ class View(RangedMapping[K, V]):
         if self.overdue(engine.clock.monotonic()):
             raise ViewExpiredError(engine.directory, f"the view is older than max_age={self._max_age:g}; open another")
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _read(self, step: Callable[..., R], *args: Any) -> R:
         with self._lock:
-            self._readings += 1
+            before = self._readings
             try:
+                self._readings = before + 1
                 self._check()
-                yield
+                return step(*args)
             finally:
-                self._readings -= 1
-                if self._ended and not self._readings:
+                self._readings = before
+                if self._ended and not before:
                     self._moment.let_go()
 
     def _find(self, encoded: bytes) -> Dirty | None:
-        with self._reading():
-            return self._moment.find(keys.stored(encoded), encoded)
+        return self._read(self._moment.find, keys.stored(encoded), encoded)
 
     def _value(self, key: Any, promote: bool = True) -> Any:
         encoded = keys.encode(key)
@@ -144,8 +143,7 @@ class View(RangedMapping[K, V]):
         # The store's lock first, as everywhere.
         with self._engine.lock:
             dirty = self._moment.dirty()
-        with self._reading():
-            return self._moment.count(dirty)
+        return self._read(self._moment.count, dirty)
 
     def _iterate(self, bounds: ranges.Range, what: str) -> Iterator[Any]:
         return ranges.shown(self._engine, self._page, bounds, what)
@@ -157,8 +155,7 @@ class View(RangedMapping[K, V]):
 
     def _page(self, start: bytes, stop: bytes | None, reverse: bool, values: bool) -> Page:
         self._moment.put_in_order()
-        with self._reading():
-            return self._moment.page(start, stop, reverse, values)
+        return self._read(self._moment.page, start, stop, reverse, values)
 
     def sub(self, *prefix: Any) -> SubView[Any, V]:
         """As `Store.sub`, at this moment."""
