@@ -14,7 +14,7 @@ import pytest
 from contracts import evict, merge
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_pages import DAMAGES, KINDS, NAME, Damaged, environment, layer_of, leading_out, spoilt, values
+from test_pages import DAMAGES, KINDS, NAME, Damaged, damaged_store, environment, layer_of, leading_out, spoilt, values
 
 import tiered
 from tiered import record
@@ -259,15 +259,7 @@ def test_a_store_is_iterated_the_same_where_its_pages_cannot_be_looked_at(opener
 def test_a_damaged_page_is_damage_in_every_iteration(
     tmp_path: Path, damage: Callable[[bytearray, bytes], None]
 ) -> None:
-    expected = {f"key {number:05d}": random.Random(number).randbytes(90) for number in range(2000)}
-    expected["key 01000"] = random.Random(0).randbytes(9000)
-    with tiered.open(tmp_path / "store", memory="64MB", helper=False) as store:
-        store.set_many(expected)
-    path = next((tmp_path / "store").glob("*/data.mdb"))
-    data = bytearray(path.read_bytes())
-    at = data.index(b"key 01000")
-    damage(data, bytes(data[at - 1 : at + 9]))  # As it is encoded.
-    path.write_bytes(data)
+    expected = damaged_store(tmp_path / "store", damage)
     with tiered.open(tmp_path / "store", memory="64MB", helper=False, warm_start=False) as store:
         for iteration in (store.keys, store.values, store.items, store.view, store.transaction):
             found: list[Any] = []

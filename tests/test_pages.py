@@ -371,19 +371,25 @@ def branches_lead_back(data: bytearray, key: bytes) -> None:
 DAMAGES = [page_is_none, large_value_grows, branches_lead_back]
 
 
+def damaged_store(path: Path, damage: Callable[[bytearray, bytes], None]) -> dict[str, bytes]:
+    """Make a store that is damaged at "key 01000"; what was put into it."""
+    expected = {f"key {number:05d}": random.Random(number).randbytes(90) for number in range(2000)}
+    expected["key 01000"] = random.Random(0).randbytes(9000)
+    with tiered.open(path, memory="64MB", helper=False) as store:
+        store.set_many(expected)
+    file = next(path.glob("*/data.mdb"))
+    data = bytearray(file.read_bytes())
+    at = data.index(b"key 01000")
+    damage(data, bytes(data[at - 1 : at + 9]))  # As it is encoded.
+    file.write_bytes(data)
+    return expected
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_page_is_damage_however_it_is_read(
     tmp_path: Path, damage: Callable[[bytearray, bytes], None]
 ) -> None:
-    expected = {f"key {number:05d}": random.Random(number).randbytes(90) for number in range(2000)}
-    expected["key 01000"] = random.Random(0).randbytes(9000)
-    with tiered.open(tmp_path / "store", memory="64MB", helper=False) as store:
-        store.set_many(expected)
-    path = next((tmp_path / "store").glob("*/data.mdb"))
-    data = bytearray(path.read_bytes())
-    at = data.index(b"key 01000")
-    damage(data, bytes(data[at - 1 : at + 9]))  # As it is encoded.
-    path.write_bytes(data)
+    expected = damaged_store(tmp_path / "store", damage)
     others = {name: value for name, value in expected.items() if name < "key 00900" or name > "key 01100"}
     with tiered.open(tmp_path / "store", memory="64MB", helper=False, warm_start=False) as store:
         reads: list[Callable[[], object]] = [
