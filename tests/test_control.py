@@ -81,6 +81,26 @@ def test_an_error_of_what_was_asked_reaches_the_asker_and_harms_nothing(store: A
     assert control.ask(path, "stats")["stats"]["state"] == "open"
 
 
+def test_a_holder_whose_lock_the_system_passes_over_is_still_the_holder(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, looks = control._is_told, list[bool]()
+
+    def passed_over(pid: int, inode: int) -> bool:
+        looks.append(real(pid, inode))
+        return looks[-1] and len(looks) % 4 == 0
+
+    monkeypatch.setattr(control, "_is_told", passed_over)
+    for _ in range(3):
+        looks.clear()
+        found = control.holder(Path(store.path))
+        assert found is not None
+        assert found.pid == os.getpid()
+        assert looks == [True] * 4
+    store.close()
+    assert control.holder(Path(store.path)) is None
+
+
 def test_a_program_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "TAKEN_SECONDS_MAX", 0.2)
     path = tmp_path / "s"
