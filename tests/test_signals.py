@@ -223,6 +223,11 @@ def test_in_the_removal_of_a_directory_an_interrupt_is_not_lost(
     removal.remove_tree(tmp_path / "a", ignore_errors=True)
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_bytes(b"")
+    (tmp_path / "removed").mkdir()
+    for name in ("link", "removed/link"):
+        (tmp_path / name).symlink_to(tmp_path / "kept")
+        removal.remove_tree(tmp_path / name.partition("/")[0])
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept", "file"]  # What links lead to stays.
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", lambda path: os.rmdir(path))
         removal.remove_tree(tmp_path / "kept", ignore_errors=True)

@@ -55,11 +55,17 @@ def remove_cold(directory: Path, number: int) -> None:
 
 
 def remove_tree(directory: Path, ignore_errors: bool = False) -> None:
-    """Remove a directory and what is in it; an interrupt leaves the rest, and is not lost (in `shutil` it may be)."""
-    for folder, _, names in os.walk(directory, topdown=False):
-        for remove, path in [*((os.unlink, os.path.join(folder, name)) for name in names), (os.rmdir, folder)]:
-            try:
-                remove(path)
-            except OSError:
-                if not ignore_errors:
-                    raise
+    """Remove a directory and what is in it, but nothing that a link leads to.
+
+    An interrupt leaves the rest, and is not lost, as it may be in `shutil`.
+    """
+    try:
+        if os.path.islink(directory) or not os.path.isdir(directory):
+            os.unlink(directory)
+            return
+        for name in os.listdir(directory):
+            remove_tree(directory / name, ignore_errors)
+        os.rmdir(directory)
+    except OSError:
+        if not ignore_errors:
+            raise
