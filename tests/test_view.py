@@ -797,7 +797,7 @@ def impatient() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("place", ["put_in_order", "_gathered", "_opened", "find", "count"])
+@pytest.mark.parametrize("place", ["put_in_order", "_gathered", "find", "count"])
 @pytest.mark.parametrize("end", ENDED)
 @pytest.mark.parametrize("first", [True, False])
 def test_a_view_that_is_ended_in_the_middle_of_its_own_read(

@@ -187,7 +187,10 @@ class Reader:
                     yield item
 
     def slice(self, start: bytes, stop: bytes | None, reverse: bool, records_max: int, bytes_max: int) -> Slice:
-        """The first of what `scan` gives, as many as that, or as pass that many bytes.  No damage ends the process."""
+        """The first of what `scan` gives, as many as that, or as pass that many bytes.
+
+        Where the compiled part walks, no damage ends the process, and what is out of order counts as such.
+        """
         if (found := self._slice_of_pages(start or None, stop, reverse, records_max, bytes_max)) is not None:
             return Slice(*found)
         some, size, last = Slice([], [], None, False), 0, None

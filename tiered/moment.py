@@ -18,7 +18,6 @@ import contextlib
 import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from typing import cast
 
 from tiered import record
 from tiered.cold import translated
@@ -125,17 +124,19 @@ class Moment:
         """
         with translated(self.cold.path):
             stored_keys, sources, bound = self._gathered(start, stop, reverse)
+            cold = {key: data for key, data in zip(stored_keys, sources, strict=True) if isinstance(data, bytes)}
+            # The last one comes first; they may end before the others do, where there are so many bytes.
+            opened = self._tiers.opened_many(self.cold, list(cold), list(cold.values()), None, values, PAGE_BYTES)[::-1]
             found: list[Item] = []
-            done = size = 0
-            while done < len(stored_keys) and size < PAGE_BYTES:
-                puts = self._opened(stored_keys[done:], sources[done:], values, PAGE_BYTES - size)
-                for at, put in enumerate(puts, done):
-                    if put is not None and not 0 < put.deadline <= self.now_ms:
-                        found.append((stored_keys[at], put))
-                        size += len(put.payload)
-                done += len(puts)
-        if done < len(stored_keys):
-            bound = stored_keys[done - 1] if reverse else stored_keys[done]
+            size, last = 0, b""
+            for stored_key, source in zip(stored_keys, sources, strict=True):
+                if size >= PAGE_BYTES or (isinstance(source, bytes) and not opened):
+                    return found, last if reverse else stored_key
+                put = opened.pop() if isinstance(source, bytes) else _put_at(*source)
+                last = stored_key
+                if put is not None and not 0 < put.deadline <= self.now_ms:
+                    found.append((stored_key, put))
+                    size += len(put.payload)
         return found, bound
 
     def _gathered(
@@ -176,17 +177,6 @@ class Moment:
             del stored_keys[PAGE_RECORDS:]
         ended = (start, stop) == asked
         return stored_keys, list(map(newest.__getitem__, stored_keys)), None if ended else start if reverse else stop
-
-    def _opened(
-        self, stored_keys: list[bytes], sources: list[_Source], values: bool, bytes_max: int
-    ) -> list[Dirty | None]:
-        """The first of these records, as many as are in the cold tier, or one of a buffer."""
-        count = next((at for at, source in enumerate(sources) if not isinstance(source, bytes)), len(sources))
-        if count:
-            datas = cast("list[bytes]", sources[:count])
-            return self._tiers.opened_many(self.cold, stored_keys[:count], datas, None, values, bytes_max)
-        buffer, position = cast("tuple[WriteBuffer, int]", sources[0])
-        return [buffer.segment.put_at(position) if position >= 0 else None]
 
     def dirty(self) -> dict[bytes, bool]:
         """The keys in the buffers, and whether they are there and alive; takes the lock."""
@@ -235,6 +225,10 @@ class Moment:
                 if data is not None and not 0 < record.deadline_of(data) <= self.now_ms:
                     total -= 1
         return total + alive
+
+
+def _put_at(buffer: WriteBuffer, position: int) -> Dirty | None:
+    return buffer.segment.put_at(position) if position >= 0 else None
 
 
 def _places(ordered: list[bytes], start: bytes, stop: bytes | None) -> tuple[int, int]:
